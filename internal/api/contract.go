@@ -1,0 +1,307 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/getkin/kin-openapi/openapi3"
+	"github.com/getkin/kin-openapi/openapi3filter"
+	"github.com/getkin/kin-openapi/routers"
+	"github.com/labstack/echo/v4"
+
+	"github.com/alkdev/hub/gen/api"
+	"github.com/alkdev/hub/internal/pgjson"
+	"github.com/alkdev/hub/internal/store"
+)
+
+// authenticateFirst is the body size, in bytes, above which the key is checked before the body is read: reading and checking
+// that much is not done for strangers. Below it the key is checked with the operation's own statement.
+const authenticateFirst = 64 << 10
+
+func init() {
+	openapi3.DefineStringFormatValidator("uuid", openapi3.NewRegexpFormatValidator(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`))
+}
+
+// operation is what the contract says of one method of one path, ready for use.
+type operation struct {
+	id       string
+	route    *routers.Route
+	public   bool
+	scopes   []string
+	query    []string // the names of its query parameters
+	mediaOf  string   // of its request body; "" for none
+	body     *openapi3.Schema
+	streamed bool // x-body: stream
+}
+
+// contract finds an operation by its method and echo's spelling of its path.
+type contract map[string]*operation
+
+func loadContract(document []byte) (contract, error) {
+	doc, err := openapi3.NewLoader().LoadFromData(document)
+	if err != nil {
+		return nil, fmt.Errorf("the contract: %w", err)
+	}
+	ops := contract{}
+	for path, item := range doc.Paths.Map() {
+		for method, spec := range item.Operations() {
+			op := &operation{
+				id:       spec.OperationID,
+				route:    &routers.Route{Spec: doc, Path: path, PathItem: item, Method: method, Operation: spec},
+				public:   spec.Security != nil && len(*spec.Security) == 0,
+				streamed: spec.Extensions["x-body"] == "stream",
+			}
+			if names, ok := spec.Extensions["x-scopes"].([]any); ok {
+				for _, name := range names {
+					op.scopes = append(op.scopes, name.(string))
+				}
+			}
+			for _, p := range slices.Concat(item.Parameters, spec.Parameters) {
+				if p.Value.In == openapi3.ParameterInQuery {
+					op.query = append(op.query, p.Value.Name)
+				}
+			}
+			if spec.RequestBody != nil {
+				for name, media := range spec.RequestBody.Value.Content {
+					op.mediaOf, op.body = name, media.Schema.Value
+				}
+			}
+			ops[method+" "+strings.NewReplacer("{", ":", "}", "").Replace(path)] = op
+		}
+	}
+	return ops, nil
+}
+
+type operationKey struct{}
+
+func operationFrom(ctx context.Context) *operation {
+	op, _ := ctx.Value(operationKey{}).(*operation)
+	return op
+}
+
+func streamsBody(c echo.Context) bool {
+	op := operationFrom(c.Request().Context())
+	return op != nil && op.streamed
+}
+
+// conform lets a request through that the contract allows. In the order of what a client learns: 401 without a key in form,
+// 401 or 403 by the database, and only then what is wrong with the request. For a request in order the database is asked
+// together with the operation's first statement; for any other, alone.
+func (s *Server) conform(ops contract) echo.MiddlewareFunc {
+	return func(next echo.HandlerFunc) echo.HandlerFunc {
+		return func(c echo.Context) error {
+			r := c.Request()
+			op := ops[r.Method+" "+c.Path()]
+			if op == nil {
+				return next(c) // not an operation: the documents, or echo's 404 and 405
+			}
+			ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), operationKey{}, op), s.timeout(op))
+			defer cancel()
+			// Slow readers and writers hold a connection no longer than the request may take.
+			deadline := time.Now().Add(s.timeout(op) + 5*time.Second)
+			control := http.NewResponseController(c.Response())
+			_ = control.SetReadDeadline(deadline) // unsupported only by test recorders
+			_ = control.SetWriteDeadline(deadline)
+
+			if !op.public {
+				hash, err := bearer(r.Header)
+				if err != nil {
+					return err
+				}
+				ctx = store.WithCaller(ctx, &store.Caller{KeyHash: hash, Scopes: op.scopes})
+			}
+			r = r.WithContext(ctx)
+			limit := s.MaxBody
+			if op.streamed {
+				limit = s.MaxImport
+			}
+			r.Body = http.MaxBytesReader(c.Response(), r.Body, limit)
+
+			checked := op.public
+			if !checked && (op.streamed || r.ContentLength > authenticateFirst || r.ContentLength < 0) {
+				if err := s.store.Authenticate(ctx); err != nil {
+					return err
+				}
+				checked = true
+			}
+			if r.ContentLength > limit {
+				return tooLarge(limit)
+			}
+			if err := op.check(r, c); err != nil {
+				if !checked {
+					if denied := s.store.Authenticate(ctx); denied != nil {
+						return denied
+					}
+				}
+				return err
+			}
+			if op.streamed {
+				r = r.WithContext(context.WithValue(ctx, bodyKey{}, r))
+			}
+			c.SetRequest(r)
+			return next(c)
+		}
+	}
+}
+
+func (s *Server) timeout(op *operation) time.Duration {
+	if op.streamed || op.id == "exportSession" {
+		return s.ImportTimeout
+	}
+	return s.RequestTimeout
+}
+
+// check compares the request with the contract and leaves its body ready to be read again.
+func (op *operation) check(r *http.Request, c echo.Context) error {
+	var faults []api.FieldError
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return badRequest("invalid_request", "The query string cannot be read.", api.FieldError{Pointer: "query:", Message: "is not a query string"})
+	}
+	for name, values := range query {
+		switch {
+		case !slices.Contains(op.query, name):
+			faults = append(faults, api.FieldError{Pointer: "query:" + name, Message: "is not a parameter of this operation"})
+		case len(values) > 1:
+			faults = append(faults, api.FieldError{Pointer: "query:" + name, Message: "is given more than once"})
+		}
+	}
+	var body []byte
+	if op.mediaOf != "" {
+		if err := op.checkMediaType(r); err != nil {
+			return err
+		}
+		if !op.streamed {
+			if body, err = io.ReadAll(r.Body); err != nil {
+				return err
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+		}
+	}
+	params := make(map[string]string, len(c.ParamNames()))
+	for i, name := range c.ParamNames() {
+		params[name] = c.ParamValues()[i]
+	}
+	err = openapi3filter.ValidateRequest(r.Context(), &openapi3filter.RequestValidationInput{
+		Request: r, PathParams: params, QueryParams: query, Route: op.route,
+		Options: &openapi3filter.Options{
+			MultiError:          true,
+			ExcludeRequestBody:  op.streamed,
+			SkipSettingDefaults: true, // it would rewrite the body
+			AuthenticationFunc:  openapi3filter.NoopAuthenticationFunc,
+		},
+	})
+	faults = append(faults, fieldErrors(err)...)
+	if len(faults) == 0 {
+		faults = op.unstorable(body)
+	}
+	if body != nil {
+		r.Body = io.NopCloser(bytes.NewReader(body))
+	}
+	if len(faults) == 0 {
+		return nil
+	}
+	slices.SortFunc(faults, func(a, b api.FieldError) int { return strings.Compare(a.Pointer, b.Pointer) })
+	return badRequest("invalid_request", "The request is not what the contract asks for.", faults...)
+}
+
+// checkMediaType wants the body's type. A merge patch may call itself plain JSON, as most clients do.
+func (op *operation) checkMediaType(r *http.Request) error {
+	given, _, err := mime.ParseMediaType(r.Header.Get(echo.HeaderContentType))
+	if err == nil && (given == op.mediaOf || given == echo.MIMEApplicationJSON) {
+		r.Header.Set(echo.HeaderContentType, op.mediaOf)
+		return nil
+	}
+	return &problem{Status: http.StatusUnsupportedMediaType, Code: "unsupported_media_type", Detail: "The body's media type is not " + op.mediaOf + ".",
+		Errors: []api.FieldError{{Pointer: "header:Content-Type", Message: "must be " + op.mediaOf}}}
+}
+
+// fieldErrors makes pointers of kin-openapi's tree of errors.
+func fieldErrors(err error) []api.FieldError {
+	if err == nil {
+		return nil
+	}
+	var faults []api.FieldError
+	var many openapi3.MultiError
+	var request *openapi3filter.RequestError
+	var schema *openapi3.SchemaError
+	switch {
+	case isMulti(err, &many):
+		for _, one := range many {
+			faults = append(faults, fieldErrors(one)...)
+		}
+	case errors.As(err, &request) && request.Parameter != nil:
+		message := request.Reason
+		if errors.As(request.Err, &schema) {
+			message = schema.Reason
+		}
+		if message == "" {
+			message = "is not valid"
+		}
+		faults = append(faults, api.FieldError{Pointer: request.Parameter.In + ":" + request.Parameter.Name, Message: message})
+	case request != nil && request.Err != nil && request.Err != err: //nolint:errorlint // the same value, not the same kind
+		if inner := fieldErrors(request.Err); len(inner) > 0 {
+			return inner
+		}
+		faults = append(faults, api.FieldError{Pointer: "", Message: "is not valid JSON: " + request.Err.Error()})
+	case errors.As(err, &schema):
+		pointer := ""
+		for _, token := range schema.JSONPointer() {
+			pointer += "/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(token)
+		}
+		faults = append(faults, api.FieldError{Pointer: pointer, Message: schema.Reason})
+	case request != nil:
+		faults = append(faults, api.FieldError{Pointer: "", Message: request.Reason})
+	}
+	return faults
+}
+
+// isMulti is errors.As for the outermost error only: a RequestError may wrap a MultiError, and must be seen first.
+func isMulti(err error, target *openapi3.MultiError) bool {
+	many, ok := err.(openapi3.MultiError) //nolint:errorlint // see above
+	*target = many
+	return ok
+}
+
+// unstorable points at the strings that go to text columns and hold what those refuse: NUL, or half a surrogate pair. Within
+// the contract's free-form objects they are welcome (X07).
+func (op *operation) unstorable(body []byte) []api.FieldError {
+	var faults []api.FieldError
+	for fault := range pgjson.FindUnstorable(body) {
+		if op.body == nil || !freeForm(op.body, strings.Split(fault.Pointer, "/")[1:]) {
+			faults = append(faults, api.FieldError{Pointer: fault.Pointer, Message: fault.Message})
+		}
+	}
+	return faults
+}
+
+// freeForm follows a pointer through the schema until it enters an object that may hold anything.
+func freeForm(schema *openapi3.Schema, tokens []string) bool {
+	for _, token := range tokens {
+		if extra := schema.AdditionalProperties; extra.Has != nil && *extra.Has || extra.Schema != nil {
+			return true
+		}
+		switch {
+		case schema.Properties[token] != nil:
+			schema = schema.Properties[token].Value
+		case schema.Items != nil:
+			if _, err := strconv.Atoi(token); err != nil {
+				return false
+			}
+			schema = schema.Items.Value
+		default:
+			return false
+		}
+	}
+	return false
+}

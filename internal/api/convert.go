@@ -1,0 +1,90 @@
+package api
+
+import (
+	"encoding/json"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/alkdev/hub/gen/api"
+	"github.com/alkdev/hub/internal/pgjson"
+)
+
+// What several domains need to go from the contract's values to the database's and back.
+
+// storable is a JSON object as jsonb holds it (X07); an absent one is {}.
+func storable(object *api.JSONObject) (pgjson.Text, error) {
+	if object == nil {
+		return pgjson.Text{JSON: json.RawMessage("{}")}, nil
+	}
+	return pgjson.Escape(*object)
+}
+
+// storablePatch is a JSON merge patch as jsonb holds it; an absent one is NULL.
+func storablePatch(patch *api.JSONObject) (json.RawMessage, error) {
+	if patch == nil {
+		return nil, nil
+	}
+	text, err := pgjson.Escape(*patch)
+	return text.JSON, err
+}
+
+// raw is what goes beside a jsonb column: the text itself, where jsonb would respell one of its numbers.
+func raw(text pgjson.Text) string {
+	if !text.Respelled {
+		return ""
+	}
+	return string(text.JSON)
+}
+
+// nullable is NULL for "".
+func nullable(text string) *string {
+	if text == "" {
+		return nil
+	}
+	return &text
+}
+
+// given is a stored JSON object as it was given.
+func given(stored []byte) json.RawMessage { return pgjson.Unescape(stored) }
+
+// exactly is given for a row that may have the text to the letter.
+func exactly(stored json.RawMessage, raw *string) json.RawMessage {
+	if raw != nil {
+		return given([]byte(*raw))
+	}
+	return given(stored)
+}
+
+// at says where in the body a JSON text stands that cannot be stored.
+func at(pointer string, err error) error {
+	var fault *pgjson.Error
+	if errors.As(err, &fault) {
+		return &pgjson.Error{Pointer: pointer + fault.Pointer, Offset: fault.Offset, Message: fault.Message}
+	}
+	return err
+}
+
+// missing makes "no row" the noun's 404.
+func missing(noun string, err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return notFound(noun)
+	}
+	return err
+}
+
+func each[T, U any](items []T, convert func(T) U) []U {
+	converted := make([]U, len(items))
+	for i, item := range items {
+		converted[i] = convert(item)
+	}
+	return converted
+}
+
+func deref[T any](p *T) T {
+	var zero T
+	if p == nil {
+		return zero
+	}
+	return *p
+}

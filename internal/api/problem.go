@@ -1,0 +1,312 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/labstack/echo/v4"
+
+	"github.com/alkdev/hub/gen/api"
+	"github.com/alkdev/hub/gen/db"
+	"github.com/alkdev/hub/internal/pgjson"
+)
+
+// problem is an error that the client is told about (RFC 9457).
+type problem struct {
+	Status int
+	Code   string
+	Detail string
+	Errors []api.FieldError
+}
+
+func (p *problem) Error() string { return p.Code + ": " + p.Detail }
+
+func badRequest(code, detail string, faults ...api.FieldError) *problem {
+	return &problem{Status: http.StatusBadRequest, Code: code, Detail: detail, Errors: faults}
+}
+
+func notFound(noun string) *problem {
+	return &problem{Status: http.StatusNotFound, Code: noun + "_not_found", Detail: "There is no such " + noun + ", or it is not yours."}
+}
+
+func tooLarge(limit int64) *problem {
+	return &problem{Status: http.StatusRequestEntityTooLarge, Code: "body_too_large", Detail: fmt.Sprintf("The body is larger than %d bytes.", limit),
+		Errors: []api.FieldError{{Pointer: "", Message: fmt.Sprintf("must be at most %d bytes long", limit)}}}
+}
+
+var (
+	errUnauthenticated    = &problem{Status: http.StatusUnauthorized, Code: "unauthenticated", Detail: "The request carries no valid key."}
+	errPreconditionFailed = &problem{Status: http.StatusPreconditionFailed, Code: "precondition_failed", Detail: "The resource has changed: its ETag is no longer the one in If-Match."}
+)
+
+// rule says how a refusal of the database is told (X02).
+type rule struct {
+	status  int
+	detail  string
+	pointer string // what of the body it is about, where that is one field
+}
+
+// The statuses of rules: what the request holds cannot be (422), what is there already stands against it (409).
+const (
+	invalid  = http.StatusUnprocessableEntity
+	conflict = http.StatusConflict
+)
+
+// rules is the one table from a rule's name to what the client is told. A rule of the database that is missing here fails
+// TestX02_EveryRuleHasAnAnswer. A foreign key has two entries: its name for a write that refers to nothing, and _in_use for
+// deleting what is referred to. NOT NULL has none: see required.
+var rules = map[string]rule{
+	db.Unauthenticated:   {status: http.StatusUnauthorized, detail: errUnauthenticated.Detail},
+	db.InsufficientScope: {status: http.StatusForbidden, detail: "The key lacks a scope that the operation needs."},
+
+	db.AccountsAccessLevelCheck:       {status: invalid, detail: "An account's access level is admin or member.", pointer: "/accessLevel"},
+	db.AccountsDisplayNameLengthCheck: {status: invalid, detail: "A display name has 1 to 200 characters.", pointer: "/displayName"},
+	db.AccountsEmailKey:               {status: conflict, detail: "Another account has this e-mail address.", pointer: "/email"},
+	db.AccountsEmailShapeCheck:        {status: invalid, detail: "This is no e-mail address.", pointer: "/email"},
+	db.AccountsKindCheck:              {status: invalid, detail: "An account is human, llm or service.", pointer: "/kind"},
+	db.AccountsStatusCheck:            {status: invalid, detail: "An account is active, suspended or deactivated.", pointer: "/status"},
+	db.AccountsSystemFixed:            {status: http.StatusForbidden, detail: "The system account cannot be changed or deleted."},
+
+	db.ApiKeysKeyHashKey:            {status: conflict, detail: "This key exists already."},
+	db.ApiKeysKeyHashLengthCheck:    {status: invalid, detail: "A key's hash has 32 bytes."},
+	db.ApiKeysMemberFkey:            {status: invalid, detail: "The account is no member of this organisation.", pointer: "/accountId"},
+	db.ApiKeysMemberFkeyInUse:       {status: conflict, detail: "The member still has keys."},
+	db.ApiKeysNameLengthCheck:       {status: invalid, detail: "A key's name has 1 to 200 characters.", pointer: "/name"},
+	db.ApiKeysScopesKnownShapeCheck: {status: invalid, detail: "A scope is noun:read, noun:write, noun:admin, * or platform:*.", pointer: "/scopes"},
+
+	db.MessagesInOrder:             {status: conflict, detail: "Ids within a session follow the order of writing."},
+	db.MessagesRoleCheck:           {status: invalid, detail: "A message's role is user, assistant or system.", pointer: "/role"},
+	db.MessagesSessionIDFkey:       {status: invalid, detail: "There is no such session.", pointer: "/sessionId"},
+	db.MessagesSessionIDFkeyInUse:  {status: conflict, detail: "The session still has messages."},
+	db.MessagesSessionIDIDKey:      {status: conflict, detail: "The session has a message with this id already."},
+	db.MessagesSessionImmutable:    {status: conflict, detail: "A message stays in its session."},
+	db.MessagesSourceIDLengthCheck: {status: invalid, detail: "An id in the source has 1 to 200 bytes."},
+	db.MessagesSourceShapeCheck:    {status: invalid, detail: "A source's name has lower-case letters, digits and dashes."},
+	db.MessagesSourceSourceIDKey:   {status: conflict, detail: "This message was imported already."},
+	db.MessagesSourceWholeCheck:    {status: invalid, detail: "An imported message has a source, an id there and a place."},
+
+	db.OrganizationMembersAccountIDFkey:      {status: invalid, detail: "There is no such account.", pointer: "/accountId"},
+	db.OrganizationMembersAccountIDFkeyInUse: {status: conflict, detail: "The account still is a member of an organisation."},
+	db.OrganizationMembersLevelCheck:         {status: invalid, detail: "A membership level is owner, admin or member.", pointer: "/membershipLevel"},
+	db.OrganizationMembersLevelKey:           {status: conflict, detail: "The account is a member already."},
+	db.OrganizationMembersOrgIDFkey:          {status: invalid, detail: "There is no such organisation."},
+	db.OrganizationMembersOrgIDFkeyInUse:     {status: conflict, detail: "The organisation still has members."},
+	db.OrganizationsNameLengthCheck:          {status: invalid, detail: "An organisation's name has 1 to 200 characters.", pointer: "/name"},
+	db.OrganizationsOwnerIDFkey:              {status: invalid, detail: "There is no such account.", pointer: "/ownerId"},
+	db.OrganizationsOwnerIDFkeyInUse:         {status: conflict, detail: "The account owns an organisation; transfer the ownership first."},
+	db.OrganizationsOwnerIsMemberFkey:        {status: conflict, detail: "An organisation's owner is a member at level owner; transfer the ownership first."},
+	db.OrganizationsOwnerIsMemberFkeyInUse:   {status: conflict, detail: "The member is the organisation's owner; transfer the ownership first."},
+	db.OrganizationsSlugKey:                  {status: conflict, detail: "Another organisation has this slug.", pointer: "/slug"},
+	db.OrganizationsSlugShapeCheck:           {status: invalid, detail: slugShape, pointer: "/slug"},
+
+	db.PartsInOrder:             {status: conflict, detail: "Ids within a session follow the order of writing."},
+	db.PartsMessageIDFkey:       {status: invalid, detail: "The session has no such message.", pointer: "/messageId"},
+	db.PartsMessageIDFkeyInUse:  {status: conflict, detail: "The message still has parts."},
+	db.PartsSessionImmutable:    {status: conflict, detail: "A part stays in its message and session."},
+	db.PartsSourceIDLengthCheck: {status: invalid, detail: "An id in the source has 1 to 200 bytes."},
+	db.PartsSourceShapeCheck:    {status: invalid, detail: "A source's name has lower-case letters, digits and dashes."},
+	db.PartsSourceSourceIDKey:   {status: conflict, detail: "This part was imported already."},
+	db.PartsSourceWholeCheck:    {status: invalid, detail: "An imported part has a source, an id there and a place."},
+	db.PartsTypeLengthCheck:     {status: invalid, detail: "A part's type has 1 to 200 characters.", pointer: "/type"},
+
+	db.ProjectsDescriptionLengthCheck: {status: invalid, detail: "A description has at most 10,000 characters.", pointer: "/description"},
+	db.ProjectsNameLengthCheck:        {status: invalid, detail: "A project's name has 1 to 200 characters.", pointer: "/name"},
+	db.ProjectsOrgIDFkey:              {status: invalid, detail: "There is no such organisation."},
+	db.ProjectsOrgIDFkeyInUse:         {status: conflict, detail: "The organisation still has projects."},
+	db.ProjectsSlugKey:                {status: conflict, detail: "Another project has this slug.", pointer: "/slug"},
+	db.ProjectsSlugShapeCheck:         {status: invalid, detail: slugShape, pointer: "/slug"},
+
+	db.RolesNameKey:         {status: conflict, detail: "Another role has this name.", pointer: "/name"},
+	db.RolesNameLengthCheck: {status: invalid, detail: "A role's name has 1 to 200 characters.", pointer: "/name"},
+	db.RolesOrgIDFkey:       {status: invalid, detail: "There is no such organisation."},
+	db.RolesOrgIDFkeyInUse:  {status: conflict, detail: "The organisation still has roles."},
+	db.RolesOriginCheck:     {status: invalid, detail: "A role comes from api, file or import.", pointer: "/origin"},
+
+	db.SessionRunStateTransitionsFromStateFkey:      {status: invalid, detail: "There is no such state."},
+	db.SessionRunStateTransitionsFromStateFkeyInUse: {status: conflict, detail: "Transitions still refer to the state."},
+	db.SessionRunStateTransitionsToStateFkey:        {status: invalid, detail: "There is no such state."},
+	db.SessionRunStateTransitionsToStateFkeyInUse:   {status: conflict, detail: "Transitions still refer to the state."},
+
+	db.SessionsAccountIDFkey:             {status: invalid, detail: "The account is no member of this organisation.", pointer: "/accountId"},
+	db.SessionsAccountIDFkeyInUse:        {status: conflict, detail: "The member still has sessions."},
+	db.SessionsNotOwnParentCheck:         {status: invalid, detail: "A session cannot be its own parent.", pointer: "/parentId"},
+	db.SessionsParentAcyclic:             {status: invalid, detail: "A session cannot be its own ancestor.", pointer: "/parentId"},
+	db.SessionsParentIDFkey:              {status: invalid, detail: "There is no such parent session.", pointer: "/parentId"},
+	db.SessionsParentIDFkeyInUse:         {status: conflict, detail: "The session still has child sessions."},
+	db.SessionsParentSetOnce:             {status: conflict, detail: "A session keeps its parent."},
+	db.SessionsProjectIDFkey:             {status: invalid, detail: "There is no such project.", pointer: "/projectId"},
+	db.SessionsProjectIDFkeyInUse:        {status: conflict, detail: "The project still has sessions."},
+	db.SessionsProjectImmutable:          {status: conflict, detail: "The session is in another project, and stays there."},
+	db.SessionsRoleNameFkey:              {status: invalid, detail: "There is no such role.", pointer: "/roleName"},
+	db.SessionsRoleNameFkeyInUse:         {status: conflict, detail: "Sessions still have the role."},
+	db.SessionsRunStateFkey:              {status: invalid, detail: "There is no such run state.", pointer: "/runState"},
+	db.SessionsRunStateFkeyInUse:         {status: conflict, detail: "Sessions still are in this state."},
+	db.SessionsRunStateTransition:        {status: conflict, detail: "The session cannot go from its present state to this one.", pointer: "/runState"},
+	db.SessionsSlugKey:                   {status: conflict, detail: "Another session has this slug.", pointer: "/slug"},
+	db.SessionsSlugShapeCheck:            {status: invalid, detail: slugShape, pointer: "/slug"},
+	db.SessionsSourceIDLengthCheck:       {status: invalid, detail: "An id in the source has 1 to 200 bytes."},
+	db.SessionsSourceParentIDLengthCheck: {status: invalid, detail: "An id in the source has 1 to 200 bytes."},
+	db.SessionsSourceShapeCheck:          {status: invalid, detail: "A source's name has lower-case letters, digits and dashes."},
+	db.SessionsSourceSourceIDKey:         {status: conflict, detail: "This session was imported already."},
+	db.SessionsSourceWholeCheck:          {status: invalid, detail: "An imported session has a source and an id there."},
+	db.SessionsTitleLengthCheck:          {status: invalid, detail: "A title has at most 10,000 characters.", pointer: "/title"},
+	db.SessionsVersionFkey:               {status: invalid, detail: "There is no such session version.", pointer: "/version"},
+	db.SessionsVersionFkeyInUse:          {status: conflict, detail: "Sessions still have this version."},
+}
+
+const slugShape = "A slug has lower-case letters and digits in groups joined by dashes, at most 100 characters."
+
+// ruleFamilies are rules that each table has in the same words: what stands behind the table's name tells the family.
+var ruleFamilies = []struct {
+	suffix string
+	rule   rule
+}{
+	{"_data_object_check", rule{status: invalid, detail: "data is a JSON object.", pointer: "/data"}},
+	{"_metadata_check", rule{status: invalid, detail: "metadata holds one object per subsystem, under a key such as _billing.", pointer: "/metadata"}},
+	{"_id_version_check", rule{status: invalid, detail: "An id is a UUID of version 7.", pointer: "/id"}},
+	{"_identity_immutable", rule{status: conflict, detail: "What names a resource, and when it was created, cannot change."}},
+	{"_pkey", rule{status: conflict, detail: "A resource with this id exists already."}},
+	{"_required", rule{status: invalid, detail: "A value is missing."}},
+}
+
+func ruleNamed(name string) (rule, bool) {
+	if r, ok := rules[name]; ok {
+		return r, true
+	}
+	for _, family := range ruleFamilies {
+		if strings.HasSuffix(name, family.suffix) {
+			return family.rule, true
+		}
+	}
+	return rule{}, false
+}
+
+// writeProblem is the one place where an error becomes an answer. The cause is logged, never sent.
+func (s *Server) writeProblem(err error, c echo.Context) {
+	if c.Response().Committed { // an export that broke off: the client must not take it for whole
+		s.Log.LogAttrs(c.Request().Context(), slog.LevelError, "the answer broke off", slog.String("path", c.Request().URL.Path), slog.Any("cause", logged(err)))
+		panic(http.ErrAbortHandler)
+	}
+	p := asProblem(c.Request(), err)
+	requestID := c.Response().Header().Get(echo.HeaderXRequestID)
+	if p.Status >= http.StatusInternalServerError {
+		s.Log.LogAttrs(c.Request().Context(), slog.LevelError, "request failed", slog.String("requestId", requestID), slog.String("code", p.Code), slog.Any("cause", logged(err)))
+	}
+	switch p.Status {
+	case http.StatusUnauthorized:
+		c.Response().Header().Set("WWW-Authenticate", `Bearer realm="hub"`)
+	case http.StatusServiceUnavailable:
+		c.Response().Header().Set("Retry-After", "1")
+	}
+	body, err := json.Marshal(api.Problem{
+		Type: "urn:hub:problem:" + p.Code, Title: http.StatusText(p.Status), Status: int32(p.Status), Detail: p.Detail,
+		Instance: c.Request().URL.Path, Code: p.Code, RequestId: requestID, Errors: p.Errors,
+	})
+	if err == nil {
+		err = c.Blob(p.Status, "application/problem+json", body)
+	}
+	if err != nil {
+		s.Log.LogAttrs(c.Request().Context(), slog.LevelInfo, "the answer could not be written", slog.String("requestId", requestID), slog.Any("cause", err))
+	}
+}
+
+// logged is what may be logged of an error: PostgreSQL's DETAIL, HINT and WHERE print rows and values, secrets among them.
+func logged(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return fmt.Sprintf("%s %s (constraint %q, table %q, column %q)", pgErr.Code, pgErr.Message, pgErr.ConstraintName, pgErr.TableName, pgErr.ColumnName)
+	}
+	return err.Error()
+}
+
+// asProblem tells the client's share of an error.
+func asProblem(r *http.Request, err error) *problem {
+	var (
+		known    *problem
+		pgErr    *pgconn.PgError
+		syntax   *pgjson.Error
+		tooMuch  *http.MaxBytesError
+		httpErr  *echo.HTTPError
+		netErr   net.Error
+		timedOut = errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || r.Context().Err() != nil
+	)
+	switch {
+	case errors.As(err, &known):
+		return known
+	case errors.As(err, &tooMuch):
+		return tooLarge(tooMuch.Limit)
+	case errors.As(err, &syntax):
+		return badRequest("invalid_json", "The JSON cannot be stored: "+syntax.Message+".", api.FieldError{Pointer: syntax.Pointer, Message: syntax.Message})
+	case errors.As(err, &pgErr):
+		return asRule(r, pgErr, timedOut)
+	case errors.Is(err, pgx.ErrNoRows):
+		return notFound("resource")
+	case timedOut:
+		return &problem{Status: http.StatusServiceUnavailable, Code: "timeout", Detail: "The request took too long."}
+	case errors.As(err, &httpErr):
+		return asHTTP(httpErr)
+	case errors.As(err, new(*pgconn.ConnectError)), errors.As(err, &netErr), pgconn.SafeToRetry(err):
+		return &problem{Status: http.StatusServiceUnavailable, Code: "database_unavailable", Detail: "The database does not answer."}
+	default:
+		return &problem{Status: http.StatusInternalServerError, Code: "internal", Detail: "Something is wrong on the server. The request id names what was logged."}
+	}
+}
+
+// asRule translates what PostgreSQL said. No branch looks at a message's text.
+func asRule(r *http.Request, err *pgconn.PgError, timedOut bool) *problem {
+	name := err.ConstraintName
+	switch err.Code {
+	case "23502":
+		name = err.TableName + "_" + err.ColumnName + "_required"
+	case "23503", "23001":
+		// The same SQLSTATE and name, whichever end of the key was violated: what the operation does tells them apart.
+		if r.Method == http.MethodDelete {
+			name += "_in_use"
+		}
+	}
+	if rule, ok := ruleNamed(name); ok {
+		p := &problem{Status: rule.status, Code: name, Detail: rule.detail}
+		if name == db.InsufficientScope {
+			p.Detail = "The key lacks a scope that the operation needs: " + strings.Join(operationFrom(r.Context()).scopes, ", ") + "."
+		}
+		if rule.pointer != "" {
+			p.Errors = []api.FieldError{{Pointer: rule.pointer, Message: rule.detail}}
+		}
+		return p
+	}
+	switch {
+	case err.Code == "40001" || err.Code == "40P01" || err.Code == "55P03":
+		return &problem{Status: http.StatusServiceUnavailable, Code: "try_again", Detail: "Others were changing the same rows. Try again."}
+	case err.Code == "42501":
+		return &problem{Status: http.StatusForbidden, Code: "not_permitted", Detail: "The database does not permit this."}
+	case strings.HasPrefix(err.Code, "22"):
+		return badRequest("invalid_value", "A value cannot be stored.")
+	case strings.HasPrefix(err.Code, "54"):
+		return &problem{Status: http.StatusRequestEntityTooLarge, Code: "value_too_large", Detail: "A value is larger or deeper than the database can hold."}
+	case timedOut || err.Code == "57014":
+		return &problem{Status: http.StatusServiceUnavailable, Code: "timeout", Detail: "The request took too long."}
+	case strings.HasPrefix(err.Code, "53") || strings.HasPrefix(err.Code, "57P") || strings.HasPrefix(err.Code, "08"):
+		return &problem{Status: http.StatusServiceUnavailable, Code: "database_unavailable", Detail: "The database does not answer."}
+	default:
+		return &problem{Status: http.StatusInternalServerError, Code: "internal", Detail: "Something is wrong on the server. The request id names what was logged."}
+	}
+}
+
+func asHTTP(err *echo.HTTPError) *problem {
+	switch err.Code {
+	case http.StatusNotFound:
+		return &problem{Status: err.Code, Code: "route_not_found", Detail: "There is nothing at this path. See /docs."}
+	case http.StatusMethodNotAllowed:
+		return &problem{Status: err.Code, Code: "method_not_allowed", Detail: "The path is right, the method is not. See the Allow header."}
+	default:
+		return &problem{Status: err.Code, Code: "invalid_request", Detail: http.StatusText(err.Code) + "."}
+	}
+}

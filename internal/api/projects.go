@@ -1,0 +1,113 @@
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/alkdev/hub/gen/api"
+	"github.com/alkdev/hub/gen/db"
+)
+
+// CreateProject implements the contract's operation.
+func (s *Server) CreateProject(ctx context.Context, r api.CreateProjectRequestObject) (api.CreateProjectResponseObject, error) {
+	data, err := storable(r.Body.Data)
+	if err != nil {
+		return nil, at("/data", err)
+	}
+	metadata, err := storable(r.Body.Metadata)
+	if err != nil {
+		return nil, at("/metadata", err)
+	}
+	row, err := s.db.CreateProject(ctx, db.CreateProjectParams{
+		Slug: r.Body.Slug, Name: r.Body.Name, Description: deref(r.Body.Description), Data: data.JSON, Metadata: metadata.JSON,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return api.CreateProject201JSONResponse{
+		Body:    project(row),
+		Headers: api.CreateProject201ResponseHeaders{ETag: etag(row.Revision), Location: "/v1/projects/" + row.ID.String()},
+	}, nil
+}
+
+// GetProject implements the contract's operation.
+func (s *Server) GetProject(ctx context.Context, r api.GetProjectRequestObject) (api.GetProjectResponseObject, error) {
+	row, err := s.db.GetProject(ctx, r.ProjectId)
+	if err != nil {
+		return nil, missing("project", err)
+	}
+	return api.GetProject200JSONResponse{Body: project(row), Headers: api.GetProject200ResponseHeaders{ETag: etag(row.Revision)}}, nil
+}
+
+// ListProjects implements the contract's operation.
+func (s *Server) ListProjects(ctx context.Context, r api.ListProjectsRequestObject) (api.ListProjectsResponseObject, error) {
+	limit, filters := pageSize(r.Params.Limit), r.Params
+	filters.Limit, filters.Cursor = nil, nil
+	slug, _, err := after[string](r.Params.Cursor, filters)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.db.ListProjects(ctx, db.ListProjectsParams{
+		AfterSlug: slug, Slug: r.Params.Slug, Archived: r.Params.Archived, RowLimit: limit + 1,
+	})
+	if err != nil {
+		return nil, err
+	}
+	rows, cursor := next(rows, limit, filters, func(p db.Project) string { return p.Slug })
+	return api.ListProjects200JSONResponse{Items: each(rows, project), NextCursor: cursor}, nil
+}
+
+// UpdateProject implements the contract's operation.
+func (s *Server) UpdateProject(ctx context.Context, r api.UpdateProjectRequestObject) (api.UpdateProjectResponseObject, error) {
+	expected, err := ifMatch(r.Params.IfMatch)
+	if err != nil {
+		return nil, err
+	}
+	data, err := storablePatch(r.Body.Data)
+	if err != nil {
+		return nil, at("/data", err)
+	}
+	metadata, err := storablePatch(r.Body.Metadata)
+	if err != nil {
+		return nil, at("/metadata", err)
+	}
+	row, err := s.db.UpdateProject(ctx, db.UpdateProjectParams{
+		ID: r.ProjectId, IfMatch: expected,
+		Slug: r.Body.Slug, Name: r.Body.Name, Description: r.Body.Description, Archived: r.Body.Archived, DataPatch: data, MetadataPatch: metadata,
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = untouched(expected, func() error { _, err := s.db.GetProject(ctx, r.ProjectId); return missing("project", err) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	return api.UpdateProject200JSONResponse{Body: project(row), Headers: api.UpdateProject200ResponseHeaders{ETag: etag(row.Revision)}}, nil
+}
+
+// DeleteProject implements the contract's operation.
+func (s *Server) DeleteProject(ctx context.Context, r api.DeleteProjectRequestObject) (api.DeleteProjectResponseObject, error) {
+	expected, err := ifMatch(r.Params.IfMatch)
+	if err != nil {
+		return nil, err
+	}
+	count, err := s.db.DeleteProject(ctx, db.DeleteProjectParams{ID: r.ProjectId, IfMatch: expected})
+	if err == nil && count == 0 {
+		err = untouched(expected, func() error { _, err := s.db.GetProject(ctx, r.ProjectId); return missing("project", err) })
+	}
+	if err != nil {
+		return nil, err
+	}
+	return api.DeleteProject204Response{}, nil
+}
+
+func project(p db.Project) api.Project {
+	return api.Project{
+		Id: p.ID, Slug: p.Slug, Name: p.Name, Description: p.Description, ArchivedAt: p.ArchivedAt,
+		Data: given(p.Data), Metadata: given(p.Metadata), Revision: p.Revision, CreatedAt: p.CreatedAt, UpdatedAt: p.UpdatedAt,
+	}
+}
+
+var _ json.RawMessage

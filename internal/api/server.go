@@ -1,0 +1,186 @@
+// Package api is the HTTP server: the contract's operations on the database.
+//
+// A request goes: route, contract (contract.go: is it well formed, who asks, which scopes), the generated strict wrapper, the
+// operation's method in <domain>.go, sqlc's query. Whatever goes wrong on the way becomes a problem in problem.go.
+package api
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/labstack/echo/v4"
+	"github.com/swaggest/swgui"
+	swagger "github.com/swaggest/swgui/v5emb"
+
+	"github.com/alkdev/hub/gen/api"
+	"github.com/alkdev/hub/gen/db"
+	"github.com/alkdev/hub/internal/store"
+)
+
+// Config is what a Server needs. Zero limits and times stand for the defaults.
+type Config struct {
+	DB      *store.DB
+	Log     *slog.Logger
+	Version string // the program's
+
+	MaxBody        int64         // bytes of a request body; 16 MiB
+	MaxImport      int64         // bytes of an import; 512 MiB
+	RequestTimeout time.Duration // for one request; 30 s
+	ImportTimeout  time.Duration // for an import or export; 10 min
+	TempDir        string        // where imports are spooled; the system's
+}
+
+// Server implements the contract's operations.
+type Server struct {
+	Config
+	store *store.DB
+	db    *db.Queries // runs each query as the caller of its context, in one round trip
+}
+
+// New returns the handler for all routes.
+func New(cfg Config) (http.Handler, error) {
+	cfg.MaxBody = defaultTo(cfg.MaxBody, 16<<20)
+	cfg.MaxImport = defaultTo(cfg.MaxImport, 512<<20)
+	cfg.RequestTimeout = defaultTo(cfg.RequestTimeout, 30*time.Second)
+	cfg.ImportTimeout = defaultTo(cfg.ImportTimeout, 10*time.Minute)
+	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB)}
+
+	contract, err := loadContract(api.Contract)
+	if err != nil {
+		return nil, err
+	}
+	e := echo.New()
+	e.HideBanner = true
+	e.HidePort = true
+	e.Binder = binder{}
+	e.HTTPErrorHandler = s.writeProblem
+	e.Use(s.identifyAndLog, s.recoverPanic, s.conform(contract))
+	api.RegisterHandlers(e, api.NewStrictHandler(s, []api.StrictMiddlewareFunc{retry}))
+	e.GET("/openapi.json", func(c echo.Context) error {
+		return c.Blob(http.StatusOK, echo.MIMEApplicationJSON, api.Contract)
+	})
+	docs := swagger.NewWithConfig(swgui.Config{HideCurl: false, SettingsUI: map[string]string{"persistAuthorization": "true"}})("hub", "/openapi.json", "/docs/")
+	e.GET("/docs", func(c echo.Context) error { return c.Redirect(http.StatusMovedPermanently, "/docs/") })
+	e.GET("/docs/*", echo.WrapHandler(docs))
+	return e, nil
+}
+
+func defaultTo[T comparable](value, otherwise T) T {
+	var zero T
+	if value == zero {
+		return otherwise
+	}
+	return value
+}
+
+// What surrounds every request --------------------------------------------------------------------------------------
+
+// identifyAndLog gives the request an id, the caller's where it is a harmless one, and writes the access log: no headers, no
+// query, no bodies, so no secrets.
+func (s *Server) identifyAndLog(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) error {
+		start := time.Now()
+		id := c.Request().Header.Get(echo.HeaderXRequestID)
+		if !isHarmlessID(id) {
+			id = uuid.Must(uuid.NewV7()).String()
+		}
+		c.Response().Header().Set(echo.HeaderXRequestID, id)
+		c.Response().Header().Set("X-Content-Type-Options", "nosniff")
+
+		err := next(c)
+		if err != nil {
+			c.Error(err)
+		}
+		attrs := []slog.Attr{
+			slog.String("requestId", id),
+			slog.String("method", c.Request().Method),
+			slog.String("path", c.Request().URL.Path),
+			slog.Int("status", c.Response().Status),
+			slog.Int64("bytes", c.Response().Size),
+			slog.Duration("took", time.Since(start)),
+		}
+		if caller := store.CallerFrom(c.Request().Context()); caller != nil && caller.KeyID != uuid.Nil {
+			attrs = append(attrs, slog.String("org", caller.OrgID.String()), slog.String("account", caller.AccountID.String()), slog.String("key", caller.KeyID.String()))
+		}
+		s.Log.LogAttrs(c.Request().Context(), slog.LevelInfo, "request", attrs...)
+		return nil
+	}
+}
+
+func isHarmlessID(id string) bool {
+	for _, r := range id {
+		if (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && r != '-' && r != '_' && r != '.' {
+			return false
+		}
+	}
+	return id != "" && len(id) <= 100
+}
+
+// recoverPanic turns a panic into a 500, but for the one that net/http uses to cut a connection.
+func (s *Server) recoverPanic(next echo.HandlerFunc) echo.HandlerFunc {
+	return func(c echo.Context) (err error) {
+		defer func() {
+			if r := recover(); r != nil {
+				if r == http.ErrAbortHandler { //nolint:errorlint // a sentinel, compared as net/http does
+					panic(r)
+				}
+				err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			}
+		}()
+		return next(c)
+	}
+}
+
+// retry runs an operation again when the database gave it up for a deadlock or a serialization failure: an operation is its
+// request and its transaction, so nothing of the first attempt is left. A streamed body cannot be read twice; imports
+// repeat their transaction themselves.
+func retry(next api.StrictHandlerFunc, operationID string) api.StrictHandlerFunc {
+	return func(c echo.Context, request any) (response any, err error) {
+		err = retrying(func() error {
+			response, err = next(c, request)
+			if streamsBody(c) {
+				return nil
+			}
+			return err
+		})
+		return response, err
+	}
+}
+
+func retrying(fn func() error) error {
+	var err error
+	for attempt := range 4 {
+		if attempt > 0 {
+			time.Sleep(time.Duration(attempt) * 10 * time.Millisecond)
+		}
+		if err = fn(); err == nil || !store.Retryable(err) {
+			return err
+		}
+	}
+	return err
+}
+
+// binder decodes bodies that the contract has checked. Echo's own knows no application/merge-patch+json, and path and query
+// parameters have been bound by the generated wrapper.
+type binder struct{}
+
+func (binder) Bind(target any, c echo.Context) error {
+	if streamsBody(c) {
+		return nil // the operation reads it itself: requestBody(ctx)
+	}
+	return json.NewDecoder(c.Request().Body).Decode(target)
+}
+
+type bodyKey struct{}
+
+// requestBody is the unread body of an operation that the contract marks x-body: stream.
+func requestBody(ctx context.Context) *http.Request {
+	r, _ := ctx.Value(bodyKey{}).(*http.Request)
+	return r
+}

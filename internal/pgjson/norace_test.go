@@ -1,0 +1,5 @@
+//go:build !race
+
+package pgjson_test
+
+const raceEnabled = false

@@ -1,0 +1,216 @@
+package postgres
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// patience is how long a test waits for what should come soon. No test asserts a time.
+const patience = 2 * time.Minute
+
+// helperDir, in the environment, makes the test binary a hub that keeps the server of that data directory running.
+const helperDir = "HUB_POSTGRES_TEST_DIR"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(helperDir); dir != "" {
+		os.Exit(helper(dir))
+	}
+	os.Exit(m.Run())
+}
+
+func helper(dir string) int {
+	server, err := Start(context.Background(), Config{DataDir: dir, Holder: "the test's helper", Settings: fast})
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Printf("ready %d\n", server.PID())
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the test ends, in whatever way
+	_ = server.Stop(context.Background())
+	return 0
+}
+
+// startHelper starts a second hub. ready is closed after its "ready".
+func startHelper(t *testing.T, dir string) (helper *exec.Cmd, ready <-chan int) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), helperDir+"="+dir)
+	out, err1 := cmd.StdoutPipe()
+	in, err2 := cmd.StdinPipe()
+	if err1 != nil || err2 != nil {
+		t.Fatal(err1, err2)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		_ = cmd.Wait()
+	})
+	pids := make(chan int, 1)
+	go func() {
+		defer close(pids)
+		line, _ := bufio.NewReader(out).ReadString('\n')
+		var pid int
+		if _, err := fmt.Sscanf(line, "ready %d", &pid); err == nil {
+			pids <- pid
+		}
+	}()
+	return cmd, pids
+}
+
+// fast is for servers whose data nobody needs after a power cut.
+var fast = map[string]string{"fsync": "off", "full_page_writes": "off", "shared_buffers": "16MB"}
+
+// tempDir is a directory that also the server's user can enter, unlike t.TempDir, whose parent has mode 0700.
+func tempDir(t testing.TB) string {
+	t.Helper()
+	base := os.TempDir()
+	if probe, err := os.MkdirTemp("/dev/shm", "hub-test-*"); err == nil {
+		os.Remove(probe)
+		base = "/dev/shm"
+	}
+	dir, err := os.MkdirTemp(base, "hub-test-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func newDataDir(t testing.TB) string { return filepath.Join(tempDir(t), ".hub") }
+
+// start starts a server that is stopped when the test ends.
+func start(t testing.TB, cfg Config) *Server {
+	t.Helper()
+	server, err := tryStart(t, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return server
+}
+
+func tryStart(t testing.TB, cfg Config) (*Server, error) {
+	t.Helper()
+	if cfg.Settings == nil {
+		cfg.Settings = fast
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	server, err := Start(ctx, cfg)
+	if err == nil {
+		t.Cleanup(func() { stop(t, server) })
+	}
+	return server, err
+}
+
+func stop(t testing.TB, server *Server) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := server.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// query runs SQL as the superuser and gives the first column of the last row as text.
+func query(t testing.TB, server *Server, sql string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, server.URL("hub", "postgres"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(ctx)
+	results, err := conn.PgConn().Exec(ctx, sql).ReadAll()
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	if rows := results[len(results)-1].Rows; len(rows) > 0 {
+		return string(rows[len(rows)-1][0])
+	}
+	return ""
+}
+
+const (
+	putData = `CREATE TABLE kept (what text); INSERT INTO kept VALUES ('everything')`
+	getData = `SELECT what FROM kept`
+)
+
+func wantData(t testing.TB, server *Server) {
+	t.Helper()
+	if got := query(t, server, getData); got != "everything" {
+		t.Errorf("the table says %q", got)
+	}
+}
+
+func waitDone(t testing.TB, server *Server) {
+	t.Helper()
+	select {
+	case <-server.Done():
+	case <-time.After(patience):
+		t.Fatal("the server should have ended")
+	}
+}
+
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !condition(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("never happened: " + what)
+		}
+	}
+}
+
+func wantMode(t testing.TB, path string, mode os.FileMode) {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Error(err)
+	} else if info.Mode().Perm() != mode {
+		t.Errorf("%s has mode %o, not %o", path, info.Mode().Perm(), mode)
+	}
+}
+
+func wantText(t testing.TB, err error, parts ...string) {
+	t.Helper()
+	if err == nil {
+		t.Error("no error")
+		return
+	}
+	for _, part := range parts {
+		if !strings.Contains(err.Error(), part) {
+			t.Errorf("%q is missing in the error:\n%v", part, err)
+		}
+	}
+}
+
+func isRoot() bool { return os.Geteuid() == 0 }
+
+func uidOf(t testing.TB, path string) int {
+	t.Helper()
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return int(info.Sys().(*syscall.Stat_t).Uid)
+}

@@ -1,0 +1,16 @@
+DROP FUNCTION jsonb_merge_patch(jsonb, jsonb);
+DROP FUNCTION is_metadata(jsonb);
+DROP FUNCTION refuse_unless_cascade();
+DROP FUNCTION refuse_change();
+DROP FUNCTION touch_row();
+DROP FUNCTION set_updated_at();
+DROP FUNCTION raise_rule(text, text, text);
+DROP FUNCTION current_key_id();
+DROP FUNCTION current_account_id();
+DROP FUNCTION current_org_id();
+DROP FUNCTION is_uuidv7(uuid);
+DROP FUNCTION hub_uuidv7_after(uuid);
+DROP FUNCTION hub_uuidv7_clock(uuid);
+DROP FUNCTION hub_uuidv7();
+DROP FUNCTION hub_uuidv7_at(bigint);
+REVOKE USAGE ON SCHEMA public FROM hub_app, hub_auth, hub_system, hub_search;

@@ -1,0 +1,171 @@
+-- What every domain stands on: ids, the caller's identity, triggers that keep promises, and the way rules raise.
+-- The roles hub_app, hub_auth, hub_system and hub_search exist before the first migration runs (internal/migrate).
+
+REVOKE CREATE ON SCHEMA public FROM PUBLIC;
+GRANT USAGE ON SCHEMA public TO hub_app, hub_auth, hub_system, hub_search;
+
+
+-- Ids (C02) ------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION hub_uuidv7_at(p_clock bigint) RETURNS uuid
+LANGUAGE sql VOLATILE PARALLEL SAFE
+RETURN encode(
+    int8send((p_clock >> 12 << 16) | 28672 | (p_clock & 4095))      -- 28672 = 0x7000: version 7
+    || substring(uuid_send(gen_random_uuid()) FROM 9),              -- a v4's second half has the same variant
+    'hex')::uuid;
+COMMENT ON FUNCTION hub_uuidv7_at(bigint) IS
+    'A UUIDv7 (RFC 9562, method 3) for a clock value: milliseconds since the epoch times 4096 plus the fraction of the millisecond. The other 62 bits are random.';
+
+CREATE FUNCTION hub_uuidv7() RETURNS uuid
+LANGUAGE sql VOLATILE PARALLEL SAFE
+RETURN hub_uuidv7_at((extract(epoch FROM clock_timestamp()) * 4096000)::bigint);
+COMMENT ON FUNCTION hub_uuidv7() IS
+    'C02: the default of every id: a UUIDv7 of now, with the fraction of the millisecond in rand_a, so that ids sort by time alone.';
+
+CREATE FUNCTION hub_uuidv7_clock(p_id uuid) RETURNS bigint
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN ('x' || substr(replace(p_id::text, '-', ''), 1, 12) || substr(replace(p_id::text, '-', ''), 14, 3))::bit(60)::bigint;
+COMMENT ON FUNCTION hub_uuidv7_clock(uuid) IS
+    'The 60 bits of a UUIDv7 that order it (48 of time, 12 of rand_a): the inverse of hub_uuidv7_at.';
+
+CREATE FUNCTION hub_uuidv7_after(p_floor uuid) RETURNS uuid
+LANGUAGE sql VOLATILE PARALLEL SAFE
+RETURN hub_uuidv7_at(greatest(
+    (extract(epoch FROM clock_timestamp()) * 4096000)::bigint,
+    hub_uuidv7_clock(p_floor) + 1));
+COMMENT ON FUNCTION hub_uuidv7_after(uuid) IS
+    'C02: a UUIDv7 of now, or the next one above the floor where clocks differ or stand still.';
+
+CREATE FUNCTION is_uuidv7(p_id uuid) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN get_byte(uuid_send(p_id), 6) >> 4 = 7 AND get_byte(uuid_send(p_id), 8) >> 6 = 2;
+COMMENT ON FUNCTION is_uuidv7(uuid) IS 'C02: version 7, RFC variant. The CHECK of every id column.';
+
+
+-- Who is asking (X01) --------------------------------------------------------------------------------------------
+-- authenticate() sets these for one transaction. After a transaction a local setting is '', not NULL: hence nullif.
+
+CREATE FUNCTION current_org_id() RETURNS uuid
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN nullif(current_setting('hub.org_id', true), '')::uuid;
+COMMENT ON FUNCTION current_org_id() IS 'X01: the organisation of the calling key. NULL when nobody is signed in, and then no row is visible.';
+
+CREATE FUNCTION current_account_id() RETURNS uuid
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN nullif(current_setting('hub.account_id', true), '')::uuid;
+COMMENT ON FUNCTION current_account_id() IS 'The account of the calling key.';
+
+CREATE FUNCTION current_key_id() RETURNS uuid
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN nullif(current_setting('hub.key_id', true), '')::uuid;
+COMMENT ON FUNCTION current_key_id() IS 'The calling key.';
+
+
+-- Raising a rule (X02) -------------------------------------------------------------------------------------------
+
+CREATE FUNCTION raise_rule(p_rule text, p_message text, p_sqlstate text DEFAULT '23514') RETURNS void
+LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = p_sqlstate, CONSTRAINT = p_rule, MESSAGE = p_message;
+END $$;
+COMMENT ON FUNCTION raise_rule(text, text, text) IS
+    'X02: refuses as a constraint does: the rule''s name is the CONSTRAINT, and the API''s error code. 23514 (check_violation) unless told otherwise.';
+
+
+-- Triggers shared by all tables ----------------------------------------------------------------------------------
+
+CREATE FUNCTION set_updated_at() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.updated_at := greatest(clock_timestamp(), OLD.updated_at + interval '1 microsecond');
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION set_updated_at() IS
+    'W22: updated_at moves with every change, also with the second one of a transaction, where now() stands still.';
+
+CREATE FUNCTION touch_row() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.updated_at := greatest(clock_timestamp(), OLD.updated_at + interval '1 microsecond');
+    NEW.revision := OLD.revision + 1;
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION touch_row() IS 'W22: updated_at, and the revision that the API shows as ETag. Nobody sets either by hand.';
+
+CREATE FUNCTION refuse_change() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM raise_rule(TG_NAME, format('%s cannot be changed once it is written.', TG_ARGV[0]));
+END $$;
+COMMENT ON FUNCTION refuse_change() IS
+    'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
+
+CREATE FUNCTION refuse_unless_cascade() RETURNS trigger
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_parent_exists boolean;
+    v_changed       jsonb;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        -- A cascade deletes children after their parent is gone: nobody else can bring that about.
+        IF TG_NARGS >= 3 THEN
+            EXECUTE format('SELECT EXISTS (SELECT FROM %I WHERE org_id = $1 AND id = $2)', TG_ARGV[0])
+            INTO v_parent_exists
+            USING (to_jsonb(OLD) ->> TG_ARGV[1])::uuid, (to_jsonb(OLD) ->> TG_ARGV[2])::uuid;
+            IF NOT v_parent_exists THEN
+                RETURN OLD;
+            END IF;
+        END IF;
+    ELSIF TG_OP = 'UPDATE' AND TG_NARGS > 3 THEN
+        -- ON DELETE SET NULL is an UPDATE: let exactly that through, a listed column that becomes NULL.
+        SELECT jsonb_object_agg(n.key, n.value) INTO v_changed
+        FROM jsonb_each(to_jsonb(NEW)) n
+        WHERE n.value IS DISTINCT FROM to_jsonb(OLD) -> n.key;
+        IF v_changed IS NULL
+           OR NOT EXISTS (SELECT FROM jsonb_each(v_changed) c
+                          WHERE c.value <> 'null' OR NOT c.key = ANY (TG_ARGV[3:])) THEN
+            RETURN NEW;
+        END IF;
+    END IF;
+    PERFORM raise_rule(TG_NAME, format('Rows of %s are only ever added.', TG_TABLE_NAME));
+END $$;
+COMMENT ON FUNCTION refuse_unless_cascade() IS
+    'Append-only tables. Arguments: parent table, own column with the parent''s org, own column with the parent''s id, then the columns that a SET NULL may clear. Without arguments nothing passes.';
+
+
+-- Opaque metadata (W01) ------------------------------------------------------------------------------------------
+
+CREATE FUNCTION is_metadata(p_metadata jsonb) RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    IF p_metadata = '{}' THEN
+        RETURN true;
+    END IF;
+    RETURN jsonb_typeof(p_metadata) = 'object' AND NOT EXISTS (
+        SELECT FROM jsonb_each(CASE jsonb_typeof(p_metadata) WHEN 'object' THEN p_metadata ELSE '{}' END) e
+        WHERE e.key !~ '^_[a-z][a-z0-9_]*$' OR jsonb_typeof(e.value) <> 'object');
+END $$;
+COMMENT ON FUNCTION is_metadata(jsonb) IS
+    'W01: metadata is opaque to the hub and holds one object per subsystem, under a key of the form _subsystem. Known fields live in columns or in data.';
+
+CREATE FUNCTION jsonb_merge_patch(p_target jsonb, p_patch jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    v_result jsonb;
+    v_key    text;
+    v_value  jsonb;
+BEGIN
+    IF jsonb_typeof(p_patch) <> 'object' THEN
+        RETURN p_patch;
+    END IF;
+    v_result := CASE jsonb_typeof(p_target) WHEN 'object' THEN p_target ELSE '{}' END;
+    FOR v_key, v_value IN SELECT key, value FROM jsonb_each(p_patch) LOOP
+        IF v_value = 'null' THEN
+            v_result := v_result - v_key;
+        ELSE
+            v_result := v_result || jsonb_build_object(v_key, jsonb_merge_patch(v_result -> v_key, v_value));
+        END IF;
+    END LOOP;
+    RETURN v_result;
+END $$;
+COMMENT ON FUNCTION jsonb_merge_patch(jsonb, jsonb) IS 'RFC 7396 JSON merge patch: what a PATCH of a JSON column means.';

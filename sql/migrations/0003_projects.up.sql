@@ -1,0 +1,44 @@
+-- Projects: what an organisation works on. Sessions, tasks and mappings belong to one (S13).
+
+CREATE TABLE projects (
+    org_id      uuid        NOT NULL,
+    id          uuid        NOT NULL DEFAULT hub_uuidv7(),
+    slug        text        NOT NULL,
+    name        text        NOT NULL,
+    description text        NOT NULL DEFAULT '',
+    archived_at timestamptz,
+    data        jsonb       NOT NULL DEFAULT '{}',
+    metadata    jsonb       NOT NULL DEFAULT '{}',
+    revision    integer     NOT NULL DEFAULT 1,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    updated_at  timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT projects_pkey PRIMARY KEY (org_id, id),
+    CONSTRAINT projects_slug_key UNIQUE (org_id, slug),
+    CONSTRAINT projects_org_id_fkey FOREIGN KEY (org_id) REFERENCES organizations (id) ON DELETE RESTRICT,
+    CONSTRAINT projects_id_version_check CHECK (is_uuidv7(id)),
+    CONSTRAINT projects_slug_shape_check CHECK (slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$' AND char_length(slug) <= 100),
+    CONSTRAINT projects_name_length_check CHECK (char_length(name) BETWEEN 1 AND 200),
+    CONSTRAINT projects_description_length_check CHECK (char_length(description) <= 10000),
+    CONSTRAINT projects_data_object_check CHECK (jsonb_typeof(data) = 'object'),
+    CONSTRAINT projects_metadata_check CHECK (is_metadata(metadata))
+);
+COMMENT ON TABLE projects IS 'What an organisation works on: usually one repository.';
+COMMENT ON COLUMN projects.slug IS 'Short name for people and command lines, unique in the organisation.';
+COMMENT ON COLUMN projects.archived_at IS 'When the project was put aside; NULL while it is in use.';
+COMMENT ON COLUMN projects.data IS 'W01: structured settings, typed in the contract.';
+COMMENT ON COLUMN projects.metadata IS 'W01: opaque, one object per subsystem.';
+COMMENT ON COLUMN projects.revision IS 'Counts changes: the ETag.';
+COMMENT ON CONSTRAINT projects_org_id_fkey ON projects IS 'W12: an organisation is purged from its leaves; the row goes last. Indexed by projects_slug_key (W03).';
+COMMENT ON CONSTRAINT projects_id_version_check ON projects IS 'C02';
+COMMENT ON CONSTRAINT projects_metadata_check ON projects IS 'W01';
+
+CREATE TRIGGER projects_touch BEFORE UPDATE ON projects
+    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION touch_row();
+CREATE TRIGGER projects_identity_immutable BEFORE UPDATE ON projects
+    FOR EACH ROW WHEN ((OLD.org_id, OLD.id, OLD.created_at) IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.created_at))
+    EXECUTE FUNCTION refuse_change('A project''s organisation, id and creation time');
+
+ALTER TABLE projects ENABLE ROW LEVEL SECURITY;
+ALTER TABLE projects FORCE ROW LEVEL SECURITY;
+CREATE POLICY projects_tenant ON projects TO hub_app USING (org_id = (SELECT current_org_id()));
+GRANT SELECT, INSERT, UPDATE, DELETE ON projects TO hub_app;

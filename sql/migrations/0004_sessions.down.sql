@@ -1,0 +1,14 @@
+DROP TABLE parts;
+DROP TABLE messages;
+DROP FUNCTION record_session_rows();
+DROP FUNCTION issue_session_row_id();
+DROP TABLE sessions;
+DROP FUNCTION check_session_run_state();
+DROP FUNCTION refuse_session_cycle();
+DROP FUNCTION link_session_to_children();
+DROP FUNCTION link_session_to_parent();
+DROP FUNCTION make_session_slug();
+DROP TABLE session_run_state_transitions;
+DROP TABLE session_run_states;
+DROP TABLE session_versions;
+DROP TABLE roles;
