@@ -143,26 +143,6 @@ CREATE FUNCTION public.hub_uuidv7() RETURNS uuid
 
 COMMENT ON FUNCTION public.hub_uuidv7() IS 'C02: the default of every id: a UUIDv7 of now, with the fraction of the millisecond in rand_a, so that ids sort by time alone.';
 
--- Name: hub_uuidv7_clock(uuid); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.hub_uuidv7_clock(p_id uuid) RETURNS bigint
-    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
-    RETURN (((('x'::text || substr(replace((p_id)::text, '-'::text, ''::text), 1, 12)) || substr(replace((p_id)::text, '-'::text, ''::text), 14, 3)))::bit(60))::bigint;
-
--- Name: FUNCTION hub_uuidv7_clock(p_id uuid); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.hub_uuidv7_clock(p_id uuid) IS 'The 60 bits of a UUIDv7 that order it (48 of time, 12 of rand_a): the inverse of hub_uuidv7_at.';
-
--- Name: hub_uuidv7_after(uuid); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.hub_uuidv7_after(p_floor uuid) RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    RETURN public.hub_uuidv7_at(GREATEST(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint, (public.hub_uuidv7_clock(p_floor) + 1)));
-
--- Name: FUNCTION hub_uuidv7_after(p_floor uuid); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.hub_uuidv7_after(p_floor uuid) IS 'C02: a UUIDv7 of now, or the next one above the floor where clocks differ or stand still.';
-
 -- Name: is_metadata(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.is_metadata(p_metadata jsonb) RETURNS boolean
@@ -190,6 +170,96 @@ CREATE FUNCTION public.is_uuidv7(p_id uuid) RETURNS boolean
 -- Name: FUNCTION is_uuidv7(p_id uuid); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.is_uuidv7(p_id uuid) IS 'C02: version 7, RFC variant. The CHECK of every id column.';
+
+-- Name: organizations; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.organizations (
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    slug text NOT NULL,
+    name text NOT NULL,
+    owner_id uuid NOT NULL,
+    owner_level text GENERATED ALWAYS AS ('owner'::text) STORED NOT NULL,
+    deleted_at timestamp with time zone,
+    data jsonb DEFAULT '{}'::jsonb NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT organizations_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT organizations_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT organizations_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT organizations_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
+    CONSTRAINT organizations_slug_shape_check CHECK (((slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'::text) AND (char_length(slug) <= 100)))
+);
+
+ALTER TABLE ONLY public.organizations FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE organizations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.organizations IS 'The tenants. Everything below an organisation carries its id and is invisible to every other one (X01).';
+
+-- Name: COLUMN organizations.owner_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.owner_id IS 'C13: the accountable owner, always a member at level owner.';
+
+-- Name: COLUMN organizations.owner_level; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.owner_level IS 'C13: a constant, so that a foreign key can require it.';
+
+-- Name: COLUMN organizations.deleted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.deleted_at IS 'W12: set when deletion was asked for: its keys fail at once, a worker purges the rest in batches.';
+
+-- Name: COLUMN organizations.data; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.data IS 'W01: structured settings, typed in the contract.';
+
+-- Name: COLUMN organizations.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN organizations.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT organizations_id_version_check ON organizations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT organizations_id_version_check ON public.organizations IS 'C02';
+
+-- Name: CONSTRAINT organizations_metadata_check ON organizations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT organizations_metadata_check ON public.organizations IS 'W01';
+
+-- Name: hub_is_bootstrapped(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hub_is_bootstrapped() RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    RETURN (EXISTS (SELECT FROM public.organizations));
+
+-- Name: FUNCTION hub_is_bootstrapped(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hub_is_bootstrapped() IS 'Whether there is an organisation, whoever asks.';
+
+-- Name: hub_uuidv7_clock(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hub_uuidv7_clock(p_id uuid) RETURNS bigint
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN (((('x'::text || substr(replace((p_id)::text, '-'::text, ''::text), 1, 12)) || substr(replace((p_id)::text, '-'::text, ''::text), 14, 3)))::bit(60))::bigint;
+
+-- Name: FUNCTION hub_uuidv7_clock(p_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hub_uuidv7_clock(p_id uuid) IS 'The 60 bits of a UUIDv7 that order it (48 of time, 12 of rand_a): the inverse of hub_uuidv7_at.';
+
+-- Name: hub_uuidv7_after(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hub_uuidv7_after(p_floor uuid) RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    RETURN public.hub_uuidv7_at(GREATEST(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint, (public.hub_uuidv7_clock(p_floor) + 1)));
+
+-- Name: FUNCTION hub_uuidv7_after(p_floor uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hub_uuidv7_after(p_floor uuid) IS 'C02: a UUIDv7 of now, or the next one above the floor where clocks differ or stand still.';
 
 -- Name: issue_session_row_id(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -710,65 +780,6 @@ COMMENT ON COLUMN public.organization_members.revision IS 'Counts changes: the E
 -- Name: CONSTRAINT organization_members_metadata_check ON organization_members; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT organization_members_metadata_check ON public.organization_members IS 'W01';
-
--- Name: organizations; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.organizations (
-    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
-    slug text NOT NULL,
-    name text NOT NULL,
-    owner_id uuid NOT NULL,
-    owner_level text GENERATED ALWAYS AS ('owner'::text) STORED NOT NULL,
-    deleted_at timestamp with time zone,
-    data jsonb DEFAULT '{}'::jsonb NOT NULL,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    revision integer DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT organizations_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
-    CONSTRAINT organizations_id_version_check CHECK (public.is_uuidv7(id)),
-    CONSTRAINT organizations_metadata_check CHECK (public.is_metadata(metadata)),
-    CONSTRAINT organizations_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
-    CONSTRAINT organizations_slug_shape_check CHECK (((slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'::text) AND (char_length(slug) <= 100)))
-);
-
-ALTER TABLE ONLY public.organizations FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE organizations; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.organizations IS 'The tenants. Everything below an organisation carries its id and is invisible to every other one (X01).';
-
--- Name: COLUMN organizations.owner_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.owner_id IS 'C13: the accountable owner, always a member at level owner.';
-
--- Name: COLUMN organizations.owner_level; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.owner_level IS 'C13: a constant, so that a foreign key can require it.';
-
--- Name: COLUMN organizations.deleted_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.deleted_at IS 'W12: set when deletion was asked for: its keys fail at once, a worker purges the rest in batches.';
-
--- Name: COLUMN organizations.data; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.data IS 'W01: structured settings, typed in the contract.';
-
--- Name: COLUMN organizations.metadata; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.metadata IS 'W01: opaque, one object per subsystem.';
-
--- Name: COLUMN organizations.revision; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.revision IS 'Counts changes: the ETag.';
-
--- Name: CONSTRAINT organizations_id_version_check ON organizations; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT organizations_id_version_check ON public.organizations IS 'C02';
-
--- Name: CONSTRAINT organizations_metadata_check ON organizations; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT organizations_metadata_check ON public.organizations IS 'W01';
 
 -- Name: parts; Type: TABLE; Schema: public; Owner: -
 
@@ -1775,6 +1786,12 @@ GRANT ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT
 
 REVOKE ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) FROM PUBLIC;
 
+-- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.organizations TO hub_app;
+GRANT SELECT ON TABLE public.organizations TO hub_auth;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organizations TO hub_system;
+
 -- Name: TABLE accounts; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.accounts TO hub_app;
@@ -1843,12 +1860,6 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.messages TO hub_app;
 GRANT SELECT ON TABLE public.organization_members TO hub_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organization_members TO hub_system;
 
--- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
-
-GRANT SELECT ON TABLE public.organizations TO hub_app;
-GRANT SELECT ON TABLE public.organizations TO hub_auth;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organizations TO hub_system;
-
 -- Name: TABLE parts; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.parts TO hub_app;
@@ -1888,7 +1899,7 @@ GRANT INSERT(id) ON TABLE public.sessions TO hub_app;
 
 -- Name: COLUMN sessions.project_id; Type: ACL; Schema: public; Owner: -
 
-GRANT INSERT(project_id) ON TABLE public.sessions TO hub_app;
+GRANT INSERT(project_id),UPDATE(project_id) ON TABLE public.sessions TO hub_app;
 
 -- Name: COLUMN sessions.parent_id; Type: ACL; Schema: public; Owner: -
 

@@ -1434,8 +1434,8 @@ type CreateProjectResponseObject interface {
 }
 
 type CreateProject201ResponseHeaders struct {
-	ETag     *string
-	Location *string
+	ETag     string
+	Location string
 }
 
 type CreateProject201JSONResponse struct {
@@ -1450,12 +1450,8 @@ func (response CreateProject201JSONResponse) VisitCreateProjectResponse(w http.R
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if response.Headers.ETag != nil {
-		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
-	}
-	if response.Headers.Location != nil {
-		w.Header().Set("Location", fmt.Sprint(*response.Headers.Location))
-	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
 	w.WriteHeader(201)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1521,7 +1517,7 @@ type GetProjectResponseObject interface {
 }
 
 type GetProject200ResponseHeaders struct {
-	ETag *string
+	ETag string
 }
 
 type GetProject200JSONResponse struct {
@@ -1536,9 +1532,7 @@ func (response GetProject200JSONResponse) VisitGetProjectResponse(w http.Respons
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if response.Headers.ETag != nil {
-		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
-	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1572,7 +1566,7 @@ type UpdateProjectResponseObject interface {
 }
 
 type UpdateProject200ResponseHeaders struct {
-	ETag *string
+	ETag string
 }
 
 type UpdateProject200JSONResponse struct {
@@ -1587,9 +1581,7 @@ func (response UpdateProject200JSONResponse) VisitUpdateProjectResponse(w http.R
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if response.Headers.ETag != nil {
-		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
-	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1660,8 +1652,8 @@ type CreateSessionResponseObject interface {
 }
 
 type CreateSession201ResponseHeaders struct {
-	ETag     *string
-	Location *string
+	ETag     string
+	Location string
 }
 
 type CreateSession201JSONResponse struct {
@@ -1676,12 +1668,8 @@ func (response CreateSession201JSONResponse) VisitCreateSessionResponse(w http.R
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if response.Headers.ETag != nil {
-		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
-	}
-	if response.Headers.Location != nil {
-		w.Header().Set("Location", fmt.Sprint(*response.Headers.Location))
-	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
 	w.WriteHeader(201)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1728,7 +1716,7 @@ func (response ImportSession200JSONResponse) VisitImportSessionResponse(w http.R
 }
 
 type ImportSession201ResponseHeaders struct {
-	Location *string
+	Location string
 }
 
 type ImportSession201JSONResponse struct {
@@ -1743,9 +1731,7 @@ func (response ImportSession201JSONResponse) VisitImportSessionResponse(w http.R
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if response.Headers.Location != nil {
-		w.Header().Set("Location", fmt.Sprint(*response.Headers.Location))
-	}
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
 	w.WriteHeader(201)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1811,7 +1797,7 @@ type GetSessionResponseObject interface {
 }
 
 type GetSession200ResponseHeaders struct {
-	ETag *string
+	ETag string
 }
 
 type GetSession200JSONResponse struct {
@@ -1826,9 +1812,7 @@ func (response GetSession200JSONResponse) VisitGetSessionResponse(w http.Respons
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if response.Headers.ETag != nil {
-		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
-	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -1862,7 +1846,7 @@ type UpdateSessionResponseObject interface {
 }
 
 type UpdateSession200ResponseHeaders struct {
-	ETag *string
+	ETag string
 }
 
 type UpdateSession200JSONResponse struct {
@@ -1877,9 +1861,7 @@ func (response UpdateSession200JSONResponse) VisitUpdateSessionResponse(w http.R
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if response.Headers.ETag != nil {
-		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
-	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -2031,7 +2013,7 @@ type GetMessageResponseObject interface {
 }
 
 type GetMessage200ResponseHeaders struct {
-	ETag *string
+	ETag string
 }
 
 type GetMessage200JSONResponse struct {
@@ -2046,9 +2028,7 @@ func (response GetMessage200JSONResponse) VisitGetMessageResponse(w http.Respons
 		return err
 	}
 	w.Header().Set("Content-Type", "application/json")
-	if response.Headers.ETag != nil {
-		w.Header().Set("ETag", fmt.Sprint(*response.Headers.ETag))
-	}
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err

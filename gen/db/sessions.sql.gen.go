@@ -234,52 +234,6 @@ func (q *Queries) DeleteSession(ctx context.Context, arg DeleteSessionParams) (i
 	return result.RowsAffected(), nil
 }
 
-const findImportedElsewhere = `-- name: FindImportedElsewhere :many
-SELECT 'message'::text AS kind, m.source_id::text AS source_id FROM messages m
-WHERE m.org_id = current_org_id() AND m.source = $1::text AND m.source_id = ANY ($2::text[]) AND m.session_id <> $3
-UNION ALL
-SELECT 'part', p.source_id FROM parts p
-WHERE p.org_id = current_org_id() AND p.source = $1::text AND p.source_id = ANY ($4::text[]) AND p.session_id <> $3
-`
-
-type FindImportedElsewhereParams struct {
-	Source           string
-	MessageSourceIds []string
-	SessionID        uuid.UUID
-	PartSourceIds    []string
-}
-
-type FindImportedElsewhereRow struct {
-	Kind     string
-	SourceID string
-}
-
-// Which of these ids belong to another session: what to point at when an import was refused.
-func (q *Queries) FindImportedElsewhere(ctx context.Context, arg FindImportedElsewhereParams) ([]FindImportedElsewhereRow, error) {
-	rows, err := q.db.Query(ctx, findImportedElsewhere,
-		arg.Source,
-		arg.MessageSourceIds,
-		arg.SessionID,
-		arg.PartSourceIds,
-	)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	items := []FindImportedElsewhereRow{}
-	for rows.Next() {
-		var i FindImportedElsewhereRow
-		if err := rows.Scan(&i.Kind, &i.SourceID); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const getMessage = `-- name: GetMessage :many
 SELECT m.id AS message_id, '00000000-0000-0000-0000-000000000000'::uuid AS part_id, m.role AS kind, m.source_id,
        coalesce(m.raw, m.data::text)::text AS data, m.metadata, m.revision, m.created_at, m.updated_at
@@ -551,7 +505,7 @@ ON CONFLICT (org_id, source, source_id) DO UPDATE SET
     raw               = excluded.raw,
     metadata          = s.metadata || excluded.metadata
 WHERE s.source_updated_at <= excluded.source_updated_at
-RETURNING id, (xmax = 0)::boolean AS created, revision
+RETURNING id, (xmax = 0)::boolean AS created, (updated_at >= now())::boolean AS changed
 `
 
 type ImportSessionParams struct {
@@ -571,9 +525,9 @@ type ImportSessionParams struct {
 }
 
 type ImportSessionRow struct {
-	ID       uuid.UUID
-	Created  bool
-	Revision int32
+	ID      uuid.UUID
+	Created bool
+	Changed bool
 }
 
 // No row: the hub holds a later export. What was changed here since (title, role, archiving) stays unless the source changed it too.
@@ -595,8 +549,53 @@ func (q *Queries) ImportSession(ctx context.Context, arg ImportSessionParams) (I
 		arg.CreatedAt,
 	)
 	var i ImportSessionRow
-	err := row.Scan(&i.ID, &i.Created, &i.Revision)
+	err := row.Scan(&i.ID, &i.Created, &i.Changed)
 	return i, err
+}
+
+const listImportedIDs = `-- name: ListImportedIDs :many
+SELECT m.source_id::text AS source_id, s.source_id AS session_source_id, NULL::text AS message_source_id
+FROM messages m JOIN sessions s ON s.org_id = m.org_id AND s.id = m.session_id
+WHERE m.org_id = current_org_id() AND m.source = $1::text AND m.source_id = ANY ($2::text[])
+UNION ALL
+SELECT p.source_id, s.source_id, m.source_id
+FROM parts p
+JOIN sessions s ON s.org_id = p.org_id AND s.id = p.session_id
+JOIN messages m ON m.org_id = p.org_id AND m.id = p.message_id
+WHERE p.org_id = current_org_id() AND p.source = $1::text AND p.source_id = ANY ($3::text[])
+`
+
+type ListImportedIDsParams struct {
+	Source           string
+	MessageSourceIds []string
+	PartSourceIds    []string
+}
+
+type ListImportedIDsRow struct {
+	SourceID        string
+	SessionSourceID *string
+	MessageSourceID *string
+}
+
+// Where these ids of a source are: what to point at when an import was refused.
+func (q *Queries) ListImportedIDs(ctx context.Context, arg ListImportedIDsParams) ([]ListImportedIDsRow, error) {
+	rows, err := q.db.Query(ctx, listImportedIDs, arg.Source, arg.MessageSourceIds, arg.PartSourceIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListImportedIDsRow{}
+	for rows.Next() {
+		var i ListImportedIDsRow
+		if err := rows.Scan(&i.SourceID, &i.SessionSourceID, &i.MessageSourceID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const listMessageIDsForExport = `-- name: ListMessageIDsForExport :many

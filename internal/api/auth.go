@@ -1,17 +1,18 @@
 package api
 
 import (
-	"crypto/sha256"
 	"net/http"
 	"strings"
+
+	"github.com/alkdev/hub/internal/apikey"
 )
 
-// bearer is the SHA-256 of the request's key (W13). A header that is missing or has another form fails as a wrong key does.
+// bearer is the hash of the request's key. A header that is missing or has another form fails as an unknown key does (S05).
 func bearer(header http.Header) ([]byte, error) {
-	scheme, key, found := strings.Cut(header.Get("Authorization"), " ")
-	if !found || !strings.EqualFold(scheme, "Bearer") || !strings.HasPrefix(key, "hub_") {
+	scheme, key, _ := strings.Cut(header.Get("Authorization"), " ")
+	hash, err := apikey.Hash(key)
+	if err != nil || !strings.EqualFold(scheme, "Bearer") {
 		return nil, errUnauthenticated
 	}
-	hash := sha256.Sum256([]byte(key))
-	return hash[:], nil
+	return hash, nil
 }

@@ -47,12 +47,12 @@ type operation struct {
 // contract finds an operation by its method and echo's spelling of its path.
 type contract map[string]*operation
 
-func loadContract(document []byte) (contract, error) {
+func loadContract(document []byte) (ops contract, version string, err error) {
 	doc, err := openapi3.NewLoader().LoadFromData(document)
 	if err != nil {
-		return nil, fmt.Errorf("the contract: %w", err)
+		return nil, "", fmt.Errorf("the contract: %w", err)
 	}
-	ops := contract{}
+	ops = contract{}
 	for path, item := range doc.Paths.Map() {
 		for method, spec := range item.Operations() {
 			op := &operation{
@@ -79,7 +79,7 @@ func loadContract(document []byte) (contract, error) {
 			ops[method+" "+strings.NewReplacer("{", ":", "}", "").Replace(path)] = op
 		}
 	}
-	return ops, nil
+	return ops, doc.Info.Version, nil
 }
 
 type operationKey struct{}
@@ -241,12 +241,11 @@ func fieldErrors(err error) []api.FieldError {
 			faults = append(faults, fieldErrors(one)...)
 		}
 	case errors.As(err, &request) && request.Parameter != nil:
-		message := request.Reason
+		message := "is not valid"
 		if errors.As(request.Err, &schema) {
-			message = schema.Reason
-		}
-		if message == "" {
-			message = "is not valid"
+			message = schemaMessage(schema)
+		} else if request.Reason != "" {
+			message = request.Reason
 		}
 		faults = append(faults, api.FieldError{Pointer: request.Parameter.In + ":" + request.Parameter.Name, Message: message})
 	case request != nil && request.Err != nil && request.Err != err: //nolint:errorlint // the same value, not the same kind
@@ -255,15 +254,40 @@ func fieldErrors(err error) []api.FieldError {
 		}
 		faults = append(faults, api.FieldError{Pointer: "", Message: "is not valid JSON: " + request.Err.Error()})
 	case errors.As(err, &schema):
-		pointer := ""
+		pointer, message := "", schemaMessage(schema)
 		for _, token := range schema.JSONPointer() {
-			pointer += "/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(token)
+			pointer += pointerToken(token)
 		}
-		faults = append(faults, api.FieldError{Pointer: pointer, Message: schema.Reason})
+		if name, unknown := unknownProperty(schema); unknown {
+			pointer, message = pointer+pointerToken(name), "is not a field of this object"
+		}
+		faults = append(faults, api.FieldError{Pointer: pointer, Message: message})
 	case request != nil:
 		faults = append(faults, api.FieldError{Pointer: "", Message: request.Reason})
 	}
 	return faults
+}
+
+func pointerToken(name string) string {
+	return "/" + strings.NewReplacer("~", "~0", "/", "~1").Replace(name)
+}
+
+// schemaMessage is kin-openapi's reason, less the regular expressions behind a format's name.
+func schemaMessage(err *openapi3.SchemaError) string {
+	if err.SchemaField == "format" && err.Schema != nil {
+		return "must have the format " + err.Schema.Format
+	}
+	return err.Reason
+}
+
+// unknownProperty is the name of a field that the schema does not know. The error has it only in its reason.
+func unknownProperty(err *openapi3.SchemaError) (name string, unknown bool) {
+	quoted, ok := strings.CutPrefix(err.Reason, "property ")
+	if quoted, unknown = strings.CutSuffix(quoted, " is unsupported"); !ok || !unknown {
+		return "", false
+	}
+	name, unquoteErr := strconv.Unquote(quoted)
+	return name, unquoteErr == nil
 }
 
 // isMulti is errors.As for the outermost error only: a RequestError may wrap a MultiError, and must be seen first.

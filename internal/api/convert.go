@@ -48,13 +48,16 @@ func nullable(text string) *string {
 // given is a stored JSON object as it was given.
 func given(stored []byte) json.RawMessage { return pgjson.Unescape(stored) }
 
-// exactly is given for a row that may have the text to the letter.
-func exactly(stored json.RawMessage, raw *string) json.RawMessage {
+// stored is the text that a row holds, escaped: to the letter, where jsonb would have respelled it.
+func stored(data json.RawMessage, raw *string) json.RawMessage {
 	if raw != nil {
-		return given([]byte(*raw))
+		return json.RawMessage(*raw)
 	}
-	return given(stored)
+	return data
 }
+
+// exactly is the text that a row was given.
+func exactly(data json.RawMessage, raw *string) json.RawMessage { return given(stored(data, raw)) }
 
 // at says where in the body a JSON text stands that cannot be stored.
 func at(pointer string, err error) error {

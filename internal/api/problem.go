@@ -197,7 +197,7 @@ func (s *Server) writeProblem(err error, c echo.Context) {
 	}
 	p := asProblem(c.Request(), err)
 	requestID := c.Response().Header().Get(echo.HeaderXRequestID)
-	if p.Status >= http.StatusInternalServerError {
+	if p.Status >= http.StatusInternalServerError || p.Code == "not_permitted" { // a missing privilege is our mistake
 		s.Log.LogAttrs(c.Request().Context(), slog.LevelError, "request failed", slog.String("requestId", requestID), slog.String("code", p.Code), slog.Any("cause", logged(err)))
 	}
 	switch p.Status {

@@ -39,8 +39,9 @@ type Config struct {
 // Server implements the contract's operations.
 type Server struct {
 	Config
-	store *store.DB
-	db    *db.Queries // runs each query as the caller of its context, in one round trip
+	contractVersion string
+	store           *store.DB
+	db              *db.Queries // runs each query as the caller of its context, in one round trip
 }
 
 // New returns the handler for all routes.
@@ -51,10 +52,11 @@ func New(cfg Config) (http.Handler, error) {
 	cfg.ImportTimeout = defaultTo(cfg.ImportTimeout, 10*time.Minute)
 	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB)}
 
-	contract, err := loadContract(api.Contract)
+	contract, version, err := loadContract(api.Contract)
 	if err != nil {
 		return nil, err
 	}
+	s.contractVersion = version
 	e := echo.New()
 	e.HideBanner = true
 	e.HidePort = true
@@ -142,11 +144,11 @@ func (s *Server) recoverPanic(next echo.HandlerFunc) echo.HandlerFunc {
 // repeat their transaction themselves.
 func retry(next api.StrictHandlerFunc, operationID string) api.StrictHandlerFunc {
 	return func(c echo.Context, request any) (response any, err error) {
+		if streamsBody(c) {
+			return next(c, request)
+		}
 		err = retrying(func() error {
 			response, err = next(c, request)
-			if streamsBody(c) {
-				return nil
-			}
 			return err
 		})
 		return response, err

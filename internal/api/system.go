@@ -5,7 +5,6 @@ import (
 	"runtime"
 	"time"
 
-	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/jackc/pgx/v5"
 
 	"github.com/alkdev/hub/gen/api"
@@ -36,5 +35,3 @@ func (s *Server) GetReadiness(ctx context.Context, _ api.GetReadinessRequestObje
 func (s *Server) GetVersion(context.Context, api.GetVersionRequestObject) (api.GetVersionResponseObject, error) {
 	return api.GetVersion200JSONResponse{Version: s.Version, Contract: s.contractVersion, Schema: migrate.Latest(), Go: runtime.Version()}, nil
 }
-
-func versionOf(doc *openapi3.T) string { return doc.Info.Version }

@@ -161,8 +161,8 @@ func TestEscapeRefuses(t *testing.T) {
 
 func TestEscapeRefusesWhatJSONBCannotHold(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("takes 256 MB")
+	if testing.Short() || raceEnabled {
+		t.Skip("takes 256 MB, and half a minute with the race detector")
 	}
 	for name, raw := range map[string][]byte{
 		"string":   []byte(`"` + strings.Repeat("a", 1<<28) + `"`),

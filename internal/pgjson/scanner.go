@@ -617,7 +617,7 @@ func (s *Scanner) need(n int) bool {
 
 // more appends to buf what the reader gives next. It reports whether that was anything; s.err says why not.
 func (s *Scanner) more() bool {
-	const piece, least = 64 << 10, 4 << 10
+	const first, least = 16 << 10, 4 << 10
 	if s.src == nil || s.err != nil {
 		return false
 	}
@@ -628,7 +628,7 @@ func (s *Scanner) more() bool {
 		s.kept = 0
 	}
 	if cap(s.buf)-len(s.buf) < least {
-		s.buf = slices.Grow(s.buf, max(piece, len(s.buf)))
+		s.buf = slices.Grow(s.buf, max(first, len(s.buf)))
 	}
 	for range 100 {
 		n, err := s.src.Read(s.buf[len(s.buf):cap(s.buf)])

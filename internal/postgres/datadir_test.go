@@ -125,6 +125,26 @@ func TestFailingInitdb(t *testing.T) {
 	start(t, Config{DataDir: dir, Bin: real.BinDir})
 }
 
+func TestSystemWithoutTheLocale(t *testing.T) {
+	t.Parallel()
+	real, err := Find(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin := fakeInstall(t, real.Major, `case "$*" in *--locale=C.UTF-8*) echo 'initdb: error: invalid locale name "C.UTF-8"'; exit 1 ;; esac
+		exec '`+real.BinDir+`/initdb' "$@"`)
+	if err := errors.Join(os.Remove(bin+"/postgres"), os.Symlink(real.BinDir+"/postgres", bin+"/postgres")); err != nil {
+		t.Fatal(err)
+	}
+	server := start(t, Config{DataDir: newDataDir(t), Bin: bin})
+	if got := query(t, server, sortedLetters); got != "BZaäé" {
+		t.Errorf("sorted: %s", got)
+	}
+	if got := query(t, server, `SHOW server_encoding`); got != "UTF8" {
+		t.Error(got)
+	}
+}
+
 func TestOutOfReach(t *testing.T) {
 	t.Parallel()
 	closed := filepath.Join(tempDir(t), "closed")

@@ -113,9 +113,9 @@ func TestCluster(t *testing.T) {
 		`SHOW listen_addresses`:                   "",
 		`SHOW timezone`:                           "GMT",
 		`SELECT now() AT TIME ZONE 'UTC' = now()`: "t",
-		`SELECT string_agg(datname, ' ') FROM pg_database WHERE NOT datistemplate`:       "postgres",
-		`SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolcanlogin`:                "hub",
-		`SELECT string_agg(c, '' ORDER BY c) FROM unnest('{ä,Z,a,B,é}'::text[]) AS t(c)`: "BZaäé", // by code point
+		`SELECT string_agg(datname, ' ') FROM pg_database WHERE NOT datistemplate`: "postgres",
+		`SELECT string_agg(rolname, ' ') FROM pg_roles WHERE rolcanlogin`:          "hub",
+		sortedLetters:       "BZaäé", // by code point
 		`SELECT upper('ä')`: "Ä",
 		`SELECT count(*) FROM pg_hba_file_rules WHERE type <> 'local' AND auth_method <> 'reject'`: "0",
 	} {
@@ -124,6 +124,8 @@ func TestCluster(t *testing.T) {
 		}
 	}
 }
+
+const sortedLetters = `SELECT string_agg(c, '' ORDER BY c) FROM unnest('{ä,Z,a,B,é}'::text[]) AS t(c)`
 
 // onOrPGLZ: PostgreSQL 15 shows wal_compression = on as pglz.
 func onOrPGLZ(t *testing.T, server *Server) string {

@@ -1,3 +1,4 @@
+DROP FUNCTION hub_is_bootstrapped();
 DROP FUNCTION bootstrap_hub(text, text, text, bytea);
 DROP FUNCTION authenticate(bytea, text[]);
 DROP TABLE api_keys;

@@ -281,6 +281,11 @@ END $$;
 COMMENT ON FUNCTION bootstrap_hub(text, text, text, bytea) IS
     'The first organisation, its admin and the admin''s key: once, on the first start. Returns NULLs where there is an organisation already.';
 
+CREATE FUNCTION hub_is_bootstrapped() RETURNS boolean
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
+RETURN EXISTS (SELECT FROM organizations);
+COMMENT ON FUNCTION hub_is_bootstrapped() IS 'Whether there is an organisation, whoever asks.';
+
 REVOKE ALL ON FUNCTION authenticate(bytea, text[]), bootstrap_hub(text, text, text, bytea) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION authenticate(bytea, text[]) TO hub_app;
 
@@ -288,4 +293,5 @@ GRANT EXECUTE ON FUNCTION authenticate(bytea, text[]) TO hub_app;
 GRANT CREATE ON SCHEMA public TO hub_auth, hub_system;
 ALTER FUNCTION authenticate(bytea, text[]) OWNER TO hub_auth;
 ALTER FUNCTION bootstrap_hub(text, text, text, bytea) OWNER TO hub_system;
+ALTER FUNCTION hub_is_bootstrapped() OWNER TO hub_system;
 REVOKE CREATE ON SCHEMA public FROM hub_auth, hub_system;

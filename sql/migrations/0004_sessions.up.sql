@@ -501,7 +501,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON roles, messages, parts TO hub_app;
 GRANT SELECT, DELETE ON sessions TO hub_app;
 GRANT INSERT (org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at,
               source, source_id, source_parent_id, source_updated_at, data, raw, metadata, created_at),
-      UPDATE (parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at,
+      UPDATE (project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at,
               source_parent_id, source_updated_at, data, raw, metadata) ON sessions TO hub_app;
 GRANT SELECT ON sessions TO hub_system;
 GRANT UPDATE (last_message_id, last_part_id, last_activity_at) ON sessions TO hub_system;

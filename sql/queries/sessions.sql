@@ -129,7 +129,7 @@ ON CONFLICT (org_id, source, source_id) DO UPDATE SET
     raw               = excluded.raw,
     metadata          = s.metadata || excluded.metadata
 WHERE s.source_updated_at <= excluded.source_updated_at
-RETURNING id, (xmax = 0)::boolean AS created, revision;
+RETURNING id, (xmax = 0)::boolean AS created, (updated_at >= now())::boolean AS changed;
 
 -- name: GetSessionBySource :one
 SELECT * FROM sessions WHERE org_id = current_org_id() AND source = @source::text AND source_id = @source_id::text;
@@ -179,13 +179,17 @@ WITH deleted AS (
 SELECT (SELECT count(*) FROM deleted) AS messages,
        (SELECT count(*) FROM deleted d JOIN parts p ON p.org_id = d.org_id AND p.session_id = d.session_id AND p.message_id = d.id) AS parts;
 
--- name: FindImportedElsewhere :many
--- Which of these ids belong to another session: what to point at when an import was refused.
-SELECT 'message'::text AS kind, m.source_id::text AS source_id FROM messages m
-WHERE m.org_id = current_org_id() AND m.source = @source::text AND m.source_id = ANY (@message_source_ids::text[]) AND m.session_id <> @session_id
+-- name: ListImportedIDs :many
+-- Where these ids of a source are: what to point at when an import was refused.
+SELECT m.source_id::text AS source_id, s.source_id AS session_source_id, NULL::text AS message_source_id
+FROM messages m JOIN sessions s ON s.org_id = m.org_id AND s.id = m.session_id
+WHERE m.org_id = current_org_id() AND m.source = @source::text AND m.source_id = ANY (@message_source_ids::text[])
 UNION ALL
-SELECT 'part', p.source_id FROM parts p
-WHERE p.org_id = current_org_id() AND p.source = @source::text AND p.source_id = ANY (@part_source_ids::text[]) AND p.session_id <> @session_id;
+SELECT p.source_id, s.source_id, m.source_id
+FROM parts p
+JOIN sessions s ON s.org_id = p.org_id AND s.id = p.session_id
+JOIN messages m ON m.org_id = p.org_id AND m.id = p.message_id
+WHERE p.org_id = current_org_id() AND p.source = @source::text AND p.source_id = ANY (@part_source_ids::text[]);
 
 -- name: ListMessageIDsForExport :many
 SELECT id FROM messages

@@ -1,0 +1,72 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/alkdev/hub/internal/postgres"
+)
+
+// Each setting is a flag, and an environment variable where the flag is absent.
+
+// fromEnv is the first of the variables that is set, or otherwise.
+func fromEnv(otherwise string, names ...string) string {
+	for _, name := range names {
+		if value := os.Getenv(name); value != "" {
+			return value
+		}
+	}
+	return otherwise
+}
+
+func durationFromEnv(name string, otherwise time.Duration) (time.Duration, error) {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise, nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		return 0, fmt.Errorf("%s: %q is no duration such as 30s", name, text)
+	}
+	return d, nil
+}
+
+func bytesFromEnv(name string, otherwise int64) (int64, error) {
+	text := os.Getenv(name)
+	if text == "" {
+		return otherwise, nil
+	}
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n <= 0 {
+		return 0, fmt.Errorf("%s: %q is no number of bytes", name, text)
+	}
+	return n, nil
+}
+
+// dataDirFlag adds --data-dir. The function that it returns resolves the directory once flags are parsed.
+func dataDirFlag(cmd *cobra.Command) func() (dir string, moved bool, err error) {
+	flag := cmd.Flags().String("data-dir", "", "where hub keeps its data and the admin's key (HUB_DATA_DIR; default .hub)")
+	return func() (string, bool, error) {
+		dir := *flag
+		if dir == "" {
+			dir = os.Getenv("HUB_DATA_DIR")
+		}
+		moved := false
+		if dir == "" {
+			dir, moved = postgres.DefaultDataDir(".hub")
+		}
+		abs, err := filepath.Abs(dir)
+		return abs, moved, err
+	}
+}
+
+// databaseURLs are the application's login and the schema owner's, from the environment; empty without a database of one's own.
+func databaseURLs() (app, owner string) {
+	app = fromEnv("", "HUB_DATABASE_URL", "DATABASE_URL")
+	return app, fromEnv(app, "HUB_MIGRATE_URL")
+}

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/spf13/cobra"
+
+	"github.com/alkdev/hub/internal/api"
+	"github.com/alkdev/hub/internal/apikey"
+	"github.com/alkdev/hub/internal/migrate"
+	"github.com/alkdev/hub/internal/postgres"
+	"github.com/alkdev/hub/internal/store"
+)
+
+const shutdownTimeout = 30 * time.Second
+
+func serveCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run the hub",
+		Long: `Run the hub until it is interrupted.
+
+Without DATABASE_URL (or HUB_DATABASE_URL) hub runs a PostgreSQL server of its own, with its data in the data directory, on a
+unix socket that only this user can reach. With it, hub uses that server; HUB_MIGRATE_URL names the schema owner's login where
+the application's is another one, as it should be.
+
+The first start applies the migrations, creates the first organisation and its admin, and writes the admin's key to
+admin-key in the data directory.`,
+		Args: cobra.NoArgs,
+	}
+	dataDir := dataDirFlag(cmd)
+	listen := cmd.Flags().String("listen", fromEnv("127.0.0.1:8080", "HUB_LISTEN"), "address and port to listen on (HUB_LISTEN)")
+	bin := cmd.Flags().String("postgres-bin", os.Getenv("HUB_POSTGRES_BIN"), "bin directory of the PostgreSQL to run (HUB_POSTGRES_BIN; default: found)")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		dir, moved, err := dataDir()
+		if err != nil {
+			return err
+		}
+		log := slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), nil))
+		if moved {
+			fmt.Fprintf(cmd.OutOrStdout(), "hub keeps its data in %s: PostgreSQL does not run as root, and its user cannot reach this directory.\n", dir)
+		}
+		return serve(cmd, log, dir, *listen, *bin)
+	}
+	return cmd
+}
+
+func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error {
+	ctx := cmd.Context()
+	config := api.Config{Log: log, Version: programVersion()}
+	var errs [4]error
+	config.MaxBody, errs[0] = bytesFromEnv("HUB_MAX_BODY", 16<<20)
+	config.MaxImport, errs[1] = bytesFromEnv("HUB_MAX_IMPORT", 512<<20)
+	config.RequestTimeout, errs[2] = durationFromEnv("HUB_REQUEST_TIMEOUT", 30*time.Second)
+	config.ImportTimeout, errs[3] = durationFromEnv("HUB_IMPORT_TIMEOUT", 10*time.Minute)
+	if err := errors.Join(errs[:]...); err != nil {
+		return err
+	}
+	// The port first: it is the likeliest thing to be wrong, and cheap to try.
+	listener, err := net.Listen("tcp", listen)
+	if err != nil {
+		return fmt.Errorf("cannot listen: %w", err)
+	}
+	defer listener.Close()
+
+	appURL, ownerURL := databaseURLs()
+	databaseEnded := make(chan error, 1)
+	if appURL == "" {
+		database, err := startOwnDatabase(ctx, log, postgres.Config{DataDir: dir, Bin: bin, Log: log, Holder: "hub serve on " + listen}, databaseEnded)
+		if err != nil {
+			return err
+		}
+		defer database.stop()
+		appURL, ownerURL = database.url("hub_app"), database.url("hub")
+	}
+	if err := migrate.Up(ctx, ownerURL, log); err != nil {
+		return err
+	}
+	keyFile := filepath.Join(dir, "admin-key")
+	if err := bootstrap(ctx, log, ownerURL, keyFile, appURL); err != nil {
+		return err
+	}
+	config.DB, err = store.Open(ctx, store.Config{URL: appURL, Log: log})
+	if err != nil {
+		return err
+	}
+	defer config.DB.Close()
+	handler, err := api.New(config)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	serverEnded := make(chan error, 1)
+	go func() { serverEnded <- server.Serve(listener) }()
+	announce(cmd, "http://"+reachable(listener.Addr()), dir, keyFile)
+
+	select {
+	case err = <-serverEnded:
+	case err = <-databaseEnded:
+		err = fmt.Errorf("hub's own PostgreSQL: %w", err)
+	case <-ctx.Done():
+		log.Info("stopping: requests under way may finish", "timeout", shutdownTimeout.String())
+	}
+	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	defer cancel()
+	return errors.Join(err, server.Shutdown(patience))
+}
+
+func announce(cmd *cobra.Command, base, dir, keyFile string) {
+	key := keyFile
+	if _, err := os.Stat(keyFile); err != nil {
+		key = "(not here: made on the first start, or taken away since)"
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "\nhub %s is ready.\n\n  API        %s/v1\n  Docs       %s/docs\n  Admin key  %s\n  Data       %s\n\n", programVersion(), base, base, key, dir)
+}
+
+// reachable is where a client on this machine finds a listener: one on all addresses is also on loopback.
+func reachable(addr net.Addr) string {
+	tcp, ok := addr.(*net.TCPAddr)
+	if !ok || !tcp.IP.IsUnspecified() {
+		return addr.String()
+	}
+	return fmt.Sprintf("127.0.0.1:%d", tcp.Port)
+}
+
+// Hub's own database -------------------------------------------------------------------------------------------------
+
+type ownDatabase struct {
+	current func() *postgres.Server
+	stop    func()
+}
+
+func (d ownDatabase) url(user string) string { return d.current().URL(user, "hub") }
+
+// startOwnDatabase starts PostgreSQL, makes the database hub and the roles, and keeps it running: when the server is killed it
+// is started again. If that fails, ended gets the error.
+func startOwnDatabase(ctx context.Context, log *slog.Logger, cfg postgres.Config, ended chan<- error) (ownDatabase, error) {
+	server, err := postgres.Start(ctx, cfg)
+	if err != nil {
+		return ownDatabase{}, err
+	}
+	stopping, stopped := make(chan struct{}), make(chan struct{})
+	database := ownDatabase{current: func() *postgres.Server { return server }, stop: func() { close(stopping); <-stopped }}
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stopping:
+				patience, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+				defer cancel()
+				if err := server.Stop(patience); err != nil {
+					log.Error("stopping PostgreSQL", "cause", err)
+				}
+				return
+			case <-server.Done():
+				log.Error("PostgreSQL ended, and is started again", "cause", server.Err())
+				again, err := postgres.Start(context.WithoutCancel(ctx), cfg)
+				if err != nil {
+					ended <- err
+					<-stopping
+					return
+				}
+				server = again
+			}
+		}
+	}()
+	if err := prepareOwnDatabase(ctx, server); err != nil {
+		database.stop()
+		return ownDatabase{}, err
+	}
+	return database, nil
+}
+
+func prepareOwnDatabase(ctx context.Context, server *postgres.Server) error {
+	conn, err := pgx.Connect(ctx, server.URL("hub", "postgres"))
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := migrate.EnsureRoles(ctx, conn, true); err != nil {
+		return err
+	}
+	var exists bool
+	if err := conn.QueryRow(ctx, "SELECT EXISTS (SELECT FROM pg_database WHERE datname = 'hub')").Scan(&exists); err != nil || exists {
+		return err
+	}
+	_, err = conn.Exec(ctx, "CREATE DATABASE hub")
+	return err
+}
+
+// The first start ----------------------------------------------------------------------------------------------------
+
+// bootstrap creates the first organisation, its admin and the admin's key where there is none. The key is in its file before
+// the database knows it, so a start that is cut off between the two is completed by the next one.
+func bootstrap(ctx context.Context, log *slog.Logger, url, keyFile, appURL string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	var there, may bool
+	err = conn.QueryRow(ctx, `SELECT hub_is_bootstrapped(), has_function_privilege('bootstrap_hub(text, text, text, bytea)', 'EXECUTE')`).Scan(&there, &may)
+	if err != nil || there {
+		return err
+	}
+	if !may {
+		return errors.New("the database has no organisation yet, and this login may not create the first one: set HUB_MIGRATE_URL for the first start")
+	}
+	key, err := readOrMakeKey(keyFile)
+	if err != nil {
+		return err
+	}
+	hash, err := apikey.Hash(key)
+	if err != nil {
+		return fmt.Errorf("%s: %w", keyFile, err)
+	}
+	var org *uuid.UUID
+	if err := conn.QueryRow(ctx, "SELECT org_id FROM bootstrap_hub('default', 'Default', 'admin', $1)", hash).Scan(&org); err != nil {
+		return err
+	}
+	if org == nil {
+		return nil // another replica was faster
+	}
+	log.Info("created the first organisation and its admin", "org", org.String(), "adminKey", keyFile)
+	return nil
+}
+
+// readOrMakeKey returns the key in file, which only the owner may read; it makes one where there is no file.
+func readOrMakeKey(file string) (string, error) {
+	text, err := os.ReadFile(file)
+	if err == nil {
+		return strings.TrimSpace(string(text)), nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		return "", err
+	}
+	key := apikey.New()
+	part := file + ".new"
+	if err := os.WriteFile(part, []byte(key+"\n"), 0o600); err != nil {
+		return "", err
+	}
+	return key, os.Rename(part, file)
+}

@@ -1,0 +1,397 @@
+package api
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/alkdev/hub/gen/api"
+	"github.com/alkdev/hub/gen/db"
+	"github.com/alkdev/hub/internal/opencode"
+	"github.com/alkdev/hub/internal/store"
+)
+
+// source is what sessions.source says of an opencode export.
+const source = "opencode"
+
+// A batch of an import or export ends with whichever comes first: memory stays bounded by it and by the largest message.
+const (
+	batchMessages = 200
+	batchParts    = 2000
+	batchBytes    = 4 << 20
+)
+
+// ImportSession implements the contract's operation. The file is read twice: once as it arrives, checking it whole while it
+// is put aside, so that a broken file costs no transaction and a slow client holds none; then from where it was put.
+func (s *Server) ImportSession(ctx context.Context, r api.ImportSessionRequestObject) (api.ImportSessionResponseObject, error) {
+	file := &spool{dir: s.TempDir}
+	defer file.Close()
+	outline, err := opencode.Scan(io.TeeReader(requestBody(ctx).Body, file))
+	if err != nil {
+		return nil, err
+	}
+	var result api.SessionImport
+	err = retrying(func() error {
+		result, err = s.importSession(ctx, r.Params.ProjectId, outline, file)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if result.Result == api.SessionImportResultCreated {
+		return api.ImportSession201JSONResponse{Body: result, Headers: api.ImportSession201ResponseHeaders{Location: sessionPath(result.Id)}}, nil
+	}
+	return api.ImportSession200JSONResponse(result), nil
+}
+
+// importSession stores the file in one transaction.
+func (s *Server) importSession(ctx context.Context, project uuid.UUID, outline *opencode.Session, file *spool) (api.SessionImport, error) {
+	text, err := file.Reader()
+	if err != nil {
+		return api.SessionImport{}, err
+	}
+	in := &importer{outline: outline}
+	err = s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error {
+		in.db = q
+		if err := q.RegisterImportedRoles(ctx, outline.Agents); err != nil {
+			return err
+		}
+		stored, err := q.ImportSession(ctx, db.ImportSessionParams{
+			ID: outline.ID, ProjectID: project, RoleName: outline.Agent, Title: outline.Title,
+			Source: source, SourceID: outline.SourceID, SourceParentID: outline.ParentSourceID, SourceUpdatedAt: outline.Updated,
+			ArchivedAt: outline.Archived, Data: outline.Data.JSON, Raw: nullable(raw(outline.Data)), Metadata: outline.Metadata.JSON, CreatedAt: outline.Created,
+		})
+		if errors.Is(err, pgx.ErrNoRows) {
+			return in.older(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		in.result.Id = stored.ID
+		for message, err := range opencode.Messages(text, outline) {
+			if err != nil {
+				return err
+			}
+			if err := in.add(ctx, message); err != nil {
+				return err
+			}
+		}
+		if err := in.finish(ctx); err != nil {
+			return err
+		}
+		in.conclude(stored.Created, stored.Changed)
+		return nil
+	})
+	if err != nil {
+		return api.SessionImport{}, s.pointAt(ctx, err, in)
+	}
+	return in.result, nil
+}
+
+// importer gathers messages into batches and counts what becomes of them.
+type importer struct {
+	db       *db.Queries
+	outline  *opencode.Session
+	result   api.SessionImport
+	seen     []string // the source ids of all messages so far
+	messages db.ImportMessagesParams
+	parts    db.ImportPartsParams
+	bytes    int
+}
+
+// older answers for an export that is older than the one that is stored.
+func (in *importer) older(ctx context.Context) error {
+	stored, err := in.db.GetSessionBySource(ctx, db.GetSessionBySourceParams{Source: source, SourceID: in.outline.SourceID})
+	in.result.Id = stored.ID
+	in.result.Result = api.SessionImportResultOlder
+	in.result.Messages.Unchanged = int64(in.outline.Messages)
+	in.result.Parts.Unchanged = int64(in.outline.Parts)
+	return err
+}
+
+func (in *importer) add(ctx context.Context, m opencode.Message) error {
+	in.seen = append(in.seen, m.SourceID)
+	b := &in.messages
+	b.Ids = append(b.Ids, m.ID)
+	b.SourceIds = append(b.SourceIds, m.SourceID)
+	b.SourcePositions = append(b.SourcePositions, m.Position)
+	b.Roles = append(b.Roles, m.Role)
+	b.Data = append(b.Data, m.Data.JSON)
+	b.Raw = append(b.Raw, raw(m.Data))
+	b.Metadata = append(b.Metadata, m.Metadata.JSON)
+	b.CreatedAt = append(b.CreatedAt, m.Created)
+	in.bytes += len(m.Data.JSON)
+	for _, p := range m.Parts {
+		b := &in.parts
+		b.Ids = append(b.Ids, p.ID)
+		b.MessageSourceIds = append(b.MessageSourceIds, m.SourceID)
+		b.SourceIds = append(b.SourceIds, p.SourceID)
+		b.SourcePositions = append(b.SourcePositions, p.Position)
+		b.Types = append(b.Types, p.Type)
+		b.Data = append(b.Data, p.Data.JSON)
+		b.Raw = append(b.Raw, raw(p.Data))
+		b.Metadata = append(b.Metadata, p.Metadata.JSON)
+		in.bytes += len(p.Data.JSON)
+	}
+	if len(b.Ids) >= batchMessages || len(in.parts.Ids) >= batchParts || in.bytes >= batchBytes {
+		return in.flush(ctx)
+	}
+	return nil
+}
+
+func (in *importer) flush(ctx context.Context) error {
+	if len(in.messages.Ids) == 0 {
+		return nil
+	}
+	in.messages.SessionID, in.messages.Source, in.parts.Source = in.result.Id, source, source
+	changed, err := in.db.ImportMessages(ctx, in.messages)
+	if err != nil {
+		return err
+	}
+	count(&in.result.Messages, len(in.messages.Ids), changed)
+	if changed, err = in.db.ImportParts(ctx, in.parts); err != nil {
+		return err
+	}
+	count(&in.result.Parts, len(in.parts.Ids), changed)
+	deleted, err := in.db.DeletePartsMissingFromImport(ctx, db.DeletePartsMissingFromImportParams{
+		Source: source, MessageSourceIds: in.messages.SourceIds, PartSourceIds: in.parts.SourceIds,
+	})
+	if err != nil {
+		return err
+	}
+	in.result.Parts.Deleted += deleted
+	in.messages, in.parts, in.bytes = db.ImportMessagesParams{}, db.ImportPartsParams{}, 0
+	return nil
+}
+
+// count adds a batch of size rows, of which those in created are new (true) or changed (false).
+func count(counts *api.ImportCounts, size int, created []bool) {
+	for _, isNew := range created {
+		if isNew {
+			counts.Created++
+		} else {
+			counts.Updated++
+		}
+	}
+	counts.Unchanged += int64(size - len(created))
+}
+
+func (in *importer) finish(ctx context.Context) error {
+	if err := in.flush(ctx); err != nil {
+		return err
+	}
+	deleted, err := in.db.DeleteMessagesMissingFromImport(ctx, db.DeleteMessagesMissingFromImportParams{SessionID: in.result.Id, Source: source, SourceIds: in.seen})
+	in.result.Messages.Deleted += deleted.Messages
+	in.result.Parts.Deleted += deleted.Parts
+	return err
+}
+
+func (in *importer) conclude(created, changed bool) {
+	m, p := in.result.Messages, in.result.Parts
+	switch {
+	case created:
+		in.result.Result = api.SessionImportResultCreated
+	case changed || m.Created+m.Updated+m.Deleted+p.Created+p.Updated+p.Deleted > 0:
+		in.result.Result = api.SessionImportResultUpdated
+	default:
+		in.result.Result = api.SessionImportResultUnchanged
+	}
+}
+
+// pointAt finds what in the file a refusal of the database is about: the rows in the batch that another session, or another
+// message, has already.
+func (s *Server) pointAt(ctx context.Context, refusal error, in *importer) error {
+	var pgErr *pgconn.PgError
+	if !errors.As(refusal, &pgErr) {
+		return refusal
+	}
+	r, _ := ruleNamed(pgErr.ConstraintName)
+	p := &problem{Status: r.status, Code: pgErr.ConstraintName, Detail: r.detail}
+	switch pgErr.ConstraintName {
+	case db.SessionsProjectIDFkey, db.SessionsProjectImmutable:
+		p.Errors = []api.FieldError{{Pointer: "query:projectId", Message: r.detail}}
+		return p
+	case db.SessionsParentAcyclic:
+		p.Errors = []api.FieldError{{Pointer: "/info/parentID", Message: r.detail}}
+		return p
+	case db.MessagesSessionImmutable, db.PartsSessionImmutable:
+	default:
+		return refusal
+	}
+	rows, err := s.db.ListImportedIDs(ctx, db.ListImportedIDsParams{Source: source, MessageSourceIds: in.messages.SourceIds, PartSourceIds: in.parts.SourceIds})
+	if err != nil {
+		return err
+	}
+	messages, parts := map[string]db.ListImportedIDsRow{}, map[string]db.ListImportedIDsRow{}
+	for _, row := range rows {
+		if row.MessageSourceID == nil {
+			messages[row.SourceID] = row
+		} else {
+			parts[row.SourceID] = row
+		}
+	}
+	for i, id := range in.messages.SourceIds {
+		if row, taken := messages[id]; taken && deref(row.SessionSourceID) != in.outline.SourceID {
+			p.Errors = append(p.Errors, api.FieldError{Pointer: fmt.Sprintf("/messages/%d/info/id", in.messages.SourcePositions[i]), Message: "belongs to session " + deref(row.SessionSourceID)})
+		}
+	}
+	for i, id := range in.parts.SourceIds {
+		if row, taken := parts[id]; taken && (deref(row.SessionSourceID) != in.outline.SourceID || *row.MessageSourceID != in.parts.MessageSourceIds[i]) {
+			place := 0
+			for j, m := range in.messages.SourceIds {
+				if m == in.parts.MessageSourceIds[i] {
+					place = int(in.messages.SourcePositions[j])
+				}
+			}
+			p.Errors = append(p.Errors, api.FieldError{Pointer: fmt.Sprintf("/messages/%d/parts/%d/id", place, in.parts.SourcePositions[i]), Message: "belongs to message " + *row.MessageSourceID})
+		}
+	}
+	return p
+}
+
+// ExportSession implements the contract's operation: the file is written as it is read, from one snapshot.
+func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestObject) (api.ExportSessionResponseObject, error) {
+	return export{s, ctx, r.SessionId}, nil
+}
+
+type export struct {
+	server *Server
+	ctx    context.Context //nolint:containedctx // the generated wrapper calls Visit without one
+	id     uuid.UUID
+}
+
+// VisitExportSessionResponse writes the answer. An error before its first byte is sent becomes a problem, a later one cuts
+// the connection.
+func (e export) VisitExportSessionResponse(w http.ResponseWriter) error {
+	return e.server.store.Tx(e.ctx, store.Snapshot, func(q *db.Queries) error {
+		row, err := q.GetSession(e.ctx, e.id)
+		if err != nil {
+			return missing("session", err)
+		}
+		record := opencode.SessionRecord{
+			ID: row.ID, SourceID: row.SourceID, ParentSourceID: row.SourceParentID, ParentID: row.ParentID, ProjectID: row.ProjectID,
+			Slug: row.Slug, Title: row.Title, RoleName: row.RoleName, ArchivedAt: row.ArchivedAt, CreatedAt: row.CreatedAt, UpdatedAt: row.UpdatedAt,
+			Data: stored(row.Data, row.Raw), Metadata: row.Metadata,
+		}
+		if row.ParentID != nil && row.SourceID == nil {
+			parent, err := q.GetSession(e.ctx, *row.ParentID)
+			if err != nil {
+				return err
+			}
+			record.ParentSourceID = parent.SourceID
+		}
+		ids, err := q.ListMessageIDsForExport(e.ctx, e.id)
+		if err != nil {
+			return err
+		}
+		name := deref(row.SourceID)
+		if name == "" {
+			name = row.Slug
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", name+".json"))
+		buffer := bufio.NewWriterSize(w, 64<<10)
+		out := opencode.NewWriter(buffer)
+		if err := out.Session(record); err != nil {
+			return err
+		}
+		for len(ids) > 0 {
+			batch := ids[:min(len(ids), batchMessages)]
+			ids = ids[len(batch):]
+			if err := e.writeMessages(q, out, batch); err != nil {
+				return err
+			}
+		}
+		if err := out.Close(); err != nil {
+			return err
+		}
+		return buffer.Flush()
+	})
+}
+
+// writeMessages writes the messages in the order of ids.
+func (e export) writeMessages(q *db.Queries, out *opencode.Writer, ids []uuid.UUID) error {
+	rows, err := q.ListMessagesForExport(e.ctx, db.ListMessagesForExportParams{SessionID: e.id, Ids: ids})
+	if err != nil {
+		return err
+	}
+	records := make(map[uuid.UUID]*opencode.MessageRecord, len(ids))
+	for _, row := range rows {
+		if row.PartID == uuid.Nil {
+			records[row.MessageID] = &opencode.MessageRecord{
+				ID: row.MessageID, SourceID: row.SourceID, Role: row.Kind, CreatedAt: row.CreatedAt, Data: []byte(row.Data), Metadata: row.Metadata,
+			}
+			continue
+		}
+		record := records[row.MessageID]
+		record.Parts = append(record.Parts, opencode.PartRecord{ID: row.PartID, SourceID: row.SourceID, Type: row.Kind, Data: []byte(row.Data)})
+	}
+	for _, id := range ids {
+		if err := out.Message(*records[id]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A spool holds a body until it is read again: in memory at first, in a file without a name beyond a megabyte.
+type spool struct {
+	dir    string
+	memory bytes.Buffer
+	file   *os.File
+}
+
+const spoolMemory = 1 << 20
+
+func (s *spool) Write(p []byte) (int, error) {
+	if s.file == nil && s.memory.Len()+len(p) <= spoolMemory {
+		return s.memory.Write(p)
+	}
+	if s.file == nil {
+		file, err := os.CreateTemp(s.dir, "hub-import-")
+		if err != nil {
+			return 0, errSpool(err)
+		}
+		s.file = file
+		if err := os.Remove(file.Name()); err != nil {
+			return 0, errSpool(err)
+		}
+		if _, err := file.Write(s.memory.Bytes()); err != nil {
+			return 0, errSpool(err)
+		}
+	}
+	n, err := s.file.Write(p)
+	return n, errSpool(err)
+}
+
+// Reader reads from the start.
+func (s *spool) Reader() (io.Reader, error) {
+	if s.file == nil {
+		return bytes.NewReader(s.memory.Bytes()), nil
+	}
+	_, err := s.file.Seek(0, io.SeekStart)
+	return bufio.NewReaderSize(s.file, 64<<10), err
+}
+
+// Close gives memory and file back.
+func (s *spool) Close() {
+	if s.file != nil {
+		s.file.Close()
+	}
+}
+
+func errSpool(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", &problem{Status: http.StatusServiceUnavailable, Code: "storage_unavailable", Detail: "The server cannot put the file aside."}, err)
+}
