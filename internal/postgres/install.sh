@@ -51,7 +51,7 @@ usable_system() {
 		if usable "$bin"; then return 0; fi
 	done
 	if program=$(command -v postgres) && usable "$(dirname "$(readlink -f "$program")")"; then return 0; fi
-	if command -v pg_config >/dev/null && usable "$(pg_config --bindir)"; then return 0; fi
+	if command -v pg_config >/dev/null && usable "$(pg_config --bindir 2>/dev/null)"; then return 0; fi
 	return 1
 }
 

@@ -1,0 +1,136 @@
+package api_test
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/alkdev/hub/internal/api"
+)
+
+// wire counts what goes to PostgreSQL: round trips (a write after a read) and statements (Execute and Query messages).
+type wire struct {
+	mu                sync.Mutex
+	trips, statements int
+}
+
+func (w *wire) reset() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.trips, w.statements = 0, 0
+}
+
+func (w *wire) counts() (trips, statements int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.trips, w.statements
+}
+
+func (w *wire) configure(_ *api.Config, c *pgxpool.Config) {
+	dial := c.ConnConfig.DialFunc
+	c.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		conn, err := dial(ctx, network, addr)
+		return &countedConn{Conn: conn, wire: w, reading: true}, err
+	}
+	c.MaxConns, c.MinConns = 1, 1 // each statement is prepared once
+}
+
+type countedConn struct {
+	net.Conn
+	wire    *wire
+	reading bool
+	started bool
+	rest    []byte
+}
+
+func (c *countedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.wire.mu.Lock()
+		c.reading = true
+		c.wire.mu.Unlock()
+	}
+	return n, err
+}
+
+func (c *countedConn) Write(p []byte) (int, error) {
+	c.wire.mu.Lock()
+	if c.reading {
+		c.wire.trips++
+		c.reading = false
+	}
+	c.rest = append(c.rest, p...)
+	if !c.started && len(c.rest) >= 4 { // the startup message has no type byte
+		n := int(binary.BigEndian.Uint32(c.rest))
+		if len(c.rest) >= n {
+			c.rest, c.started = c.rest[n:], true
+		}
+	}
+	for c.started && len(c.rest) >= 5 {
+		n := 1 + int(binary.BigEndian.Uint32(c.rest[1:]))
+		if len(c.rest) < n {
+			break
+		}
+		if c.rest[0] == 'E' || c.rest[0] == 'Q' {
+			c.wire.statements++
+		}
+		c.rest = c.rest[n:]
+	}
+	c.wire.mu.Unlock()
+	return c.Conn.Write(p)
+}
+
+// A request that needs one query costs one round trip: authentication, tenant and scope check travel with it.
+func TestRoundTripsPerOperation(t *testing.T) {
+	t.Parallel()
+	w := &wire{}
+	h := newHub(t, w.configure)
+	project := h.newProject(t, "trips")
+	session := h.do(t, "POST", "/v1/sessions", `{"projectId":"`+project+`"}`).wants(t, 201).id(t)
+	messages := "/v1/sessions/" + session + "/messages"
+	body := `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"a"}},{"type":"text"}]},{"role":"assistant","parts":[{"type":"text"}]}]}`
+	var appended struct{ Items []struct{ ID string } }
+	h.do(t, "POST", messages, body).wants(t, 201).into(t, &appended)
+
+	for _, op := range []struct {
+		name, method, path, body string
+		status                   int
+		trips, statements        int
+	}{
+		{"getHealth", "GET", "/healthz", "", 200, 0, 0},
+		{"getVersion", "GET", "/v1/version", "", 200, 0, 0},
+		{"listProjects", "GET", "/v1/projects", "", 200, 1, 2},
+		{"getProject", "GET", "/v1/projects/" + project, "", 200, 1, 2},
+		{"updateProject", "PATCH", "/v1/projects/" + project, `{"name":"x"}`, 200, 1, 2},
+		{"createSession", "POST", "/v1/sessions", `{"projectId":"` + project + `"}`, 201, 1, 2},
+		{"listSessions", "GET", "/v1/sessions?projectId=" + project, "", 200, 1, 2},
+		{"getSession", "GET", "/v1/sessions/" + session, "", 200, 1, 2},
+		{"updateSession", "PATCH", "/v1/sessions/" + session, `{"title":"x"}`, 200, 1, 2},
+		{"appendMessage", "POST", messages, body, 201, 1, 2},
+		{"listMessages", "GET", messages, "", 200, 1, 2},
+		{"getMessage", "GET", messages + "/" + appended.Items[0].ID, "", 200, 1, 2},
+		{"deleteSession", "DELETE", "/v1/sessions/" + session, "", 204, 1, 2},
+		// What is refused costs no more: nobody reads before writing to see whether a write would be refused.
+		{"unauthenticated", "GET", "/v1/sessions?limit=0", "", 400, 1, 1},
+		{"not found", "GET", "/v1/sessions/" + project, "", 404, 1, 2},
+	} {
+		var body any
+		if op.body != "" {
+			body = op.body
+		}
+		if op.method != "DELETE" {
+			h.do(t, op.method, op.path, body) // the first time a connection also prepares the statement
+		} else {
+			h.do(t, op.method, "/v1/sessions/"+project, nil).wants(t, 404)
+		}
+		w.reset()
+		h.do(t, op.method, op.path, body).wants(t, op.status)
+		if trips, statements := w.counts(); trips != op.trips || statements != op.statements {
+			t.Errorf("%s: %d round trips with %d statements, want %d with %d", op.name, trips, statements, op.trips, op.statements)
+		}
+	}
+}
