@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/alkdev/hub/gen/db"
 	"github.com/alkdev/hub/internal/apikey"
 )
 
@@ -12,7 +13,7 @@ func bearer(header http.Header) ([]byte, error) {
 	scheme, key, _ := strings.Cut(header.Get("Authorization"), " ")
 	hash, err := apikey.Hash(key)
 	if err != nil || !strings.EqualFold(scheme, "Bearer") {
-		return nil, errUnauthenticated
+		return nil, refuse(db.Unauthenticated)
 	}
 	return hash, nil
 }

@@ -166,7 +166,7 @@ func (op *operation) check(r *http.Request, c echo.Context) error {
 	var faults []api.FieldError
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		return badRequest("invalid_request", "The query string cannot be read.", api.FieldError{Pointer: "query:", Message: "is not a query string"})
+		return refuse("invalid_request", api.FieldError{Pointer: "query:", Message: "is not a query string"})
 	}
 	for name, values := range query {
 		switch {
@@ -212,7 +212,7 @@ func (op *operation) check(r *http.Request, c echo.Context) error {
 		return nil
 	}
 	slices.SortFunc(faults, func(a, b api.FieldError) int { return strings.Compare(a.Pointer, b.Pointer) })
-	return badRequest("invalid_request", "The request is not what the contract asks for.", faults...)
+	return refuse("invalid_request", faults...)
 }
 
 // checkMediaType wants the body's type. A merge patch may call itself plain JSON, as most clients do.
@@ -222,8 +222,7 @@ func (op *operation) checkMediaType(r *http.Request) error {
 		r.Header.Set(echo.HeaderContentType, op.mediaOf)
 		return nil
 	}
-	return &problem{Status: http.StatusUnsupportedMediaType, Code: "unsupported_media_type", Detail: "The body's media type is not " + op.mediaOf + ".",
-		Errors: []api.FieldError{{Pointer: "header:Content-Type", Message: "must be " + op.mediaOf}}}
+	return refuse("unsupported_media_type", api.FieldError{Pointer: "header:Content-Type", Message: "must be " + op.mediaOf})
 }
 
 // fieldErrors makes pointers of kin-openapi's tree of errors.

@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"net/http"
 	"strconv"
 	"strings"
 
@@ -29,7 +28,7 @@ func after[K any](cursor *api.Cursor, filters any) (key K, found bool, err error
 	if cursor == nil {
 		return key, false, nil
 	}
-	fault := badRequest("invalid_cursor", "The cursor is not one of this list with these filters.",
+	fault := refuse("invalid_cursor",
 		api.FieldError{Pointer: "query:cursor", Message: "must be the nextCursor of the page before, with the same filters"})
 	text, err := base64.RawURLEncoding.DecodeString(*cursor)
 	if err != nil || len(text) < 8 || !bytes.Equal(text[:8], fingerprint(filters)) || json.Unmarshal(text[8:], &key) != nil {
@@ -72,11 +71,11 @@ func ifMatch(header *api.IfMatch) (*int32, error) {
 	}
 	text, err := strconv.Unquote(strings.TrimSpace(*header))
 	if err != nil {
-		return nil, badRequest("invalid_request", "If-Match is not an ETag.", api.FieldError{Pointer: "header:If-Match", Message: `must be an ETag such as "3"`})
+		return nil, refuse("invalid_request", api.FieldError{Pointer: "header:If-Match", Message: `must be an ETag such as "3"`})
 	}
 	revision, err := strconv.ParseInt(text, 10, 32)
 	if err != nil {
-		return nil, errPreconditionFailed // an ETag, but never one of ours
+		return nil, refuse("precondition_failed") // an ETag, but never one of ours
 	}
 	wanted := int32(revision)
 	return &wanted, nil
@@ -88,7 +87,7 @@ func untouched(expected *int32, get func() error) error {
 		return err
 	}
 	if expected == nil {
-		return &problem{Status: http.StatusConflict, Code: "try_again", Detail: "Somebody else changed it at the same moment."}
+		return refuse("try_again")
 	}
-	return errPreconditionFailed
+	return refuse("precondition_failed")
 }

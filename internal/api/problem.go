@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -29,23 +30,20 @@ type problem struct {
 
 func (p *problem) Error() string { return p.Code + ": " + p.Detail }
 
-func badRequest(code, detail string, faults ...api.FieldError) *problem {
-	return &problem{Status: http.StatusBadRequest, Code: code, Detail: detail, Errors: faults}
+// refuse is the problem with this code, of codes or the database's rules.
+func refuse(code string, faults ...api.FieldError) *problem {
+	r, ok := codes[code]
+	if !ok {
+		r, _ = ruleNamed(code)
+	}
+	return &problem{Status: r.status, Code: code, Detail: r.detail, Errors: faults}
 }
 
-func notFound(noun string) *problem {
-	return &problem{Status: http.StatusNotFound, Code: noun + "_not_found", Detail: "There is no such " + noun + ", or it is not yours."}
-}
+func notFound(noun string) *problem { return refuse(noun + "_not_found") }
 
 func tooLarge(limit int64) *problem {
-	return &problem{Status: http.StatusRequestEntityTooLarge, Code: "body_too_large", Detail: fmt.Sprintf("The body is larger than %d bytes.", limit),
-		Errors: []api.FieldError{{Pointer: "", Message: fmt.Sprintf("must be at most %d bytes long", limit)}}}
+	return refuse("body_too_large", api.FieldError{Pointer: "", Message: fmt.Sprintf("must be at most %d bytes long", limit)})
 }
-
-var (
-	errUnauthenticated    = &problem{Status: http.StatusUnauthorized, Code: "unauthenticated", Detail: "The request carries no valid key."}
-	errPreconditionFailed = &problem{Status: http.StatusPreconditionFailed, Code: "precondition_failed", Detail: "The resource has changed: its ETag is no longer the one in If-Match."}
-)
 
 // rule says how a refusal of the database is told (X02).
 type rule struct {
@@ -60,11 +58,35 @@ const (
 	conflict = http.StatusConflict
 )
 
+// codes are the server's own problems: what is refused before or beside the database's rules.
+var codes = map[string]rule{
+	"unsupported_media_type": {status: http.StatusUnsupportedMediaType, detail: "The body has not the media type that the operation takes."},
+	"invalid_request":        {status: http.StatusBadRequest, detail: "The request is not what the contract asks for."},
+	"invalid_json":           {status: http.StatusBadRequest, detail: "The JSON is not valid, or not what is expected here."},
+	"invalid_cursor":         {status: http.StatusBadRequest, detail: "The cursor is not one of this list with these filters."},
+	"invalid_value":          {status: http.StatusBadRequest, detail: "A value cannot be stored."},
+	"not_permitted":          {status: http.StatusForbidden, detail: "The database does not permit this."},
+	"route_not_found":        {status: http.StatusNotFound, detail: "There is nothing at this path. See /docs."},
+	"method_not_allowed":     {status: http.StatusMethodNotAllowed, detail: "The path is right, the method is not. See the Allow header."},
+	"precondition_failed":    {status: http.StatusPreconditionFailed, detail: "The resource has changed: its ETag is no longer the one in If-Match."},
+	"body_too_large":         {status: http.StatusRequestEntityTooLarge, detail: "The body is larger than the server takes."},
+	"value_too_large":        {status: http.StatusRequestEntityTooLarge, detail: "A value is larger or deeper than the database can hold."},
+	"internal":               {status: http.StatusInternalServerError, detail: "Something is wrong on the server. The request id names what was logged."},
+	"try_again":              {status: http.StatusServiceUnavailable, detail: "Others were changing the same rows. Try again."},
+	"timeout":                {status: http.StatusServiceUnavailable, detail: "The request took too long."},
+	"database_unavailable":   {status: http.StatusServiceUnavailable, detail: "The database does not answer."},
+	"storage_unavailable":    {status: http.StatusServiceUnavailable, detail: "The server cannot put the file aside."},
+
+	"project_not_found": {status: http.StatusNotFound, detail: "There is no such project, or it is not yours."},
+	"session_not_found": {status: http.StatusNotFound, detail: "There is no such session, or it is not yours."},
+	"message_not_found": {status: http.StatusNotFound, detail: "There is no such message in the session, or it is not yours."},
+}
+
 // rules is the one table from a rule's name to what the client is told. A rule of the database that is missing here fails
 // TestX02_EveryRuleHasAnAnswer. A foreign key has two entries: its name for a write that refers to nothing, and _in_use for
 // deleting what is referred to. NOT NULL has none: see required.
 var rules = map[string]rule{
-	db.Unauthenticated:   {status: http.StatusUnauthorized, detail: errUnauthenticated.Detail},
+	db.Unauthenticated:   {status: http.StatusUnauthorized, detail: "The request carries no valid key."},
 	db.InsufficientScope: {status: http.StatusForbidden, detail: "The key lacks a scope that the operation needs."},
 
 	db.AccountsAccessLevelCheck:       {status: invalid, detail: "An account's access level is admin or member.", pointer: "/accessLevel"},
@@ -244,19 +266,19 @@ func asProblem(r *http.Request, err error) *problem {
 	case errors.As(err, &tooMuch):
 		return tooLarge(tooMuch.Limit)
 	case errors.As(err, &syntax):
-		return badRequest("invalid_json", "The JSON cannot be stored: "+syntax.Message+".", api.FieldError{Pointer: syntax.Pointer, Message: syntax.Message})
+		return refuse("invalid_json", api.FieldError{Pointer: syntax.Pointer, Message: syntax.Message})
 	case errors.As(err, &pgErr):
 		return asRule(r, pgErr, timedOut)
 	case errors.Is(err, pgx.ErrNoRows):
-		return notFound("resource")
+		return refuse("route_not_found") // each operation says what it did not find; this one forgot
 	case timedOut:
-		return &problem{Status: http.StatusServiceUnavailable, Code: "timeout", Detail: "The request took too long."}
+		return refuse("timeout")
 	case errors.As(err, &httpErr):
 		return asHTTP(httpErr)
 	case errors.As(err, new(*pgconn.ConnectError)), errors.As(err, &netErr), pgconn.SafeToRetry(err):
-		return &problem{Status: http.StatusServiceUnavailable, Code: "database_unavailable", Detail: "The database does not answer."}
+		return refuse("database_unavailable")
 	default:
-		return &problem{Status: http.StatusInternalServerError, Code: "internal", Detail: "Something is wrong on the server. The request id names what was logged."}
+		return refuse("internal")
 	}
 }
 
@@ -284,29 +306,52 @@ func asRule(r *http.Request, err *pgconn.PgError, timedOut bool) *problem {
 	}
 	switch {
 	case err.Code == "40001" || err.Code == "40P01" || err.Code == "55P03":
-		return &problem{Status: http.StatusServiceUnavailable, Code: "try_again", Detail: "Others were changing the same rows. Try again."}
+		return refuse("try_again")
 	case err.Code == "42501":
-		return &problem{Status: http.StatusForbidden, Code: "not_permitted", Detail: "The database does not permit this."}
+		return refuse("not_permitted")
 	case strings.HasPrefix(err.Code, "22"):
-		return badRequest("invalid_value", "A value cannot be stored.")
+		return refuse("invalid_value")
 	case strings.HasPrefix(err.Code, "54"):
-		return &problem{Status: http.StatusRequestEntityTooLarge, Code: "value_too_large", Detail: "A value is larger or deeper than the database can hold."}
+		return refuse("value_too_large")
 	case timedOut || err.Code == "57014":
-		return &problem{Status: http.StatusServiceUnavailable, Code: "timeout", Detail: "The request took too long."}
+		return refuse("timeout")
 	case strings.HasPrefix(err.Code, "53") || strings.HasPrefix(err.Code, "57P") || strings.HasPrefix(err.Code, "08"):
-		return &problem{Status: http.StatusServiceUnavailable, Code: "database_unavailable", Detail: "The database does not answer."}
+		return refuse("database_unavailable")
 	default:
-		return &problem{Status: http.StatusInternalServerError, Code: "internal", Detail: "Something is wrong on the server. The request id names what was logged."}
+		return refuse("internal")
 	}
 }
 
 func asHTTP(err *echo.HTTPError) *problem {
 	switch err.Code {
 	case http.StatusNotFound:
-		return &problem{Status: err.Code, Code: "route_not_found", Detail: "There is nothing at this path. See /docs."}
+		return refuse("route_not_found")
 	case http.StatusMethodNotAllowed:
-		return &problem{Status: err.Code, Code: "method_not_allowed", Detail: "The path is right, the method is not. See the Allow header."}
+		return refuse("method_not_allowed")
 	default:
-		return &problem{Status: err.Code, Code: "invalid_request", Detail: http.StatusText(err.Code) + "."}
+		p := refuse("invalid_request")
+		p.Status = err.Code
+		return p
 	}
+}
+
+// Code is one of the codes that a problem can have, for the reference.
+type Code struct {
+	Name   string
+	Status int
+	Detail string
+}
+
+// Codes lists all codes by name.
+func Codes() []Code {
+	var all []Code
+	for name, r := range codes {
+		all = append(all, Code{name, r.status, r.detail})
+	}
+	for _, name := range db.Rules {
+		r, _ := ruleNamed(name)
+		all = append(all, Code{name, r.status, r.detail})
+	}
+	slices.SortFunc(all, func(a, b Code) int { return strings.Compare(a.Name, b.Name) })
+	return all
 }

@@ -215,7 +215,7 @@ func (s *Server) pointAt(ctx context.Context, refusal error, in *importer) error
 		return refusal
 	}
 	r, _ := ruleNamed(pgErr.ConstraintName)
-	p := &problem{Status: r.status, Code: pgErr.ConstraintName, Detail: r.detail}
+	p := refuse(pgErr.ConstraintName)
 	switch pgErr.ConstraintName {
 	case db.SessionsProjectIDFkey, db.SessionsProjectImmutable:
 		p.Errors = []api.FieldError{{Pointer: "query:projectId", Message: r.detail}}
@@ -393,5 +393,5 @@ func errSpool(err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%w: %w", &problem{Status: http.StatusServiceUnavailable, Code: "storage_unavailable", Detail: "The server cannot put the file aside."}, err)
+	return fmt.Errorf("%w: %w", refuse("storage_unavailable"), err)
 }

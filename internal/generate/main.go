@@ -21,7 +21,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) != 1 {
-		return fmt.Errorf("usage: generate contract|schema")
+		return fmt.Errorf("usage: generate contract|schema|reference")
 	}
 	switch args[0] {
 	case "contract":
@@ -32,6 +32,10 @@ func run(ctx context.Context, args []string) error {
 				return err
 			}
 			return writeSchema(ctx, server, bin, "sql/schema.sql")
+		})
+	case "reference": // apart from schema, because it needs the generated code of both steps
+		return withMigratedDatabase(ctx, func(ctx context.Context, conn *pgx.Conn, _ *postgres.Server, _ string) error {
+			return writeReference(ctx, conn, "docs/reference")
 		})
 	default:
 		return fmt.Errorf("%s: not known", args[0])

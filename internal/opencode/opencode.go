@@ -41,6 +41,8 @@ type Error = pgjson.Error
 const (
 	// MaxIDLength bounds ids, part types and agent names, in bytes of UTF-8.
 	MaxIDLength = 200
+	// MaxTitleLength is where Session.Title ends, in characters.
+	MaxTitleLength = 10_000
 	// maxMillis is the end of the year 9999, the last that RFC 3339 can write. It fits the 48 bits of a UUIDv7.
 	maxMillis = 253402300799999
 	// maxExtra bounds the unknown members that one session or message keeps, in bytes.
@@ -52,7 +54,8 @@ type Session struct {
 	ID             uuid.UUID
 	SourceID       string
 	ParentSourceID *string // may name a session that is nowhere
-	// Title is the title for a text column: NUL and lone surrogates, which Data has as they were, are U+FFFD.
+	// Title is the title for a text column: NUL and lone surrogates are U+FFFD, and it ends after MaxTitleLength characters. Data
+	// has it as it was.
 	Title string
 	Agent *string
 	// Agents are the distinct names of agents in info and in the messages' info, sorted.
@@ -143,6 +146,19 @@ func isText(literal []byte) bool {
 		return false
 	}
 	return len(pgjson.Clean(literal)) <= MaxIDLength
+}
+
+// columnTitle returns what Session.Title has of a title, given as a JSON literal.
+func columnTitle(literal []byte) string {
+	title := pgjson.Clean(literal)
+	characters := 0
+	for i := range title {
+		if characters == MaxTitleLength {
+			return title[:i]
+		}
+		characters++
+	}
+	return title
 }
 
 func isRole(role string) bool { return role == "user" || role == "assistant" || role == "system" }

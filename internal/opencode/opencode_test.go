@@ -98,6 +98,19 @@ func TestScanOutline(t *testing.T) {
 	wantText(t, "session metadata", s.Metadata, false, `{"_opencode":{"version":""}}`)
 }
 
+// A title is cut for its column, and comes back whole.
+func TestLongTitle(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("é", opencode.MaxTitleLength)
+	for _, title := range []string{long, long + "é", long + `\ud83d`} {
+		raw := strings.Replace(minimal("", ""), `"title":""`, `"title":"`+title+`"`, 1)
+		if s := scan(t, raw); s.Title != long {
+			t.Errorf("a title of %d bytes becomes one of %d", len(title), len(s.Title))
+		}
+		checkExport(t, []byte(raw))
+	}
+}
+
 func TestMessages(t *testing.T) {
 	t.Parallel()
 	messages := collect(t, twist)

@@ -71,14 +71,15 @@ type idHash [16]byte
 
 // message is what was read of a message. Its spans hold until the next one is read.
 type message struct {
-	id       sharedID
-	position int
-	role     string
-	created  int64
-	data     []pgjson.Span // members
-	extra    []pgjson.Span // members beside info and parts
-	parts    []part
-	partData []pgjson.Span // members of all parts
+	id        sharedID
+	position  int
+	role      string
+	created   int64
+	data      []pgjson.Span // members
+	extra     []pgjson.Span // members beside info and parts
+	extraSize int64         // in bytes
+	parts     []part
+	partData  []pgjson.Span // members of all parts
 }
 
 type part struct {
@@ -152,7 +153,11 @@ func (f *file) readExtra(name pgjson.Name) error {
 		f.extra = append(f.extra, ',')
 	}
 	f.extra = append(f.extra, f.s.Bytes(name.Through(value))...)
-	if len(f.extra) > maxExtra {
+	return f.checkExtra(name, int64(len(f.extra)))
+}
+
+func (f *file) checkExtra(name pgjson.Name, size int64) error {
+	if size > maxExtra {
 		return f.s.Fault(name.Start, fmt.Sprintf("is beyond the %d bytes of unknown members that can be kept", maxExtra))
 	}
 	return nil
@@ -193,7 +198,7 @@ func (f *file) readInfo() error {
 		case "title":
 			title = true
 			if v, err = f.readString(); err == nil {
-				s.Title = pgjson.Clean(f.s.Bytes(v))
+				s.Title = columnTitle(f.s.Bytes(v))
 			}
 		case "agent":
 			s.Agent, v, err = f.readAgent()
@@ -243,8 +248,11 @@ func (f *file) readMessage(index int) error {
 		default:
 			var v pgjson.Span
 			f.s.Root()
-			v, err = f.s.Value()
-			m.extra = append(m.extra, name.Through(v))
+			if v, err = f.s.Value(); err == nil {
+				m.extra = append(m.extra, name.Through(v))
+				m.extraSize += v.End - name.Start
+				err = f.checkExtra(name, m.extraSize)
+			}
 		}
 		return err
 	})

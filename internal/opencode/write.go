@@ -84,7 +84,7 @@ func (w *Writer) Session(r SessionRecord) error {
 	w.roleName = r.RoleName
 
 	data.drop("id")
-	if title := data.get("title"); title.kind != '"' || pgjson.Clean(title.value) != r.Title {
+	if title := data.get("title"); title.kind != '"' || columnTitle(title.value) != r.Title {
 		data.set("title", quote(r.Title))
 	}
 	switch {

@@ -10,8 +10,8 @@
 //	lone surrogate XXXX  U+0010 "uXXXX", in lower case
 //	U+0010               U+0010 U+0010
 //
-// Numbers are cured by a second column: a text that jsonb would respell goes, escaped alike, to a column of type json too,
-// which keeps text as it is. [Unescape] is for what either column prints.
+// Numbers are cured by a second column: a text that jsonb would respell goes, escaped alike, to a column of type json or text
+// too, which keeps it as it is. [Unescape] is for what either column prints.
 package pgjson
 
 import (
@@ -25,7 +25,7 @@ import (
 // Text is a JSON text that jsonb can hold.
 type Text struct {
 	JSON []byte
-	// Respelled says that jsonb changes the spelling of a number in it, so that JSON has to be stored as json too.
+	// Respelled says that jsonb changes the spelling of a number in it, so that JSON has to be stored as json or text too.
 	Respelled bool
 }
 
@@ -54,7 +54,7 @@ func Escape(raw []byte) (Text, error) {
 	return text, nil
 }
 
-// Unescape turns back what [Escape] did, on JSON that a jsonb or json column printed (PostgreSQL prints U+0010 as \u0010, and
+// Unescape turns back what [Escape] did, on JSON that a column printed (PostgreSQL prints U+0010 as \u0010, and
 // takes it in no other form). A U+0010 that Escape cannot have written, in rows made by other hands, stays as it is. When there
 // is no U+0010, the result is stored itself.
 func Unescape(stored []byte) []byte {

@@ -41,7 +41,7 @@ const (
 // Span is a stretch of the scanned text: a value, an object's name, or a member.
 type Span struct {
 	Start, End int64 // in bytes from the start of the text
-	// Kind is the first byte of a value: one of { [ " t f n, and 0 for every number.
+	// Kind is the first byte of a value, one of '{', '[', '"', 't', 'f', 'n'; for every number it is '0'.
 	Kind  byte
 	flags flags
 }

@@ -25,7 +25,7 @@ type account struct {
 // serverAccount is the account of a new cluster: the user of this process or, as root, the user postgres, or else nobody.
 func serverAccount() (account, error) {
 	if os.Geteuid() != 0 {
-		return account{name: strconv.Itoa(os.Geteuid()), uid: os.Geteuid(), gid: os.Getegid()}, nil
+		return account{name: userName(os.Geteuid()), uid: os.Geteuid(), gid: os.Getegid()}, nil
 	}
 	for _, name := range []string{"postgres", "nobody"} {
 		if u, err := user.Lookup(name); err == nil {

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 	"testing"
 )
 
@@ -24,14 +25,13 @@ func fakeInstallIn(t *testing.T, dir string, major int, initdb string) string {
 	return dir
 }
 
-// writeScript writes the script under another name and renames it: a file that any process has open for writing cannot be
-// run (ETXTBSY), and another test may fork at any moment.
+// writeScript writes a program. A file that any process has open for writing cannot be run (ETXTBSY), and a process that
+// another test forks has it open until it execs: hence the lock, which keeps this process from forking.
 func writeScript(t *testing.T, file, script string) {
 	t.Helper()
-	if err := os.WriteFile(file+".new", []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Rename(file+".new", file); err != nil {
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
+	if err := os.WriteFile(file, []byte("#!/bin/sh\n"+script+"\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -19,8 +19,12 @@ import (
 // patience is how long a test waits for what should come soon. No test asserts a time.
 const patience = 2 * time.Minute
 
-// helperDir, in the environment, makes the test binary a hub that keeps the server of that data directory running.
-const helperDir = "HUB_POSTGRES_TEST_DIR"
+// helperDir, in the environment, makes the test binary a hub that keeps the server of that data directory running;
+// helperBin is its Config.Bin.
+const (
+	helperDir = "HUB_POSTGRES_TEST_DIR"
+	helperBin = "HUB_POSTGRES_TEST_BIN"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(helperDir); dir != "" {
@@ -30,7 +34,7 @@ func TestMain(m *testing.M) {
 }
 
 func helper(dir string) int {
-	server, err := Start(context.Background(), Config{DataDir: dir, Holder: "the test's helper", Settings: fast})
+	server, err := Start(context.Background(), Config{DataDir: dir, Bin: os.Getenv(helperBin), Holder: "the test's helper", Settings: fast})
 	if err != nil {
 		fmt.Println(err)
 		return 1
@@ -41,15 +45,15 @@ func helper(dir string) int {
 	return 0
 }
 
-// startHelper starts a second hub. ready is closed after its "ready".
-func startHelper(t *testing.T, dir string) (helper *exec.Cmd, ready <-chan int) {
+// startHelper starts a second hub. ready gives the pid of its server, or 0 if there will be none.
+func startHelper(t *testing.T, dir string, env ...string) (helper *exec.Cmd, ready <-chan int) {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), helperDir+"="+dir)
+	cmd.Env = append(append(os.Environ(), helperDir+"="+dir), env...)
 	out, err1 := cmd.StdoutPipe()
 	in, err2 := cmd.StdinPipe()
 	if err1 != nil || err2 != nil {
