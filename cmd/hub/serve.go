@@ -68,7 +68,7 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 		return err
 	}
 	// The port first: it is the likeliest thing to be wrong, and cheap to try.
-	listener, err := net.Listen("tcp", listen)
+	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
 	if err != nil {
 		return fmt.Errorf("cannot listen: %w", err)
 	}
@@ -88,7 +88,7 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 		return err
 	}
 	keyFile := filepath.Join(dir, "admin-key")
-	if err := bootstrap(ctx, log, ownerURL, keyFile, appURL); err != nil {
+	if err := bootstrap(ctx, log, ownerURL, keyFile); err != nil {
 		return err
 	}
 	config.DB, err = store.Open(ctx, store.Config{URL: appURL, Log: log})
@@ -137,11 +137,11 @@ func reachable(addr net.Addr) string {
 // Hub's own database -------------------------------------------------------------------------------------------------
 
 type ownDatabase struct {
-	current func() *postgres.Server
-	stop    func()
+	server *postgres.Server // the first one; one that replaces it has the same addresses
+	stop   func()
 }
 
-func (d ownDatabase) url(user string) string { return d.current().URL(user, "hub") }
+func (d ownDatabase) url(user string) string { return d.server.URL(user, "hub") }
 
 // startOwnDatabase starts PostgreSQL, makes the database hub and the roles, and keeps it running: when the server is killed it
 // is started again. If that fails, ended gets the error.
@@ -150,28 +150,27 @@ func startOwnDatabase(ctx context.Context, log *slog.Logger, cfg postgres.Config
 	if err != nil {
 		return ownDatabase{}, err
 	}
+	ctx = context.WithoutCancel(ctx) // requests under way need the database until the server has stopped
 	stopping, stopped := make(chan struct{}), make(chan struct{})
-	database := ownDatabase{current: func() *postgres.Server { return server }, stop: func() { close(stopping); <-stopped }}
+	database := ownDatabase{server: server, stop: func() { close(stopping); <-stopped }}
 	go func() {
 		defer close(stopped)
-		for {
+		for running := server; ; {
 			select {
 			case <-stopping:
-				patience, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+				patience, cancel := context.WithTimeout(ctx, shutdownTimeout)
 				defer cancel()
-				if err := server.Stop(patience); err != nil {
+				if err := running.Stop(patience); err != nil {
 					log.Error("stopping PostgreSQL", "cause", err)
 				}
 				return
-			case <-server.Done():
-				log.Error("PostgreSQL ended, and is started again", "cause", server.Err())
-				again, err := postgres.Start(context.WithoutCancel(ctx), cfg)
-				if err != nil {
+			case <-running.Done():
+				log.Error("PostgreSQL ended, and is started again", "cause", running.Err())
+				if running, err = postgres.Start(ctx, cfg); err != nil {
 					ended <- err
 					<-stopping
 					return
 				}
-				server = again
 			}
 		}
 	}()
@@ -203,7 +202,7 @@ func prepareOwnDatabase(ctx context.Context, server *postgres.Server) error {
 
 // bootstrap creates the first organisation, its admin and the admin's key where there is none. The key is in its file before
 // the database knows it, so a start that is cut off between the two is completed by the next one.
-func bootstrap(ctx context.Context, log *slog.Logger, url, keyFile, appURL string) error {
+func bootstrap(ctx context.Context, log *slog.Logger, url, keyFile string) error {
 	conn, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return err

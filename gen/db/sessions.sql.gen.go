@@ -193,22 +193,26 @@ func (q *Queries) DeleteMessagesMissingFromImport(ctx context.Context, arg Delet
 }
 
 const deletePartsMissingFromImport = `-- name: DeletePartsMissingFromImport :execrows
-DELETE FROM parts p
-USING messages m
-WHERE m.org_id = current_org_id() AND m.source = $1::text AND m.source_id = ANY ($2::text[])
-  AND p.org_id = m.org_id AND p.session_id = m.session_id AND p.message_id = m.id
-  AND p.source = $1::text AND p.source_id <> ALL ($3::text[])
+DELETE FROM parts
+WHERE org_id = current_org_id() AND session_id = $1 AND message_id = ANY ($2::uuid[])
+  AND source = $3::text AND source_id <> ALL ($4::text[])
 `
 
 type DeletePartsMissingFromImportParams struct {
-	Source           string
-	MessageSourceIds []string
-	PartSourceIds    []string
+	SessionID  uuid.UUID
+	MessageIds []uuid.UUID
+	Source     string
+	SourceIds  []string
 }
 
 // What the source has removed from these messages since.
 func (q *Queries) DeletePartsMissingFromImport(ctx context.Context, arg DeletePartsMissingFromImportParams) (int64, error) {
-	result, err := q.db.Exec(ctx, deletePartsMissingFromImport, arg.Source, arg.MessageSourceIds, arg.PartSourceIds)
+	result, err := q.db.Exec(ctx, deletePartsMissingFromImport,
+		arg.SessionID,
+		arg.MessageIds,
+		arg.Source,
+		arg.SourceIds,
+	)
 	if err != nil {
 		return 0, err
 	}
@@ -432,11 +436,10 @@ func (q *Queries) ImportMessages(ctx context.Context, arg ImportMessagesParams) 
 
 const importParts = `-- name: ImportParts :many
 INSERT INTO parts AS p (org_id, session_id, message_id, id, source, source_id, source_position, type, data, raw, metadata, created_at)
-SELECT m.org_id, m.session_id, m.id, i.id, m.source, i.source_id, i.source_position, i.type, i.data, i.raw, i.metadata, m.created_at
-FROM (SELECT unnest($1::uuid[]) AS id, unnest($2::text[]) AS message_source_id, unnest($3::text[]) AS source_id,
-             unnest($4::integer[]) AS source_position, unnest($5::text[]) AS type, unnest($6::jsonb[]) AS data,
-             nullif(unnest($7::text[]), '') AS raw, unnest($8::jsonb[]) AS metadata) i
-JOIN messages m ON m.org_id = current_org_id() AND m.source = $9::text AND m.source_id = i.message_source_id
+SELECT current_org_id(), $1, i.message_id, i.id, $2::text, i.source_id, i.source_position, i.type, i.data, i.raw, i.metadata, i.created_at
+FROM (SELECT unnest($3::uuid[]) AS message_id, unnest($4::uuid[]) AS id, unnest($5::text[]) AS source_id,
+             unnest($6::integer[]) AS source_position, unnest($7::text[]) AS type, unnest($8::jsonb[]) AS data,
+             nullif(unnest($9::text[]), '') AS raw, unnest($10::jsonb[]) AS metadata, unnest($11::timestamptz[]) AS created_at) i
 ON CONFLICT (org_id, source, source_id) DO UPDATE SET
     session_id = excluded.session_id, message_id = excluded.message_id, source_position = excluded.source_position, type = excluded.type,
     data = excluded.data, raw = excluded.raw, metadata = excluded.metadata
@@ -446,28 +449,33 @@ RETURNING (xmax = 0)::boolean AS created
 `
 
 type ImportPartsParams struct {
-	Ids              []uuid.UUID
-	MessageSourceIds []string
-	SourceIds        []string
-	SourcePositions  []int32
-	Types            []string
-	Data             []json.RawMessage
-	Raw              []string
-	Metadata         []json.RawMessage
-	Source           string
+	SessionID       uuid.UUID
+	Source          string
+	MessageIds      []uuid.UUID
+	Ids             []uuid.UUID
+	SourceIds       []string
+	SourcePositions []int32
+	Types           []string
+	Data            []json.RawMessage
+	Raw             []string
+	Metadata        []json.RawMessage
+	CreatedAt       []time.Time
 }
 
+// Only new and changed rows are returned. A part of another message is refused by parts_session_immutable.
 func (q *Queries) ImportParts(ctx context.Context, arg ImportPartsParams) ([]bool, error) {
 	rows, err := q.db.Query(ctx, importParts,
+		arg.SessionID,
+		arg.Source,
+		arg.MessageIds,
 		arg.Ids,
-		arg.MessageSourceIds,
 		arg.SourceIds,
 		arg.SourcePositions,
 		arg.Types,
 		arg.Data,
 		arg.Raw,
 		arg.Metadata,
-		arg.Source,
+		arg.CreatedAt,
 	)
 	if err != nil {
 		return nil, err
@@ -588,6 +596,42 @@ func (q *Queries) ListImportedIDs(ctx context.Context, arg ListImportedIDsParams
 	for rows.Next() {
 		var i ListImportedIDsRow
 		if err := rows.Scan(&i.SourceID, &i.SessionSourceID, &i.MessageSourceID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listImportedMessages = `-- name: ListImportedMessages :many
+SELECT id, source_id::text AS source_id FROM messages
+WHERE org_id = current_org_id() AND source = $1::text AND source_id = ANY ($2::text[])
+`
+
+type ListImportedMessagesParams struct {
+	Source    string
+	SourceIds []string
+}
+
+type ListImportedMessagesRow struct {
+	ID       uuid.UUID
+	SourceID string
+}
+
+// The hub's ids of these messages: one that is here already keeps its id.
+func (q *Queries) ListImportedMessages(ctx context.Context, arg ListImportedMessagesParams) ([]ListImportedMessagesRow, error) {
+	rows, err := q.db.Query(ctx, listImportedMessages, arg.Source, arg.SourceIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListImportedMessagesRow{}
+	for rows.Next() {
+		var i ListImportedMessagesRow
+		if err := rows.Scan(&i.ID, &i.SourceID); err != nil {
 			return nil, err
 		}
 		items = append(items, i)

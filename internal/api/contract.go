@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
@@ -71,6 +72,8 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 					op.query = append(op.query, p.Value.Name)
 				}
 			}
+			// Authentication is the database's; kin-openapi would read the whole body before it asked anybody, a streamed one too.
+			spec.Security = openapi3.NewSecurityRequirements()
 			if spec.RequestBody != nil {
 				for name, media := range spec.RequestBody.Value.Content {
 					op.mediaOf, op.body = name, media.Schema.Value
@@ -99,19 +102,25 @@ func streamsBody(c echo.Context) bool {
 // together with the operation's first statement; for any other, alone.
 func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 	return func(next echo.HandlerFunc) echo.HandlerFunc {
-		return func(c echo.Context) error {
+		return func(c echo.Context) (err error) {
 			r := c.Request()
 			op := ops[r.Method+" "+c.Path()]
-			if op == nil {
-				return next(c) // not an operation: the documents, or echo's 404 and 405
-			}
-			ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), operationKey{}, op), s.timeout(op))
-			defer cancel()
-			// Slow readers and writers hold a connection no longer than the request may take.
+			// Slow readers and writers hold a connection no longer than the request may take. The deadlines stay with the connection, so
+			// every request sets its own.
 			deadline := time.Now().Add(s.timeout(op) + 5*time.Second)
 			control := http.NewResponseController(c.Response())
 			_ = control.SetReadDeadline(deadline) // unsupported only by test recorders
 			_ = control.SetWriteDeadline(deadline)
+			if op == nil {
+				return next(c) // not an operation: the documents, or echo's 404 and 405
+			}
+			ctx, cancel := context.WithTimeout(context.WithValue(r.Context(), operationKey{}, op), s.timeout(op))
+			defer func() {
+				if err != nil && ctx.Err() != nil { // said here: once it is cancelled, every context has ended
+					err = fmt.Errorf("%w: %w", ctx.Err(), err)
+				}
+				cancel()
+			}()
 
 			if !op.public {
 				hash, err := bearer(r.Header)
@@ -125,10 +134,11 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 			if op.streamed {
 				limit = s.MaxImport
 			}
-			r.Body = http.MaxBytesReader(c.Response(), r.Body, limit)
+			r.Body = bodyReader{http.MaxBytesReader(c.Response(), r.Body, limit)}
+			c.SetRequest(r) // for problem.go and the log
 
 			checked := op.public
-			if !checked && (op.streamed || r.ContentLength > authenticateFirst || r.ContentLength < 0) {
+			if !checked && (op.streamed || r.ContentLength > min(authenticateFirst, limit) || r.ContentLength < 0) {
 				if err := s.store.Authenticate(ctx); err != nil {
 					return err
 				}
@@ -138,7 +148,7 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 				return tooLarge(limit)
 			}
 			if err := op.check(r, c); err != nil {
-				if !checked {
+				if !checked && !errors.Is(err, errIncomplete) {
 					if denied := s.store.Authenticate(ctx); denied != nil {
 						return denied
 					}
@@ -146,19 +156,31 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 				return err
 			}
 			if op.streamed {
-				r = r.WithContext(context.WithValue(ctx, bodyKey{}, r))
+				c.SetRequest(r.WithContext(context.WithValue(ctx, bodyKey{}, r)))
 			}
-			c.SetRequest(r)
 			return next(c)
 		}
 	}
 }
 
 func (s *Server) timeout(op *operation) time.Duration {
-	if op.streamed || op.id == "exportSession" {
+	if op != nil && (op.streamed || op.id == "exportSession") {
 		return s.ImportTimeout
 	}
 	return s.RequestTimeout
+}
+
+// errIncomplete is in the error of reading a body that the client did not send whole, or not in time.
+var errIncomplete = errors.New("the body is incomplete")
+
+type bodyReader struct{ io.ReadCloser }
+
+func (b bodyReader) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && !errors.As(err, new(*http.MaxBytesError)) { //nolint:errorlint // as io.Reader has it
+		err = fmt.Errorf("%w: %w: %w", refuse("body_incomplete", api.FieldError{Pointer: "", Message: "must be sent whole, and in time"}), errIncomplete, err)
+	}
+	return n, err
 }
 
 // check compares the request with the contract and leaves its body ready to be read again.
@@ -185,12 +207,18 @@ func (op *operation) check(r *http.Request, c echo.Context) error {
 			if body, err = io.ReadAll(r.Body); err != nil {
 				return err
 			}
+			if err := wellFormed(body); err != nil {
+				return err
+			}
 			r.Body = io.NopCloser(bytes.NewReader(body))
 		}
 	}
 	params := make(map[string]string, len(c.ParamNames()))
 	for i, name := range c.ParamNames() {
 		params[name] = c.ParamValues()[i]
+		if value, err := url.PathUnescape(params[name]); err == nil && r.URL.RawPath != "" {
+			params[name] = value
+		}
 	}
 	err = openapi3filter.ValidateRequest(r.Context(), &openapi3filter.RequestValidationInput{
 		Request: r, PathParams: params, QueryParams: query, Route: op.route,
@@ -198,12 +226,11 @@ func (op *operation) check(r *http.Request, c echo.Context) error {
 			MultiError:          true,
 			ExcludeRequestBody:  op.streamed,
 			SkipSettingDefaults: true, // it would rewrite the body
-			AuthenticationFunc:  openapi3filter.NoopAuthenticationFunc,
 		},
 	})
 	faults = append(faults, fieldErrors(err)...)
 	if len(faults) == 0 {
-		faults = op.unstorable(body)
+		faults = op.unstorable(query, body)
 	}
 	if body != nil {
 		r.Body = io.NopCloser(bytes.NewReader(body))
@@ -296,10 +323,43 @@ func isMulti(err error, target *openapi3.MultiError) bool {
 	return ok
 }
 
-// unstorable points at the strings that go to text columns and hold what those refuse: NUL, or half a surrogate pair. Within
-// the contract's free-form objects they are welcome (X07).
-func (op *operation) unstorable(body []byte) []api.FieldError {
+// contractDepth is how deep the contract's own objects and arrays go at most, before free-form ones begin.
+const contractDepth = 5
+
+// wellFormed refuses what encoding/json lets pass: names that occur twice, of which each reader takes another, invalid UTF-8, and
+// data behind the value. Below the contract's own objects depth counts anew, as for what is stored.
+func wellFormed(body []byte) error {
+	s := pgjson.NewBytesScanner(body)
+	if err := scanValue(s, contractDepth); err != nil {
+		return err
+	}
+	return s.End()
+}
+
+func scanValue(s *pgjson.Scanner, depth int) error {
+	s.Root()
+	c, err := s.Peek()
+	switch {
+	case err != nil:
+	case c == '{' && depth > 0:
+		_, err = s.Object(func(pgjson.Name) error { return scanValue(s, depth-1) })
+	case c == '[' && depth > 0:
+		_, err = s.Array(func(int) error { return scanValue(s, depth-1) })
+	default:
+		_, err = s.Value()
+	}
+	return err
+}
+
+// unstorable points at the strings that go to text columns, or are compared with one, and hold what those refuse: NUL, or half a
+// surrogate pair. Within the contract's free-form objects they are welcome (X07).
+func (op *operation) unstorable(query url.Values, body []byte) []api.FieldError {
 	var faults []api.FieldError
+	for name, values := range query {
+		if !utf8.ValidString(values[0]) || strings.ContainsRune(values[0], 0) {
+			faults = append(faults, api.FieldError{Pointer: "query:" + name, Message: "holds U+0000 or invalid UTF-8, which PostgreSQL cannot hold in text"})
+		}
+	}
 	for fault := range pgjson.FindUnstorable(body) {
 		if op.body == nil || !freeForm(op.body, strings.Split(fault.Pointer, "/")[1:]) {
 			faults = append(faults, api.FieldError{Pointer: fault.Pointer, Message: fault.Message})
@@ -311,7 +371,7 @@ func (op *operation) unstorable(body []byte) []api.FieldError {
 // freeForm follows a pointer through the schema until it enters an object that may hold anything.
 func freeForm(schema *openapi3.Schema, tokens []string) bool {
 	for _, token := range tokens {
-		if extra := schema.AdditionalProperties; extra.Has != nil && *extra.Has || extra.Schema != nil {
+		if holdsAnything(schema) {
 			return true
 		}
 		switch {
@@ -326,5 +386,10 @@ func freeForm(schema *openapi3.Schema, tokens []string) bool {
 			return false
 		}
 	}
-	return false
+	return holdsAnything(schema) // the pointer ends at the object, where names are too long for it
+}
+
+func holdsAnything(schema *openapi3.Schema) bool {
+	extra := schema.AdditionalProperties
+	return extra.Has != nil && *extra.Has || extra.Schema != nil
 }

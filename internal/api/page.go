@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"strconv"
 	"strings"
 
@@ -64,18 +65,20 @@ func fingerprint(filters any) []byte {
 
 func etag(revision int32) string { return strconv.Quote(strconv.Itoa(int(revision))) }
 
+var entityTag = regexp.MustCompile(`^(W/)?"[\x21\x23-\x7e\x80-\xff]*"$`)
+
 // ifMatch is the revision that a resource must have; nil when any will do.
 func ifMatch(header *api.IfMatch) (*int32, error) {
 	if header == nil || strings.TrimSpace(*header) == "*" {
 		return nil, nil
 	}
-	text, err := strconv.Unquote(strings.TrimSpace(*header))
-	if err != nil {
+	tag := strings.TrimSpace(*header)
+	if !entityTag.MatchString(tag) {
 		return nil, refuse("invalid_request", api.FieldError{Pointer: "header:If-Match", Message: `must be an ETag such as "3"`})
 	}
-	revision, err := strconv.ParseInt(text, 10, 32)
-	if err != nil {
-		return nil, refuse("precondition_failed") // an ETag, but never one of ours
+	revision, err := strconv.ParseInt(strings.Trim(tag, `"`), 10, 32)
+	if err != nil || etag(int32(revision)) != tag {
+		return nil, refuse("precondition_failed") // an ETag, but never one of ours; a weak one matches nothing (RFC 9110, 13.1.1)
 	}
 	wanted := int32(revision)
 	return &wanted, nil

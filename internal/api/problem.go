@@ -69,6 +69,7 @@ var codes = map[string]rule{
 	"route_not_found":        {status: http.StatusNotFound, detail: "There is nothing at this path. See /docs."},
 	"method_not_allowed":     {status: http.StatusMethodNotAllowed, detail: "The path is right, the method is not. See the Allow header."},
 	"precondition_failed":    {status: http.StatusPreconditionFailed, detail: "The resource has changed: its ETag is no longer the one in If-Match."},
+	"body_incomplete":        {status: http.StatusBadRequest, detail: "The body ended before it was complete, or did not arrive in time."},
 	"body_too_large":         {status: http.StatusRequestEntityTooLarge, detail: "The body is larger than the server takes."},
 	"value_too_large":        {status: http.StatusRequestEntityTooLarge, detail: "A value is larger or deeper than the database can hold."},
 	"internal":               {status: http.StatusInternalServerError, detail: "Something is wrong on the server. The request id names what was logged."},
@@ -137,7 +138,7 @@ var rules = map[string]rule{
 	db.PartsSourceShapeCheck:    {status: invalid, detail: "A source's name has lower-case letters, digits and dashes."},
 	db.PartsSourceSourceIDKey:   {status: conflict, detail: "This part was imported already."},
 	db.PartsSourceWholeCheck:    {status: invalid, detail: "An imported part has a source, an id there and a place."},
-	db.PartsTypeLengthCheck:     {status: invalid, detail: "A part's type has 1 to 200 characters.", pointer: "/type"},
+	db.PartsTypeLengthCheck:     {status: invalid, detail: "A part's type has 1 to 200 bytes.", pointer: "/type"},
 
 	db.ProjectsDescriptionLengthCheck: {status: invalid, detail: "A description has at most 10,000 characters.", pointer: "/description"},
 	db.ProjectsNameLengthCheck:        {status: invalid, detail: "A project's name has 1 to 200 characters.", pointer: "/name"},
@@ -147,7 +148,7 @@ var rules = map[string]rule{
 	db.ProjectsSlugShapeCheck:         {status: invalid, detail: slugShape, pointer: "/slug"},
 
 	db.RolesNameKey:         {status: conflict, detail: "Another role has this name.", pointer: "/name"},
-	db.RolesNameLengthCheck: {status: invalid, detail: "A role's name has 1 to 200 characters.", pointer: "/name"},
+	db.RolesNameLengthCheck: {status: invalid, detail: "A role's name has 1 to 200 bytes.", pointer: "/name"},
 	db.RolesOrgIDFkey:       {status: invalid, detail: "There is no such organisation."},
 	db.RolesOrgIDFkeyInUse:  {status: conflict, detail: "The organisation still has roles."},
 	db.RolesOriginCheck:     {status: invalid, detail: "A role comes from api, file or import.", pointer: "/origin"},
@@ -258,7 +259,7 @@ func asProblem(r *http.Request, err error) *problem {
 		tooMuch  *http.MaxBytesError
 		httpErr  *echo.HTTPError
 		netErr   net.Error
-		timedOut = errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || r.Context().Err() != nil
+		timedOut = errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
 	)
 	switch {
 	case errors.As(err, &known):
@@ -267,6 +268,8 @@ func asProblem(r *http.Request, err error) *problem {
 		return tooLarge(tooMuch.Limit)
 	case errors.As(err, &syntax):
 		return refuse("invalid_json", api.FieldError{Pointer: syntax.Pointer, Message: syntax.Message})
+	case errors.As(err, new(*pgconn.ConnectError)) && !timedOut: // before what PostgreSQL said when it refused the connection
+		return refuse("database_unavailable")
 	case errors.As(err, &pgErr):
 		return asRule(r, pgErr, timedOut)
 	case errors.Is(err, pgx.ErrNoRows):
@@ -275,7 +278,7 @@ func asProblem(r *http.Request, err error) *problem {
 		return refuse("timeout")
 	case errors.As(err, &httpErr):
 		return asHTTP(httpErr)
-	case errors.As(err, new(*pgconn.ConnectError)), errors.As(err, &netErr), pgconn.SafeToRetry(err):
+	case errors.As(err, &netErr), pgconn.SafeToRetry(err):
 		return refuse("database_unavailable")
 	default:
 		return refuse("internal")
@@ -344,7 +347,7 @@ type Code struct {
 
 // Codes lists all codes by name.
 func Codes() []Code {
-	var all []Code
+	all := make([]Code, 0, len(codes)+len(db.Rules))
 	for name, r := range codes {
 		all = append(all, Code{name, r.status, r.detail})
 	}

@@ -1,12 +1,12 @@
 package api
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 
-	jsonpatch "github.com/evanphx/json-patch/v5"
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
@@ -120,7 +120,7 @@ func (s *Server) UpdateSession(ctx context.Context, r api.UpdateSessionRequestOb
 	return api.UpdateSession200JSONResponse{Body: session(row), Headers: api.UpdateSession200ResponseHeaders{ETag: etag(row.Revision)}}, nil
 }
 
-// mergePatch applies a JSON merge patch (RFC 7396) to a JSON object. It works on the escaped texts, because the library
+// mergePatch applies a JSON merge patch (RFC 7396) to a JSON object. It works on the escaped texts, because encoding/json
 // reads names as Go strings, which hold no lone surrogates.
 func mergePatch(object, patch json.RawMessage) (pgjson.Text, error) {
 	target, err := pgjson.Escape(object)
@@ -131,12 +131,43 @@ func mergePatch(object, patch json.RawMessage) (pgjson.Text, error) {
 	if err != nil {
 		return pgjson.Text{}, err
 	}
-	merged, err := jsonpatch.MergePatch(target.JSON, change.JSON)
+	merged, err := mergeValue(target.JSON, change.JSON)
 	if err != nil {
 		return pgjson.Text{}, err
 	}
 	return pgjson.Escape(pgjson.Unescape(merged))
 }
+
+// mergeValue is the RFC's MergePatch: nulls in arrays stay, and what is no object gives way to one.
+func mergeValue(target, patch json.RawMessage) (json.RawMessage, error) {
+	members := map[string]json.RawMessage{}
+	changes := map[string]json.RawMessage{}
+	if !isObject(patch) {
+		return patch, nil
+	}
+	if err := json.Unmarshal(patch, &changes); err != nil {
+		return nil, err
+	}
+	if isObject(target) {
+		if err := json.Unmarshal(target, &members); err != nil {
+			return nil, err
+		}
+	}
+	for name, change := range changes {
+		if string(change) == "null" {
+			delete(members, name)
+			continue
+		}
+		merged, err := mergeValue(members[name], change)
+		if err != nil {
+			return nil, err
+		}
+		members[name] = merged
+	}
+	return json.Marshal(members)
+}
+
+func isObject(text json.RawMessage) bool { return bytes.HasPrefix(bytes.TrimSpace(text), []byte("{")) }
 
 // DeleteSession implements the contract's operation.
 func (s *Server) DeleteSession(ctx context.Context, r api.DeleteSessionRequestObject) (api.DeleteSessionResponseObject, error) {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -59,7 +60,7 @@ func (s *Server) importSession(ctx context.Context, project uuid.UUID, outline *
 	if err != nil {
 		return api.SessionImport{}, err
 	}
-	in := &importer{outline: outline}
+	in := &importer{outline: outline, project: project, seen: []string{}} // not nil: that would be NULL, to which nothing compares
 	err = s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error {
 		in.db = q
 		if err := q.RegisterImportedRoles(ctx, outline.Agents); err != nil {
@@ -76,7 +77,7 @@ func (s *Server) importSession(ctx context.Context, project uuid.UUID, outline *
 		if err != nil {
 			return err
 		}
-		in.result.Id = stored.ID
+		in.result.Id, in.created = stored.ID, stored.Created
 		for message, err := range opencode.Messages(text, outline) {
 			if err != nil {
 				return err
@@ -88,7 +89,7 @@ func (s *Server) importSession(ctx context.Context, project uuid.UUID, outline *
 		if err := in.finish(ctx); err != nil {
 			return err
 		}
-		in.conclude(stored.Created, stored.Changed)
+		in.conclude(stored.Changed)
 		return nil
 	})
 	if err != nil {
@@ -101,7 +102,9 @@ func (s *Server) importSession(ctx context.Context, project uuid.UUID, outline *
 type importer struct {
 	db       *db.Queries
 	outline  *opencode.Session
+	project  uuid.UUID
 	result   api.SessionImport
+	created  bool     // the session is new, so there is nothing to compare with
 	seen     []string // the source ids of all messages so far
 	messages db.ImportMessagesParams
 	parts    db.ImportPartsParams
@@ -111,6 +114,9 @@ type importer struct {
 // older answers for an export that is older than the one that is stored.
 func (in *importer) older(ctx context.Context) error {
 	stored, err := in.db.GetSessionBySource(ctx, db.GetSessionBySourceParams{Source: source, SourceID: in.outline.SourceID})
+	if err == nil && stored.ProjectID != in.project {
+		return refuse(db.SessionsProjectImmutable, api.FieldError{Pointer: "query:projectId", Message: rules[db.SessionsProjectImmutable].detail})
+	}
 	in.result.Id = stored.ID
 	in.result.Result = api.SessionImportResultOlder
 	in.result.Messages.Unchanged = int64(in.outline.Messages)
@@ -133,7 +139,8 @@ func (in *importer) add(ctx context.Context, m opencode.Message) error {
 	for _, p := range m.Parts {
 		b := &in.parts
 		b.Ids = append(b.Ids, p.ID)
-		b.MessageSourceIds = append(b.MessageSourceIds, m.SourceID)
+		b.MessageIds = append(b.MessageIds, m.ID)
+		b.CreatedAt = append(b.CreatedAt, m.Created)
 		b.SourceIds = append(b.SourceIds, p.SourceID)
 		b.SourcePositions = append(b.SourcePositions, p.Position)
 		b.Types = append(b.Types, p.Type)
@@ -152,24 +159,54 @@ func (in *importer) flush(ctx context.Context) error {
 	if len(in.messages.Ids) == 0 {
 		return nil
 	}
-	in.messages.SessionID, in.messages.Source, in.parts.Source = in.result.Id, source, source
+	in.messages.SessionID, in.messages.Source = in.result.Id, source
+	in.parts.SessionID, in.parts.Source = in.result.Id, source
 	changed, err := in.db.ImportMessages(ctx, in.messages)
 	if err != nil {
 		return err
 	}
 	count(&in.result.Messages, len(in.messages.Ids), changed)
+	if !in.created {
+		if err := in.resolve(ctx); err != nil {
+			return err
+		}
+	}
 	if changed, err = in.db.ImportParts(ctx, in.parts); err != nil {
 		return err
 	}
 	count(&in.result.Parts, len(in.parts.Ids), changed)
-	deleted, err := in.db.DeletePartsMissingFromImport(ctx, db.DeletePartsMissingFromImportParams{
-		Source: source, MessageSourceIds: in.messages.SourceIds, PartSourceIds: in.parts.SourceIds,
-	})
+	if !in.created {
+		deleted, err := in.db.DeletePartsMissingFromImport(ctx, db.DeletePartsMissingFromImportParams{
+			SessionID: in.result.Id, MessageIds: in.messages.Ids, Source: source, SourceIds: in.parts.SourceIds,
+		})
+		if err != nil {
+			return err
+		}
+		in.result.Parts.Deleted += deleted
+	}
+	in.messages, in.parts, in.bytes = db.ImportMessagesParams{}, db.ImportPartsParams{}, 0
+	return nil
+}
+
+// resolve puts the ids of messages that were here before in place of those that the file would give them: an id depends on a
+// message's neighbours, and these may have gone since.
+func (in *importer) resolve(ctx context.Context) error {
+	rows, err := in.db.ListImportedMessages(ctx, db.ListImportedMessagesParams{Source: source, SourceIds: in.messages.SourceIds})
 	if err != nil {
 		return err
 	}
-	in.result.Parts.Deleted += deleted
-	in.messages, in.parts, in.bytes = db.ImportMessagesParams{}, db.ImportPartsParams{}, 0
+	kept := make(map[string]uuid.UUID, len(rows))
+	for _, row := range rows {
+		kept[row.SourceID] = row.ID
+	}
+	replaced := map[uuid.UUID]uuid.UUID{}
+	for i, id := range in.messages.Ids {
+		in.messages.Ids[i] = kept[in.messages.SourceIds[i]]
+		replaced[id] = in.messages.Ids[i]
+	}
+	for i, id := range in.parts.MessageIds {
+		in.parts.MessageIds[i] = replaced[id]
+	}
 	return nil
 }
 
@@ -189,16 +226,19 @@ func (in *importer) finish(ctx context.Context) error {
 	if err := in.flush(ctx); err != nil {
 		return err
 	}
+	if in.created {
+		return nil
+	}
 	deleted, err := in.db.DeleteMessagesMissingFromImport(ctx, db.DeleteMessagesMissingFromImportParams{SessionID: in.result.Id, Source: source, SourceIds: in.seen})
 	in.result.Messages.Deleted += deleted.Messages
 	in.result.Parts.Deleted += deleted.Parts
 	return err
 }
 
-func (in *importer) conclude(created, changed bool) {
+func (in *importer) conclude(changed bool) {
 	m, p := in.result.Messages, in.result.Parts
 	switch {
-	case created:
+	case in.created:
 		in.result.Result = api.SessionImportResultCreated
 	case changed || m.Created+m.Updated+m.Deleted+p.Created+p.Updated+p.Deleted > 0:
 		in.result.Result = api.SessionImportResultUpdated
@@ -245,14 +285,9 @@ func (s *Server) pointAt(ctx context.Context, refusal error, in *importer) error
 		}
 	}
 	for i, id := range in.parts.SourceIds {
-		if row, taken := parts[id]; taken && (deref(row.SessionSourceID) != in.outline.SourceID || *row.MessageSourceID != in.parts.MessageSourceIds[i]) {
-			place := 0
-			for j, m := range in.messages.SourceIds {
-				if m == in.parts.MessageSourceIds[i] {
-					place = int(in.messages.SourcePositions[j])
-				}
-			}
-			p.Errors = append(p.Errors, api.FieldError{Pointer: fmt.Sprintf("/messages/%d/parts/%d/id", place, in.parts.SourcePositions[i]), Message: "belongs to message " + *row.MessageSourceID})
+		m := slices.Index(in.messages.Ids, in.parts.MessageIds[i])
+		if row, taken := parts[id]; taken && (deref(row.SessionSourceID) != in.outline.SourceID || *row.MessageSourceID != in.messages.SourceIds[m]) {
+			p.Errors = append(p.Errors, api.FieldError{Pointer: fmt.Sprintf("/messages/%d/parts/%d/id", in.messages.SourcePositions[m], in.parts.SourcePositions[i]), Message: "belongs to message " + *row.MessageSourceID})
 		}
 	}
 	return p

@@ -21,7 +21,7 @@ const (
 // New returns a fresh key.
 func New() string {
 	var secret [32]byte
-	rand.Read(secret[:]) //nolint:errcheck // never fails (crypto/rand)
+	rand.Read(secret[:]) // never fails
 	body := prefix + base62(new(big.Int).SetBytes(secret[:]), secretDigits)
 	return body + checksum(body)
 }

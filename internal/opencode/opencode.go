@@ -142,7 +142,7 @@ func parseMillis(number []byte) (millis int64, ok bool) {
 // isText reports whether a string, given as a JSON literal, is no longer than MaxIDLength and clean: a text column gives it back
 // as it is.
 func isText(literal []byte) bool {
-	for range pgjson.FindUnstorable(literal) {
+	for range pgjson.FindUnstorable(literal) { //nolint:errcheck // the faults are what is looked for
 		return false
 	}
 	return len(pgjson.Clean(literal)) <= MaxIDLength

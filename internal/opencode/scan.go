@@ -179,7 +179,7 @@ func (f *file) readInfo() error {
 		var err error
 		switch string(name.Text) {
 		case "id":
-			if s.SourceID, v, err = f.readID(); err == nil {
+			if s.SourceID, _, err = f.readID(); err == nil {
 				err = f.sessionID.define(s.SourceID)
 			}
 			return err

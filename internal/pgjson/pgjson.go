@@ -245,8 +245,6 @@ func appendDecoded(dst, literal []byte) []byte {
 			dst = append(dst, '\r')
 		case 't':
 			dst = append(dst, '\t')
-		default:
-			dst = append(dst, c)
 		case 'u':
 			unit, ok := hex4(literal)
 			if !ok {
@@ -263,6 +261,8 @@ func appendDecoded(dst, literal []byte) []byte {
 			default:
 				dst = utf8.AppendRune(dst, rune(unit))
 			}
+		default:
+			dst = append(dst, c)
 		}
 	}
 }

@@ -3,6 +3,7 @@ package pgjson
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/maphash"
 	"io"
@@ -148,7 +149,7 @@ func (s *Scanner) End() error {
 	switch {
 	case s.skipSpace():
 		return s.Fault(s.Offset(), "is followed by more data")
-	case s.err != nil && s.err != io.EOF:
+	case s.err != nil && !errors.Is(s.err, io.EOF):
 		return s.truncated()
 	}
 	return nil
@@ -502,11 +503,10 @@ func (s *Scanner) number() (flags, error) {
 		return 0, s.Fault(start, "is a number with a leading zero")
 	}
 	if s.skip('.') {
-		n, allZero, err := s.digits(start, MaxDigits-digits)
+		_, allZero, err := s.digits(start, MaxDigits-digits)
 		if err != nil {
 			return 0, err
 		}
-		digits += n
 		zero = zero && allZero
 	}
 	if !s.skip('e') && !s.skip('E') {
@@ -647,7 +647,7 @@ func (s *Scanner) more() bool {
 
 // truncated returns the error for a text that ends too early, or cannot be read on.
 func (s *Scanner) truncated() error {
-	if s.err != nil && s.err != io.EOF {
+	if s.err != nil && !errors.Is(s.err, io.EOF) {
 		return fmt.Errorf("read JSON: %w", s.err)
 	}
 	return s.Fault(s.base+int64(len(s.buf)), "is cut short: the text ends within it")

@@ -42,7 +42,7 @@ func TestClusterOfAnotherVersion(t *testing.T) {
 
 func TestForeignDirectory(t *testing.T) {
 	t.Parallel()
-	dir := newDataDir(t)
+	dir := emptyDataDir(t)
 	photo := filepath.Join(dir, "postgres/photo.jpg")
 	if err := os.MkdirAll(filepath.Dir(photo), 0o700); err != nil {
 		t.Fatal(err)
@@ -85,7 +85,7 @@ func TestInitdbIsCutOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := newDataDir(t)
+	dir := emptyDataDir(t)
 	l := layout{dir}
 	// It has much left to do when hub is killed. (exec: the process that hub started is the one that gets the signal.)
 	slow := fakeInstall(t, real.Major, `mkdir "${1#--pgdata=}/base"; echo 15 >"${1#--pgdata=}/PG_VERSION"; exec sleep 600`)
@@ -123,7 +123,7 @@ func TestFailingInitdb(t *testing.T) {
 		t.Fatal(err)
 	}
 	bin := fakeInstall(t, real.Major, "echo 'initdb: error: no time'; exit 1")
-	dir := newDataDir(t)
+	dir := emptyDataDir(t)
 	_, err = tryStart(t, Config{DataDir: dir, Bin: bin})
 	wantText(t, err, "initdb: exit status 1", "no time")
 	if left, _ := filepath.Glob(filepath.Join(dir, "postgres*")); len(left) > 0 {
@@ -147,7 +147,7 @@ func TestSystemWithoutTheLocale(t *testing.T) {
 		case "$*" in *--locale=C.UTF-8*) echo 'initdb: error: invalid locale name "C.UTF-8"'; exit 1 ;; esac
 		exec '`+real.BinDir+`/initdb' "$@"`)
 	writeScript(t, filepath.Join(bin, "postgres"), env+`; exec '`+real.BinDir+`/postgres' "$@"`)
-	server := start(t, Config{DataDir: newDataDir(t), Bin: bin})
+	server := start(t, Config{DataDir: emptyDataDir(t), Bin: bin})
 	if got := query(t, server, sortedLetters); got != "BZaäé" {
 		t.Errorf("sorted: %s", got)
 	}
@@ -199,7 +199,7 @@ func TestDirectoryOfSomebodyElse(t *testing.T) {
 		return
 	}
 	// A cluster made by another user is served as that user, whoever is the usual one by now.
-	dir := newDataDir(t)
+	dir := emptyDataDir(t)
 	l := layout{dir}
 	if err := os.MkdirAll(l.cluster(), 0o700); err != nil {
 		t.Fatal(err)

@@ -97,7 +97,8 @@ func (p places) find(ctx context.Context, hint string, want int) (Install, error
 	if err := ctx.Err(); err != nil {
 		return Install{}, err
 	}
-	return Install{}, fmt.Errorf("no PostgreSQL server (initdb and postgres, version %d or newer) was found. Looked in:\n  %s\n%s",
+	return Install{}, fmt.Errorf(
+		"no PostgreSQL server (initdb and postgres, version %d or newer) was found. Looked in:\n  %s\n%s",
 		MinMajor, strings.Join(looked, "\n  "), howToGetOne)
 }
 

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -30,7 +31,10 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(helperDir); dir != "" {
 		os.Exit(helper(dir))
 	}
-	os.Exit(m.Run())
+	removeStale()
+	code := m.Run()
+	os.RemoveAll(pristine.dir)
+	os.Exit(code)
 }
 
 func helper(dir string) int {
@@ -84,23 +88,73 @@ var fast = map[string]string{"fsync": "off", "full_page_writes": "off", "shared_
 // tempDir is a directory that also the server's user can enter, unlike t.TempDir, whose parent has mode 0700.
 func tempDir(t testing.TB) string {
 	t.Helper()
-	base := os.TempDir()
-	if probe, err := os.MkdirTemp("/dev/shm", "hub-test-*"); err == nil {
-		os.Remove(probe)
-		base = "/dev/shm"
-	}
-	dir, err := os.MkdirTemp(base, "hub-test-*")
+	dir, err := makeTempDir()
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	if err := os.Chmod(dir, 0o711); err != nil {
+	return dir
+}
+
+func makeTempDir() (string, error) {
+	name := fmt.Sprintf("hub-test-%d-*", os.Getpid())
+	dir, err := os.MkdirTemp("/dev/shm", name)
+	if err != nil {
+		dir, err = os.MkdirTemp("", name)
+	}
+	if err != nil {
+		return "", err
+	}
+	return dir, os.Chmod(dir, 0o711)
+}
+
+// removeStale removes the directories of test processes that were killed: they take memory.
+func removeStale() {
+	dirs, _ := filepath.Glob("/dev/shm/hub-test-*-*")
+	for _, dir := range dirs {
+		var pid int
+		if _, err := fmt.Sscanf(filepath.Base(dir), "hub-test-%d-", &pid); err == nil && syscall.Kill(pid, 0) == syscall.ESRCH {
+			os.RemoveAll(dir)
+		}
+	}
+}
+
+// emptyDataDir is a data directory still to be made.
+func emptyDataDir(t testing.TB) string { return filepath.Join(tempDir(t), ".hub") }
+
+// newDataDir is a data directory with a cluster that has never been used: a copy, since initdb is what these tests would
+// spend most of their time with.
+func newDataDir(t testing.TB) string {
+	t.Helper()
+	pristine.Do(func() {
+		dir, err := makeTempDir()
+		pristine.dir = dir
+		if err == nil {
+			var server *Server
+			if server, err = Start(context.Background(), Config{DataDir: dir, Settings: fast}); err == nil {
+				err = server.Stop(context.Background())
+			}
+		}
+		pristine.err = err
+	})
+	if pristine.err != nil {
+		t.Fatal(pristine.err)
+	}
+	dir := emptyDataDir(t)
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
+	}
+	if out, err := exec.Command("cp", "-a", layout{pristine.dir}.cluster(), layout{dir}.cluster()).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v %s", err, out)
 	}
 	return dir
 }
 
-func newDataDir(t testing.TB) string { return filepath.Join(tempDir(t), ".hub") }
+var pristine struct {
+	sync.Once
+	dir string
+	err error
+}
 
 // start starts a server that is stopped when the test ends.
 func start(t testing.TB, cfg Config) *Server {

@@ -82,9 +82,9 @@ func TestServerOfADeadHub(t *testing.T) {
 	}
 	eventually(t, "the helper is dead", func() bool { return !readHolder(layout{dir}).alive() })
 
-	short, cancel := context.WithTimeout(context.Background(), 5*lockPoll)
-	defer cancel()
-	_, err := Start(short, Config{DataDir: dir, Settings: fast})
+	noTime, cancel := context.WithCancel(context.Background())
+	cancel()
+	_, err := lockDir(noTime, layout{dir}, "another")
 	wantText(t, err, "the test's helper", "has died", "still shutting down")
 	if inUse := (*InUseError)(nil); !errors.As(err, &inUse) || !inUse.Gone || inUse.PID != hub.Process.Pid {
 		t.Errorf("%+v", inUse)

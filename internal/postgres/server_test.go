@@ -14,7 +14,7 @@ import (
 
 func TestDataSurvivesAStop(t *testing.T) {
 	t.Parallel()
-	dir := newDataDir(t)
+	dir := emptyDataDir(t)
 
 	first := start(t, Config{DataDir: dir})
 	query(t, first, putData)
@@ -79,7 +79,7 @@ func TestShutDownBySomebodyElse(t *testing.T) {
 
 func TestContextEndsDuringStart(t *testing.T) {
 	t.Parallel()
-	dir := newDataDir(t)
+	dir := emptyDataDir(t)
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
 	if _, err := Start(ended, Config{DataDir: dir, Settings: fast}); !errors.Is(err, context.Canceled) {
@@ -100,7 +100,7 @@ func TestFailingStartShowsTheLog(t *testing.T) {
 
 func TestCluster(t *testing.T) {
 	t.Parallel()
-	server := start(t, Config{DataDir: newDataDir(t), Settings: map[string]string{"fsync": "off", "Work-Mem": "5MB"}})
+	server := start(t, Config{DataDir: emptyDataDir(t), Settings: map[string]string{"fsync": "off", "Work-Mem": "5MB"}})
 	for sql, want := range map[string]string{
 		`SELECT current_user`:                     "hub",
 		`SHOW server_encoding`:                    "UTF8",
@@ -138,7 +138,7 @@ func onOrPGLZ(t *testing.T, server *Server) string {
 func TestSettingsThatAreNotForOthers(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"listen_addresses", "Listen-Addresses", "PORT", "data_directory", "hba_file", "unix_socket_directories", "", "a=b"} {
-		dir := newDataDir(t)
+		dir := emptyDataDir(t)
 		_, err := Start(t.Context(), Config{DataDir: dir, Settings: map[string]string{name: "x"}})
 		wantText(t, err, fmt.Sprintf("%q", name), "hub's own to choose")
 		if _, err := os.Stat(dir); err == nil {
@@ -149,7 +149,7 @@ func TestSettingsThatAreNotForOthers(t *testing.T) {
 
 func TestNobodyElseGetsIn(t *testing.T) {
 	t.Parallel()
-	dir := newDataDir(t)
+	dir := emptyDataDir(t)
 	key := filepath.Join(dir, "admin-key") // written by others, before or after the first start
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		t.Fatal(err)

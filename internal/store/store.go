@@ -184,16 +184,10 @@ func (d *DB) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandT
 		return pgconn.CommandTag{}, err
 	}
 	tag, err := results.Exec()
-	return tag, errors.Join(err, closeUnless(err, results))
-}
-
-// closeUnless closes results for its error, which repeats err where there is one already.
-func closeUnless(err error, results pgx.BatchResults) error {
-	closeErr := results.Close()
-	if err != nil {
-		return nil
+	if closeErr := results.Close(); err == nil { // repeats err where there is one
+		err = closeErr
 	}
-	return closeErr
+	return tag, err
 }
 
 // Query implements db.DBTX. The rows hold a connection until they are closed.

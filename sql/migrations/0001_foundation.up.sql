@@ -73,6 +73,7 @@ COMMENT ON FUNCTION raise_rule(text, text, text) IS
 
 
 -- Triggers shared by all tables ----------------------------------------------------------------------------------
+-- A function that reads a table pins its search_path: a temporary table of the caller's would stand in for the real one.
 
 CREATE FUNCTION set_updated_at() RETURNS trigger
 LANGUAGE plpgsql AS $$
@@ -101,10 +102,11 @@ COMMENT ON FUNCTION refuse_change() IS
     'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
 
 CREATE FUNCTION refuse_unless_cascade() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     v_parent_exists boolean;
     v_changed       jsonb;
+    v_query         text;
 BEGIN
     IF TG_OP = 'DELETE' THEN
         -- A cascade deletes children after their parent is gone: nobody else can bring that about.
@@ -117,13 +119,24 @@ BEGIN
             END IF;
         END IF;
     ELSIF TG_OP = 'UPDATE' AND TG_NARGS > 3 THEN
-        -- ON DELETE SET NULL is an UPDATE: let exactly that through, a listed column that becomes NULL.
-        SELECT jsonb_object_agg(n.key, n.value) INTO v_changed
+        -- ON DELETE SET NULL is an UPDATE: let exactly that through, a listed column that becomes NULL when its target is gone.
+        SELECT coalesce(jsonb_object_agg(n.key, n.value), '{}') INTO v_changed
         FROM jsonb_each(to_jsonb(NEW)) n
         WHERE n.value IS DISTINCT FROM to_jsonb(OLD) -> n.key;
-        IF v_changed IS NULL
-           OR NOT EXISTS (SELECT FROM jsonb_each(v_changed) c
-                          WHERE c.value <> 'null' OR NOT c.key = ANY (TG_ARGV[3:])) THEN
+        v_parent_exists := EXISTS (SELECT FROM jsonb_each(v_changed) c WHERE c.value <> 'null' OR NOT c.key = ANY (TG_ARGV[3:]));
+        FOR v_query IN
+            SELECT format('SELECT EXISTS (SELECT FROM %s r WHERE %s)', f.confrelid::regclass,
+                          string_agg(format('r.%I = ($1).%I', r.attname, o.attname), ' AND '))
+            FROM pg_constraint f, unnest(f.conkey, f.confkey) k(own, referred), pg_attribute o, pg_attribute r
+            WHERE f.conrelid = TG_RELID AND f.contype = 'f' AND f.confdeltype = 'n'
+              AND (o.attrelid, o.attnum) = (f.conrelid, k.own) AND (r.attrelid, r.attnum) = (f.confrelid, k.referred)
+            GROUP BY f.oid
+            HAVING bool_or(v_changed ? o.attname::text AND (f.confdelsetcols IS NULL OR k.own = ANY (f.confdelsetcols)))
+        LOOP
+            EXIT WHEN v_parent_exists;
+            EXECUTE v_query INTO v_parent_exists USING OLD;
+        END LOOP;
+        IF NOT v_parent_exists THEN
             RETURN NEW;
         END IF;
     END IF;

@@ -162,7 +162,8 @@ CREATE TABLE api_keys (
     CONSTRAINT api_keys_id_version_check CHECK (is_uuidv7(id)),
     CONSTRAINT api_keys_name_length_check CHECK (char_length(name) BETWEEN 1 AND 200),
     CONSTRAINT api_keys_key_hash_length_check CHECK (octet_length(key_hash) = 32),
-    CONSTRAINT api_keys_scopes_known_shape_check CHECK (array_position(scopes, NULL) IS NULL AND array_to_string(scopes, ' ') ~ '^((\*|platform:\*|[a-z]+:(read|write|admin))( |$))*$'),
+    CONSTRAINT api_keys_scopes_known_shape_check CHECK (array_position(scopes, NULL) IS NULL AND cardinality(string_to_array(array_to_string(scopes, ' '), ' ')) = cardinality(scopes)
+        AND array_to_string(scopes, ' ') ~ '^((\*|platform:\*|[a-z]+:(read|write|admin))( (?!$)|$))*$'),
     CONSTRAINT api_keys_metadata_check CHECK (is_metadata(metadata))
 );
 COMMENT ON TABLE api_keys IS 'A key belongs to one account and one organisation, and says what its holder may do there.';
@@ -226,9 +227,10 @@ CREATE FUNCTION authenticate(p_key_hash bytea, p_scopes text[],
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     v_scopes  text[];
+    v_level   text;
     v_missing text[];
 BEGIN
-    SELECT k.org_id, k.account_id, k.id, k.scopes INTO org_id, account_id, key_id, v_scopes
+    SELECT k.org_id, k.account_id, k.id, k.scopes, a.access_level INTO org_id, account_id, key_id, v_scopes, v_level
     FROM api_keys k
     JOIN accounts a ON a.id = k.account_id
     JOIN organizations o ON o.id = k.org_id
@@ -242,12 +244,11 @@ BEGIN
         PERFORM raise_rule('unauthenticated', 'The key is not valid.', '28000');
     END IF;
 
-    -- '*' covers every scope of the organisation, and none of the platform's.
+    -- '*' covers every scope of the organisation, and none of the platform's: those take platform:* and an admin's account.
     v_missing := ARRAY(
         SELECT s FROM unnest(p_scopes) s
-        WHERE NOT (s = ANY (v_scopes)
-                OR '*' = ANY (v_scopes) AND s !~ '^platform:'
-                OR 'platform:*' = ANY (v_scopes) AND s ~ '^platform:'));
+        WHERE NOT CASE WHEN s ~ '^platform:' THEN v_level = 'admin' AND 'platform:*' = ANY (v_scopes)
+                       ELSE s = ANY (v_scopes) OR '*' = ANY (v_scopes) END);
     IF v_missing <> '{}' THEN
         PERFORM raise_rule('insufficient_scope', format('The key lacks the scope %s.', array_to_string(v_missing, ', ')), '42501');
     END IF;
@@ -265,6 +266,7 @@ COMMENT ON FUNCTION authenticate(bytea, text[]) IS
 CREATE FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('bootstrap_hub', 0)); -- several replicas may start at once
     IF EXISTS (SELECT FROM organizations) THEN
         RETURN;
     END IF;

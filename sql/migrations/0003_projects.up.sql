@@ -41,4 +41,6 @@ CREATE TRIGGER projects_identity_immutable BEFORE UPDATE ON projects
 ALTER TABLE projects ENABLE ROW LEVEL SECURITY;
 ALTER TABLE projects FORCE ROW LEVEL SECURITY;
 CREATE POLICY projects_tenant ON projects TO hub_app USING (org_id = (SELECT current_org_id()));
-GRANT SELECT, INSERT, UPDATE, DELETE ON projects TO hub_app;
+-- Who inserts does not choose revision or updated_at (W22): the columns are listed.
+GRANT SELECT, UPDATE, DELETE ON projects TO hub_app;
+GRANT INSERT (org_id, id, slug, name, description, archived_at, data, metadata) ON projects TO hub_app;

@@ -3,6 +3,7 @@ DROP TABLE messages;
 DROP FUNCTION record_session_rows();
 DROP FUNCTION issue_session_row_id();
 DROP TABLE sessions;
+DROP FUNCTION refuse_other_session_parent();
 DROP FUNCTION check_session_run_state();
 DROP FUNCTION refuse_session_cycle();
 DROP FUNCTION link_session_to_children();

@@ -19,7 +19,7 @@ CREATE TABLE roles (
     CONSTRAINT roles_name_key UNIQUE (org_id, name),
     CONSTRAINT roles_org_id_fkey FOREIGN KEY (org_id) REFERENCES organizations (id) ON DELETE RESTRICT,
     CONSTRAINT roles_id_version_check CHECK (is_uuidv7(id)),
-    CONSTRAINT roles_name_length_check CHECK (char_length(name) BETWEEN 1 AND 200),
+    CONSTRAINT roles_name_length_check CHECK (octet_length(name) BETWEEN 1 AND 200),
     CONSTRAINT roles_origin_check CHECK (origin IN ('api', 'file', 'import')),
     CONSTRAINT roles_data_object_check CHECK (jsonb_typeof(data) = 'object'),
     CONSTRAINT roles_metadata_check CHECK (is_metadata(metadata))
@@ -127,7 +127,8 @@ CREATE TABLE sessions (
     CONSTRAINT sessions_source_shape_check CHECK (source ~ '^[a-z][a-z0-9-]{0,39}$'),
     CONSTRAINT sessions_source_id_length_check CHECK (octet_length(source_id) BETWEEN 1 AND 200),
     CONSTRAINT sessions_source_parent_id_length_check CHECK (octet_length(source_parent_id) BETWEEN 1 AND 200),
-    CONSTRAINT sessions_source_whole_check CHECK ((source IS NULL) = (source_id IS NULL) AND (source_id IS NOT NULL OR source_parent_id IS NULL)),
+    CONSTRAINT sessions_source_whole_check CHECK ((source IS NULL) = (source_id IS NULL) AND (source IS NULL) = (source_updated_at IS NULL)
+        AND (source_id IS NOT NULL OR source_parent_id IS NULL)),
     CONSTRAINT sessions_not_own_parent_check CHECK (parent_id <> id),
     CONSTRAINT sessions_data_object_check CHECK (jsonb_typeof(data) = 'object'),
     CONSTRAINT sessions_metadata_check CHECK (is_metadata(metadata))
@@ -177,7 +178,7 @@ COMMENT ON INDEX sessions_orphans_idx IS 'Imported children that wait for their 
 -- Slugs (S09)
 
 CREATE FUNCTION make_session_slug() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     c_adjectives constant text[] := string_to_array(
         'able amber apt ashen azure bold brave brisk bright broad calm candid clear clever cool cosy '
@@ -207,7 +208,7 @@ CREATE TRIGGER sessions_slug BEFORE INSERT ON sessions
 -- Families of imported sessions find each other in whatever order they come
 
 CREATE FUNCTION link_session_to_parent() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     -- A child and its parent may be imported at the same moment by two connections that do not see each other's row.
     -- Both take the lock of the parent's name, so the later one sees what the earlier one did. In order, against deadlocks.
@@ -225,7 +226,7 @@ CREATE TRIGGER sessions_link_to_parent BEFORE INSERT ON sessions
     FOR EACH ROW WHEN (NEW.source_id IS NOT NULL) EXECUTE FUNCTION link_session_to_parent();
 
 CREATE FUNCTION link_session_to_children() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     UPDATE sessions s SET parent_id = NEW.id
     WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL;
@@ -236,28 +237,37 @@ CREATE TRIGGER sessions_link_to_children AFTER INSERT ON sessions
     FOR EACH ROW WHEN (NEW.source_id IS NOT NULL) EXECUTE FUNCTION link_session_to_children();
 
 CREATE FUNCTION refuse_session_cycle() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    v_ancestor uuid   := NEW.parent_id;
+    v_seen     uuid[] := '{}';
 BEGIN
-    IF EXISTS (
-        WITH RECURSIVE ancestors AS (
-            SELECT NEW.org_id, NEW.parent_id AS id
-            UNION
-            SELECT s.org_id, s.parent_id FROM ancestors a JOIN sessions s ON s.org_id = a.org_id AND s.id = a.id
-            WHERE s.parent_id IS NOT NULL)
-        SELECT FROM ancestors a WHERE a.id = NEW.id) THEN
-        PERFORM raise_rule(TG_NAME, 'A session cannot be its own ancestor.');
+    IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
+        RETURN NULL;
     END IF;
+    WHILE v_ancestor IS NOT NULL LOOP
+        IF v_ancestor = NEW.id OR v_ancestor = ANY (v_seen) THEN
+            PERFORM raise_rule(TG_NAME, 'A session cannot be its own ancestor.');
+        END IF;
+        v_seen := v_seen || v_ancestor;
+        -- Two transactions could each add one half of a circle: each holds the row that it changed, and here they meet.
+        -- A row that is being inserted has no children yet that another transaction could see.
+        IF TG_OP = 'UPDATE' THEN
+            PERFORM FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = v_ancestor FOR SHARE;
+        END IF;
+        SELECT s.parent_id INTO v_ancestor FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = v_ancestor;
+    END LOOP;
     RETURN NULL;
 END $$;
-CREATE TRIGGER sessions_parent_acyclic AFTER UPDATE OF parent_id ON sessions
-    FOR EACH ROW WHEN (NEW.parent_id IS NOT NULL AND OLD.parent_id IS DISTINCT FROM NEW.parent_id) EXECUTE FUNCTION refuse_session_cycle();
+CREATE TRIGGER sessions_parent_acyclic AFTER INSERT OR UPDATE OF parent_id ON sessions
+    FOR EACH ROW WHEN (NEW.parent_id IS NOT NULL) EXECUTE FUNCTION refuse_session_cycle();
 COMMENT ON FUNCTION refuse_session_cycle() IS 'Sessions form a forest: files that name each other as parent are refused.';
 
 
 -- What may change, and how
 
 CREATE FUNCTION check_session_run_state() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM session_run_state_transitions t WHERE t.from_state = OLD.run_state AND t.to_state = NEW.run_state) THEN
         PERFORM raise_rule(TG_NAME, format('A session that is %s cannot become %s.', OLD.run_state, NEW.run_state));
@@ -276,8 +286,18 @@ CREATE TRIGGER sessions_identity_immutable BEFORE UPDATE ON sessions
 CREATE TRIGGER sessions_project_immutable BEFORE UPDATE ON sessions
     FOR EACH ROW WHEN (OLD.project_id IS DISTINCT FROM NEW.project_id) EXECUTE FUNCTION refuse_change('A session''s project');
 COMMENT ON TRIGGER sessions_project_immutable ON sessions IS 'S13';
+CREATE FUNCTION refuse_other_session_parent() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    -- ON DELETE SET NULL comes after the parent is gone: nobody else can bring that about.
+    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id) THEN
+        RETURN NEW;
+    END IF;
+    PERFORM raise_rule(TG_NAME, 'A session''s parent cannot be changed once it is written.');
+END $$;
+COMMENT ON FUNCTION refuse_other_session_parent() IS 'S11: a session keeps its parent for as long as there is one.';
 CREATE TRIGGER sessions_parent_set_once BEFORE UPDATE ON sessions
-    FOR EACH ROW WHEN (OLD.parent_id <> NEW.parent_id) EXECUTE FUNCTION refuse_change('A session''s parent');
+    FOR EACH ROW WHEN (OLD.parent_id IS NOT NULL AND OLD.parent_id IS DISTINCT FROM NEW.parent_id) EXECUTE FUNCTION refuse_other_session_parent();
 COMMENT ON TRIGGER sessions_parent_set_once ON sessions IS 'From none to a parent, and back when the parent is deleted; never from one to another.';
 
 CREATE TRIGGER sessions_touch BEFORE UPDATE ON sessions
@@ -287,8 +307,8 @@ CREATE TRIGGER sessions_touch BEFORE UPDATE ON sessions
                         NEW.source_parent_id, NEW.source_updated_at, NEW.data, NEW.raw, NEW.metadata, NEW.revision))
     EXECUTE FUNCTION touch_row();
 CREATE TRIGGER sessions_activity BEFORE UPDATE ON sessions
-    FOR EACH ROW WHEN ((OLD.last_message_id, OLD.last_part_id, OLD.last_activity_at)
-        IS DISTINCT FROM (NEW.last_message_id, NEW.last_part_id, NEW.last_activity_at))
+    FOR EACH ROW WHEN ((OLD.last_message_id, OLD.last_part_id, OLD.last_activity_at, OLD.updated_at)
+        IS DISTINCT FROM (NEW.last_message_id, NEW.last_part_id, NEW.last_activity_at, NEW.updated_at))
     EXECUTE FUNCTION set_updated_at();
 COMMENT ON TRIGGER sessions_activity ON sessions IS 'W22: an append moves updated_at, but is no new revision: an If-Match on the title need not fail because the agent talks.';
 
@@ -360,7 +380,7 @@ CREATE TABLE parts (
     CONSTRAINT parts_source_source_id_key UNIQUE (org_id, source, source_id),
     CONSTRAINT parts_message_id_fkey FOREIGN KEY (org_id, session_id, message_id) REFERENCES messages (org_id, session_id, id) ON DELETE CASCADE,
     CONSTRAINT parts_id_version_check CHECK (is_uuidv7(id)),
-    CONSTRAINT parts_type_length_check CHECK (char_length(type) BETWEEN 1 AND 200),
+    CONSTRAINT parts_type_length_check CHECK (octet_length(type) BETWEEN 1 AND 200),
     CONSTRAINT parts_source_shape_check CHECK (source ~ '^[a-z][a-z0-9-]{0,39}$'),
     CONSTRAINT parts_source_id_length_check CHECK (octet_length(source_id) BETWEEN 1 AND 200),
     CONSTRAINT parts_source_whole_check CHECK ((source IS NULL) = (source_id IS NULL) AND (source IS NULL) = (source_position IS NULL)),
@@ -411,11 +431,12 @@ COMMENT ON TRIGGER parts_session_immutable ON parts IS 'C04';
 
 -- Ids follow the order of writing (C02) --------------------------------------------------------------------------
 -- The row trigger takes the session's row, so that writers of one session queue, and moves an id that is not above
--- the last one. What it has issued in this transaction it remembers in a local setting: one look-up per statement,
+-- the last one. What it has issued in this statement it remembers in a local setting: one look-up per statement,
 -- not one per row. The statement trigger is the enforcement: whatever the setting said, ids must be above the last.
+-- It also empties the setting, so that another session's next id does not have to be above this one's.
 
 CREATE FUNCTION issue_session_row_id() RETURNS trigger
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     v_setting constant text := 'hub.issued_' || TG_TABLE_NAME;
     v_issued  text := current_setting(v_setting, true);
@@ -464,6 +485,7 @@ BEGIN
             last_activity_at = CASE WHEN v_added.first_issued IS NULL THEN s.last_activity_at ELSE clock_timestamp() END
         WHERE s.org_id = v_added.org_id AND s.id = v_added.session_id;
     END LOOP;
+    PERFORM set_config('hub.issued_' || TG_TABLE_NAME, '', true);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION record_session_rows() IS 'C02, X10: after each statement: refuses ids out of order, and keeps the session''s last ids and last_activity_at. Runs as hub_system, because hub_app may not write those columns.';
@@ -474,6 +496,8 @@ CREATE TRIGGER parts_in_order AFTER INSERT ON parts
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION record_session_rows();
 COMMENT ON TRIGGER parts_in_order ON parts IS 'C02';
 
+-- Not from PUBLIC: as the trigger of somebody's temporary table it would write into any organisation (X01).
+REVOKE ALL ON FUNCTION record_session_rows() FROM PUBLIC;
 GRANT CREATE ON SCHEMA public TO hub_system;
 ALTER FUNCTION record_session_rows() OWNER TO hub_system;
 REVOKE CREATE ON SCHEMA public FROM hub_system;
@@ -497,7 +521,11 @@ CREATE POLICY parts_tenant ON parts TO hub_app USING (org_id = (SELECT current_o
 CREATE POLICY sessions_bookkeeping ON sessions TO hub_system USING (true);
 
 GRANT SELECT ON session_versions, session_run_states, session_run_state_transitions TO hub_app;
-GRANT SELECT, INSERT, UPDATE, DELETE ON roles, messages, parts TO hub_app;
+-- Who inserts does not choose revision or updated_at (W22): the columns are listed.
+GRANT SELECT, UPDATE, DELETE ON roles, messages, parts TO hub_app;
+GRANT INSERT (org_id, id, name, description, prompt, origin, data, metadata) ON roles TO hub_app;
+GRANT INSERT (org_id, id, session_id, role, source, source_id, source_position, data, raw, metadata, created_at) ON messages TO hub_app;
+GRANT INSERT (org_id, id, session_id, message_id, type, source, source_id, source_position, data, raw, metadata, created_at) ON parts TO hub_app;
 GRANT SELECT, DELETE ON sessions TO hub_app;
 GRANT INSERT (org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at,
               source, source_id, source_parent_id, source_updated_at, data, raw, metadata, created_at),

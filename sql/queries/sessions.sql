@@ -148,13 +148,18 @@ WHERE (m.session_id, m.source_position, m.role, m.data, m.raw, m.metadata)
     IS DISTINCT FROM (excluded.session_id, excluded.source_position, excluded.role, excluded.data, excluded.raw, excluded.metadata)
 RETURNING (xmax = 0)::boolean AS created;
 
+-- name: ListImportedMessages :many
+-- The hub's ids of these messages: one that is here already keeps its id.
+SELECT id, source_id::text AS source_id FROM messages
+WHERE org_id = current_org_id() AND source = @source::text AND source_id = ANY (@source_ids::text[]);
+
 -- name: ImportParts :many
+-- Only new and changed rows are returned. A part of another message is refused by parts_session_immutable.
 INSERT INTO parts AS p (org_id, session_id, message_id, id, source, source_id, source_position, type, data, raw, metadata, created_at)
-SELECT m.org_id, m.session_id, m.id, i.id, m.source, i.source_id, i.source_position, i.type, i.data, i.raw, i.metadata, m.created_at
-FROM (SELECT unnest(@ids::uuid[]) AS id, unnest(@message_source_ids::text[]) AS message_source_id, unnest(@source_ids::text[]) AS source_id,
+SELECT current_org_id(), @session_id, i.message_id, i.id, @source::text, i.source_id, i.source_position, i.type, i.data, i.raw, i.metadata, i.created_at
+FROM (SELECT unnest(@message_ids::uuid[]) AS message_id, unnest(@ids::uuid[]) AS id, unnest(@source_ids::text[]) AS source_id,
              unnest(@source_positions::integer[]) AS source_position, unnest(@types::text[]) AS type, unnest(@data::jsonb[]) AS data,
-             nullif(unnest(@raw::text[]), '') AS raw, unnest(@metadata::jsonb[]) AS metadata) i
-JOIN messages m ON m.org_id = current_org_id() AND m.source = @source::text AND m.source_id = i.message_source_id
+             nullif(unnest(@raw::text[]), '') AS raw, unnest(@metadata::jsonb[]) AS metadata, unnest(@created_at::timestamptz[]) AS created_at) i
 ON CONFLICT (org_id, source, source_id) DO UPDATE SET
     session_id = excluded.session_id, message_id = excluded.message_id, source_position = excluded.source_position, type = excluded.type,
     data = excluded.data, raw = excluded.raw, metadata = excluded.metadata
@@ -164,11 +169,9 @@ RETURNING (xmax = 0)::boolean AS created;
 
 -- name: DeletePartsMissingFromImport :execrows
 -- What the source has removed from these messages since.
-DELETE FROM parts p
-USING messages m
-WHERE m.org_id = current_org_id() AND m.source = @source::text AND m.source_id = ANY (@message_source_ids::text[])
-  AND p.org_id = m.org_id AND p.session_id = m.session_id AND p.message_id = m.id
-  AND p.source = @source::text AND p.source_id <> ALL (@part_source_ids::text[]);
+DELETE FROM parts
+WHERE org_id = current_org_id() AND session_id = @session_id AND message_id = ANY (@message_ids::uuid[])
+  AND source = @source::text AND source_id <> ALL (@source_ids::text[]);
 
 -- name: DeleteMessagesMissingFromImport :one
 WITH deleted AS (

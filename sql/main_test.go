@@ -1,0 +1,280 @@
+package sql_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/alkdev/hub/internal/migrate"
+	"github.com/alkdev/hub/internal/postgres/pgtest"
+)
+
+func TestMain(m *testing.M) {
+	os.Exit(pgtest.Main(m, func(ctx context.Context, url string) error {
+		conn, err := pgx.Connect(ctx, url)
+		if err != nil {
+			return err
+		}
+		defer conn.Close(ctx)
+		if err := migrate.EnsureRoles(ctx, conn, true); err != nil {
+			return err
+		}
+		return migrate.Up(ctx, url, slog.New(slog.DiscardHandler))
+	}, "hub_app"))
+}
+
+// What a new domain adds to: its fixture, its refusals and its deletions.
+var (
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes)
+)
+
+// ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's
+// and one of @other_org's.
+var ids = map[string]string{
+	"org": "00000000-0000-7000-8000-0000000a0001", "other_org": "00000000-0000-7000-8000-0000000b0001",
+	"owner": "00000000-0000-7000-8000-0000000a0002", "other_owner": "00000000-0000-7000-8000-0000000b0002",
+	"co_owner": "00000000-0000-7000-8000-0000000a0003", "member": "00000000-0000-7000-8000-0000000a0004",
+	"nobody": "00000000-0000-7000-8000-0000000c0001", // an account without a membership
+	"system": "00000000-0000-7000-8000-000000000001",
+	"key":    "00000000-0000-7000-8000-0000000a0005", "other_key": "00000000-0000-7000-8000-0000000b0005",
+	"project": "00000000-0000-7000-8000-0000000a0006", "other_project": "00000000-0000-7000-8000-0000000b0006",
+	"empty_project": "00000000-0000-7000-8000-0000000a0007",
+	"role":          "00000000-0000-7000-8000-0000000a0008", "other_role": "00000000-0000-7000-8000-0000000b0008",
+	"session": "00000000-0000-7000-8000-0000000a0009", "other_session": "00000000-0000-7000-8000-0000000b0009",
+	"child": "00000000-0000-7000-8000-0000000a000a", "imported": "00000000-0000-7000-8000-0000000a000b",
+	"message": "00000000-0000-7000-8000-0000000a000c", "other_message": "00000000-0000-7000-8000-0000000b000c",
+	"child_message": "00000000-0000-7000-8000-0000000a000d", "second_message": "00000000-0000-7000-8000-0000000a0010",
+	"part": "00000000-0000-7000-8000-0000000a000e", "other_part": "00000000-0000-7000-8000-0000000b000e",
+	"new":  "00000000-0000-7000-8000-0000000c000f", // nobody's yet
+	"high": "ffffffff-0000-7000-8000-000000000001", // of a clock that is far ahead
+	"zero": "00000000-0000-7000-8000-000000000000",
+}
+
+// world is a database with the fixtures, and two connections to it.
+type world struct {
+	app *pgx.Conn // hub_app, as @owner of @org
+	hub *pgx.Conn // the superuser: where hub_app's privileges would hide a rule, and to look behind it
+	url string    // for hub_app
+}
+
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	w := &world{url: pgtest.Database(t)}
+	w.hub = connect(t, pgtest.URL(t, "hub"))
+	w.app = w.connect(t, "org", "owner")
+	for _, fixture := range fixtures {
+		exec(t, w.hub, fixture)
+	}
+	return w
+}
+
+// connect opens another connection as hub_app, that acts for an organisation, and an account, of the fixtures.
+func (w *world) connect(t testing.TB, org, account string) *pgx.Conn {
+	t.Helper()
+	conn := connect(t, w.url)
+	exec(t, conn, "SELECT set_config('hub.org_id', @"+org+", false), set_config('hub.account_id', @"+account+", false)")
+	return conn
+}
+
+func connect(t testing.TB, url string) *pgx.Conn {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+var atName = regexp.MustCompile(`(^|[^\w'])@([a-z_]+)`)
+
+// named puts the fixtures' ids where their @names are. (In an e-mail address a letter stands before the @.)
+func named(sql string) string {
+	return atName.ReplaceAllStringFunc(sql, func(match string) string {
+		before, name, _ := strings.Cut(match, "@")
+		id, ok := ids[name]
+		if !ok {
+			panic("no fixture is called " + name + ": " + sql)
+		}
+		return before + "'" + id + "'"
+	})
+}
+
+// run executes statements with @names in them.
+func run(ctx context.Context, conn *pgx.Conn, sql string) (pgconn.CommandTag, error) {
+	return conn.Exec(ctx, named(sql), pgx.QueryExecModeSimpleProtocol)
+}
+
+func exec(t testing.TB, conn *pgx.Conn, sql string) pgconn.CommandTag {
+	t.Helper()
+	tag, err := run(t.Context(), conn, sql)
+	if err != nil {
+		t.Fatalf("%s\n%v", sql, err)
+	}
+	return tag
+}
+
+// get is the one value that a query returns.
+func get[T any](t testing.TB, conn *pgx.Conn, sql string) T {
+	t.Helper()
+	values := list[T](t, conn, sql)
+	if len(values) != 1 {
+		t.Fatalf("%s\nreturned %d rows, not one", sql, len(values))
+	}
+	return values[0]
+}
+
+// list is the one column that a query returns.
+func list[T any](t testing.TB, conn *pgx.Conn, sql string) []T {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), named(sql), pgx.QueryExecModeSimpleProtocol)
+	if err != nil {
+		t.Fatalf("%s\n%v", sql, err)
+	}
+	values, err := pgx.CollectRows(rows, pgx.RowTo[T])
+	if err != nil {
+		t.Fatalf("%s\n%v", sql, err)
+	}
+	return values
+}
+
+// attempt executes statements in a transaction of their own that is rolled back, deferred constraints included. before
+// must pass; the error is that of sql.
+func attempt(t testing.TB, conn *pgx.Conn, before, sql string) (pgconn.CommandTag, error) {
+	t.Helper()
+	ctx := t.Context()
+	exec(t, conn, "BEGIN")
+	defer func() {
+		if _, err := conn.Exec(ctx, "ROLLBACK"); err != nil {
+			t.Fatal(err)
+		}
+	}()
+	if before != "" {
+		exec(t, conn, before)
+	}
+	tag, err := run(ctx, conn, sql)
+	if err == nil {
+		_, err = conn.Exec(ctx, "SET CONSTRAINTS ALL IMMEDIATE")
+	}
+	return tag, err
+}
+
+// refuses fails the test unless err is PostgreSQL's refusal with this SQLSTATE and constraint.
+func refuses(t testing.TB, err error, sqlstate, constraint string) {
+	t.Helper()
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgErr.Code != sqlstate || pgErr.ConstraintName != constraint {
+		t.Errorf("refused with %s, want %s %q", spell(err), sqlstate, constraint)
+	}
+}
+
+func spell(err error) string {
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		return pgErr.Code + " \"" + pgErr.ConstraintName + "\" (" + pgErr.Message + ")"
+	}
+	if err == nil {
+		return "nothing: it passed"
+	}
+	return err.Error()
+}
+
+// ruleCase is one rule of the schema: a statement that the rule refuses for each of the bad values and lets pass for each of
+// the good ones. The statement is the same but for that value, which stands where ?? is.
+type ruleCase struct {
+	// rule is the constraint's name, the trigger's, or the name that a function raises; of a foreign key that is in the way of
+	// a deletion with _in_use; of row level security the policy's.
+	rule   string
+	before string // statements that make the situation
+	sql    string
+	bad    []string
+	good   []string
+	state  string // the SQLSTATE; where it is empty, what the rule's name says
+	hub    bool   // as the superuser, for hub_app has no privilege to come so far
+}
+
+func (c ruleCase) refusal() (sqlstate, constraint string) {
+	name := strings.TrimSuffix(c.rule, "_in_use")
+	switch {
+	case strings.HasSuffix(name, "_tenant"):
+		return "42501", "" // row level security names no constraint
+	case c.state != "":
+		return c.state, name
+	case strings.HasSuffix(name, "_fkey"):
+		return "23503", name
+	case strings.HasSuffix(name, "_pkey"), strings.HasSuffix(name, "_key"):
+		return "23505", name
+	default:
+		return "23514", name
+	}
+}
+
+func checkRules(t *testing.T, cases []ruleCase) {
+	t.Helper()
+	w := newWorld(t)
+	for _, c := range cases {
+		t.Run(c.rule, func(t *testing.T) {
+			conn := w.app
+			if c.hub {
+				conn = w.hub
+			}
+			if !strings.Contains(c.sql, "??") || len(c.bad) == 0 || len(c.good) == 0 {
+				t.Fatal("a case has ??, a bad value and a good one")
+			}
+			for _, value := range c.bad {
+				sqlstate, constraint := c.refusal()
+				_, err := attempt(t, conn, c.before, strings.ReplaceAll(c.sql, "??", value))
+				var pgErr *pgconn.PgError
+				if !errors.As(err, &pgErr) || pgErr.Code != sqlstate || pgErr.ConstraintName != constraint {
+					t.Errorf("%s: refused with %s, want %s %q", value, spell(err), sqlstate, constraint)
+				}
+			}
+			for _, value := range c.good {
+				tag, err := attempt(t, conn, c.before, strings.ReplaceAll(c.sql, "??", value))
+				if err != nil {
+					t.Errorf("%s: refused with %s", value, spell(err))
+				} else if tag.RowsAffected() == 0 {
+					t.Errorf("%s: passed, but only because there was no row to refuse", value)
+				}
+			}
+		})
+	}
+}
+
+// deleteCase is what becomes of a row when what it refers to is deleted.
+type deleteCase struct {
+	fk     string
+	before string
+	delete string
+	gone   string // a query for what must be true afterwards, and false before
+}
+
+func checkDeletes(t *testing.T, cases []deleteCase) {
+	t.Helper()
+	w := newWorld(t)
+	for _, c := range cases {
+		t.Run(c.fk, func(t *testing.T) {
+			exec(t, w.hub, "BEGIN; SET CONSTRAINTS ALL IMMEDIATE;"+c.before)
+			defer exec(t, w.hub, "ROLLBACK")
+			if get[bool](t, w.hub, c.gone) {
+				t.Fatalf("%s is true before anything is deleted", c.gone)
+			}
+			if exec(t, w.hub, c.delete).RowsAffected() == 0 {
+				t.Fatalf("%s deletes nothing", c.delete)
+			}
+			if !get[bool](t, w.hub, c.gone) {
+				t.Errorf("%s is false afterwards", c.gone)
+			}
+		})
+	}
+}

@@ -1,0 +1,228 @@
+package sql_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// crowd is enough rows for PostgreSQL to prefer indexes where it can: 20 organisations with 3,000 sessions, and in @session
+// 2,000 messages with 10,000 parts.
+const crowd = `
+	INSERT INTO accounts (kind, display_name) SELECT 'llm', 'crowd ' || n FROM generate_series(1, 18) n;
+	BEGIN;
+	SET CONSTRAINTS ALL DEFERRED;
+	INSERT INTO organizations (slug, name, owner_id) SELECT 'crowd-' || row_number() OVER (), 'Crowd', id FROM accounts WHERE display_name LIKE 'crowd %';
+	INSERT INTO organization_members (org_id, account_id, membership_level) SELECT id, owner_id, 'owner' FROM organizations WHERE slug LIKE 'crowd-%';
+	COMMIT;
+	INSERT INTO organization_members (org_id, account_id) SELECT @org, id FROM accounts WHERE display_name LIKE 'crowd %';
+	INSERT INTO projects (org_id, slug, name) SELECT o.id, 'p-' || n, 'P' FROM organizations o, generate_series(1, 20) n;
+	INSERT INTO roles (org_id, name) SELECT o.id, 'role-' || n FROM organizations o, generate_series(1, 20) n;
+	INSERT INTO sessions (org_id, project_id, account_id, role_name, title, source, source_id, source_updated_at, archived_at)
+		SELECT o.id, p.id, m.account_id, 'role-' || 1 + n % 20, 'A session', 'test', 'crowd-' || n, now(), CASE WHEN n % 10 > 0 THEN now() END
+		FROM organizations o
+		JOIN LATERAL (SELECT array_agg(id) AS ids FROM projects WHERE org_id = o.id AND slug LIKE 'p-%') ps ON true
+		JOIN LATERAL (SELECT array_agg(account_id) AS ids FROM organization_members WHERE org_id = o.id) ms ON true,
+		generate_series(1, 150) n, LATERAL (SELECT ps.ids[1 + n % 20] AS id) p, LATERAL (SELECT ms.ids[1 + n % cardinality(ms.ids)] AS account_id) m;
+	UPDATE sessions s SET parent_id = (SELECT p.id FROM sessions p WHERE p.org_id = s.org_id AND p.source_id = 'crowd-1')
+		WHERE source_id ~ '^crowd-.[05]$';
+	INSERT INTO messages (org_id, session_id, role) SELECT s.org_id, s.id, 'user' FROM sessions s WHERE s.source_id LIKE 'crowd-%';
+	INSERT INTO parts (org_id, session_id, message_id, type) SELECT m.org_id, m.session_id, m.id, 'text' FROM messages m;
+	INSERT INTO messages (org_id, session_id, role) SELECT @org, @session, 'assistant' FROM generate_series(1, 2000);
+	INSERT INTO parts (org_id, session_id, message_id, type)
+		SELECT m.org_id, m.session_id, m.id, CASE WHEN n = 1 THEN 'tool' ELSE 'text' END
+		FROM messages m, generate_series(1, 5) n WHERE m.session_id = @session;
+	ANALYZE;`
+
+// arguments are what the queries' parameters are, by name; NULL for the filters that are not asked for.
+var arguments = map[string]string{
+	"after_slug": "''", "row_limit": "50", "before_id": "'ffffffff-ffff-7fff-bfff-ffffffffffff'", "after_id": "@zero", "id": "@session", "session_id": "@session",
+	"message_id": "@message", "ids": "ARRAY[@message, @second_message]::uuid[]", "if_match": "1",
+	"slug": "NULL", "archived": "NULL", "project_id": "NULL", "parent_id": "NULL", "role_name": "NULL", "account_id": "NULL", "run_state": "NULL", "source_id": "NULL",
+	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
+	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
+	"roles": "'{user,user}'", "part_messages": "'{1,2}'", "part_types": "'{text,tool}'", "part_data": "'{\"{}\",\"{}\"}'", "part_raw": "'{\"\",\"\"}'", "part_metadata": "'{\"{}\",\"{}\"}'",
+	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
+}
+
+// argumentsOf are those of one query that differ.
+var argumentsOf = map[string]map[string]string{
+	"AppendMessages":     {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`},
+	"ImportMessages":     {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`, "created_at": "ARRAY[now(), now()]"},
+	"ImportParts":        {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`},
+	"ImportSession":      {"source_id": "'x'", "project_id": "@project"},
+	"CreateSession":      {"project_id": "@project"},
+	"CreateProject":      {"slug": "'x'"},
+	"GetSessionBySource": {"source_id": "'crowd-7'"},
+}
+
+// query is one of sql/queries.
+type query struct {
+	name, text string
+	params     []string // $1, $2, ...
+}
+
+var (
+	queryHead  = regexp.MustCompile(`(?m)^-- name: (\w+) :\w+.*\n`)
+	queryParam = regexp.MustCompile(`sqlc\.n?arg\('(\w+)'\)|@(\w+)`)
+)
+
+func queries(t testing.TB) []query {
+	t.Helper()
+	files, err := filepath.Glob("queries/*.sql")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	var all []query
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		heads := queryHead.FindAllStringSubmatchIndex(string(text), -1)
+		for i, head := range heads {
+			end := len(text)
+			if i+1 < len(heads) {
+				end = heads[i+1][0]
+			}
+			q := query{name: string(text[head[2]:head[3]])}
+			q.text = queryParam.ReplaceAllStringFunc(string(text[head[1]:end]), func(match string) string {
+				groups := queryParam.FindStringSubmatch(match)
+				name := groups[1] + groups[2]
+				if !slices.Contains(q.params, name) {
+					q.params = append(q.params, name)
+				}
+				return fmt.Sprintf("$%d", 1+slices.Index(q.params, name))
+			})
+			all = append(all, q)
+		}
+	}
+	return all
+}
+
+func queryNamed(t testing.TB, name string) query {
+	t.Helper()
+	all := queries(t)
+	i := slices.IndexFunc(all, func(q query) bool { return q.name == name })
+	if i < 0 {
+		t.Fatalf("there is no query %s in sql/queries", name)
+	}
+	return all[i]
+}
+
+// execute is EXECUTE with the query's arguments; changed are name, value, ....
+func (q query) execute(t testing.TB, changed ...string) string {
+	t.Helper()
+	values := make([]string, len(q.params))
+	for i, param := range q.params {
+		value, ok := arguments[param]
+		if own, has := argumentsOf[q.name][param]; has {
+			value, ok = own, true
+		}
+		if n := slices.Index(changed, param); n >= 0 {
+			value, ok = changed[n+1], true
+		}
+		if !ok {
+			t.Fatalf("%s: say in arguments what @%s may be", q.name, param)
+		}
+		values[i] = value
+	}
+	if len(values) == 0 {
+		return "EXECUTE " + q.name
+	}
+	return "EXECUTE " + q.name + "(" + strings.Join(values, ", ") + ")"
+}
+
+func (q query) prepare(t testing.TB, conn *pgx.Conn) {
+	t.Helper()
+	exec(t, conn, "PREPARE "+q.name+" AS "+q.text)
+}
+
+func explain(t testing.TB, conn *pgx.Conn, sql string) string {
+	t.Helper()
+	return strings.Join(list[string](t, conn, "EXPLAIN "+sql), "\n")
+}
+
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|projects)\b`)
+
+// Plans are made for hub_app: under row level security an operator that is not leakproof gets no index, and a superuser's
+// plan would not show it.
+func TestW03_QueriesUseIndexes(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	exec(t, w.hub, crowd)
+
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		conn := w.connect(t, "org", "owner")
+		exec(t, conn, "SET plan_cache_mode = "+mode)
+		for _, q := range queries(t) {
+			q.prepare(t, conn)
+			if plan := explain(t, conn, q.execute(t)); seqScan.MatchString(plan) {
+				t.Errorf("%s, %s:\n%s", q.name, mode, plan)
+			}
+		}
+	}
+
+	// What a list with a filter reads is what the filter selects.
+	conn := w.connect(t, "org", "owner")
+	exec(t, conn, "SET plan_cache_mode = force_custom_plan")
+	project := "'" + get[string](t, w.app, "SELECT project_id::text FROM sessions WHERE source_id = 'crowd-7'") + "'"
+	parent := "'" + get[string](t, w.app, "SELECT id::text FROM sessions WHERE source_id = 'crowd-1'") + "'"
+	account := "'" + get[string](t, w.app, "SELECT account_id::text FROM sessions WHERE source_id = 'crowd-7'") + "'"
+	filters := []struct{ query, param, value, index string }{
+		{"ListSessions", "row_limit", "50", "sessions_pkey"},
+		{"ListSessions", "project_id", project, "sessions_project_id_idx"},
+		{"ListSessions", "parent_id", parent, "sessions_parent_id_idx"},
+		{"ListSessions", "role_name", "'role-7'", "sessions_role_name_idx"},
+		{"ListSessions", "account_id", account, "sessions_account_id_idx"},
+		{"ListSessions", "archived", "false", "sessions_unarchived_idx"},
+		{"ListSessions", "source_id", "'crowd-7'", "sessions_source_source_id_key"},
+		{"ListSessions", "run_state", "'idle'", "sessions_"},
+		{"ListProjects", "slug", "'main'", "projects_slug_key"},
+		{"ListProjects", "row_limit", "50", "projects_slug_key"},
+		{"ListMessages", "after_id", "@message", "messages_session_id_id_key"},
+		{"ListMessages", "after_id", "@message", "parts_message_id_idx"},
+		{"GetMessage", "message_id", "@message", "parts_message_id_idx"},
+	}
+	prepared := map[string]bool{}
+	for _, f := range filters {
+		q := queryNamed(t, f.query)
+		if !prepared[f.query] {
+			q.prepare(t, conn)
+			prepared[f.query] = true
+		}
+		if plan := explain(t, conn, q.execute(t, f.param, f.value)); !strings.Contains(plan, f.index) || seqScan.MatchString(plan) {
+			t.Errorf("%s with %s does not use %s:\n%s", f.query, f.param, f.index, plan)
+		}
+	}
+
+	// S10: all tool parts of a session.
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		exec(t, conn, "SET plan_cache_mode = "+mode)
+		exec(t, conn, "PREPARE parts_by_type_"+mode+" AS SELECT * FROM parts WHERE org_id = current_org_id() AND session_id = $1 AND type = $2 ORDER BY id")
+		plan := explain(t, conn, "EXECUTE parts_by_type_"+mode+"(@session, 'tool')")
+		if !strings.Contains(plan, "parts_session_id_type_idx") || !regexp.MustCompile(`Index Cond:.*type =`).MatchString(plan) || strings.Contains(plan, "Sort") {
+			t.Errorf("parts by type, %s:\n%s", mode, plan)
+		}
+	}
+
+	// PostgreSQL may give up planning for the values after five executions. What it does then is not ours to say: go test -v
+	// tells.
+	for _, f := range filters[:8] {
+		conn := w.connect(t, "org", "owner")
+		q := queryNamed(t, f.query)
+		q.prepare(t, conn)
+		for range 6 {
+			exec(t, conn, q.execute(t, f.param, f.value))
+		}
+		plan := explain(t, conn, q.execute(t, f.param, f.value))
+		counts := get[string](t, conn, "SELECT format('%s generic, %s custom', generic_plans, custom_plans) FROM pg_prepared_statements")
+		t.Logf("%s with %s after six executions: %s\n%s", f.query, f.param, counts, plan)
+	}
+}
