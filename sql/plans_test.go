@@ -43,7 +43,7 @@ const crowd = `
 // arguments are what the queries' parameters are, by name; NULL for the filters that are not asked for.
 var arguments = map[string]string{
 	"after_slug": "''", "row_limit": "50", "before_id": "'ffffffff-ffff-7fff-bfff-ffffffffffff'", "after_id": "@zero", "id": "@session", "session_id": "@session",
-	"message_id": "@message", "ids": "ARRAY[@message, @second_message]::uuid[]", "if_match": "1",
+	"message_id": "@message", "ids": "ARRAY[@message, @second_message]::uuid[]", "message_ids": "ARRAY[@message, @second_message]::uuid[]", "if_match": "1",
 	"slug": "NULL", "archived": "NULL", "project_id": "NULL", "parent_id": "NULL", "role_name": "NULL", "account_id": "NULL", "run_state": "NULL", "source_id": "NULL",
 	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
 	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
@@ -55,7 +55,7 @@ var arguments = map[string]string{
 var argumentsOf = map[string]map[string]string{
 	"AppendMessages":     {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`},
 	"ImportMessages":     {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`, "created_at": "ARRAY[now(), now()]"},
-	"ImportParts":        {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`},
+	"ImportParts":        {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`, "created_at": "ARRAY[now(), now()]"},
 	"ImportSession":      {"source_id": "'x'", "project_id": "@project"},
 	"CreateSession":      {"project_id": "@project"},
 	"CreateProject":      {"slug": "'x'"},

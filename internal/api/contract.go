@@ -18,6 +18,7 @@ import (
 	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/getkin/kin-openapi/openapi3filter"
 	"github.com/getkin/kin-openapi/routers"
+	"github.com/google/uuid"
 	"github.com/labstack/echo/v4"
 
 	"github.com/alkdev/hub/gen/api"
@@ -122,12 +123,12 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 				cancel()
 			}()
 
+			caller := &store.Caller{Scopes: op.scopes}
 			if !op.public {
-				hash, err := bearer(r.Header)
-				if err != nil {
+				if caller.KeyHash, err = bearer(r.Header); err != nil {
 					return err
 				}
-				ctx = store.WithCaller(ctx, &store.Caller{KeyHash: hash, Scopes: op.scopes})
+				ctx = store.WithCaller(ctx, caller)
 			}
 			r = r.WithContext(ctx)
 			limit := s.MaxBody
@@ -158,9 +159,20 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 			if op.streamed {
 				c.SetRequest(r.WithContext(context.WithValue(ctx, bodyKey{}, r)))
 			}
-			return next(c)
+			err = next(c)
+			if !checked && caller.KeyID == uuid.Nil && isRefusal(err) { // the operation found fault before its first statement
+				if denied := s.store.Authenticate(ctx); denied != nil {
+					return denied
+				}
+			}
+			return err
 		}
 	}
+}
+
+// isRefusal tells the server's own refusals from the database's.
+func isRefusal(err error) bool {
+	return errors.As(err, new(*problem)) || errors.As(err, new(*pgjson.Error))
 }
 
 func (s *Server) timeout(op *operation) time.Duration {

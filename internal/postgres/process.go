@@ -2,7 +2,9 @@ package postgres
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -103,7 +105,7 @@ func (l layout) clearStalePID() error {
 	if serves(pid, cluster) {
 		return &InUseError{Dir: l.root, PID: pid, Holder: "a PostgreSQL server that hub did not start"}
 	}
-	if _, err := readProcess(pid); err != nil {
+	if _, err := readProcess(pid); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	return os.Remove(filepath.Join(l.cluster(), "postmaster.pid"))

@@ -150,7 +150,8 @@ func (s *Server) launch(in Install, a account, settings map[string]string) error
 		s.logFrom = info.Size()
 	}
 
-	cmd := exec.Command(filepath.Join(in.BinDir, "postgres"), arguments(s.layout, s.socketDir, settings)...)
+	// Not Start's context: the server outlives it.
+	cmd := exec.CommandContext(context.Background(), filepath.Join(in.BinDir, "postgres"), arguments(s.layout, s.socketDir, settings)...)
 	cmd.Env = in.environment()
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = logFile, logFile

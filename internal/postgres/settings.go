@@ -45,7 +45,8 @@ func arguments(l layout, socketDir string, own map[string]string) []string {
 	all := maps.Clone(defaults)
 	maps.Copy(all, own)
 	maps.Copy(all, fixed(l, socketDir))
-	args := []string{"-D", l.cluster()}
+	args := make([]string, 0, 2+2*len(all))
+	args = append(args, "-D", l.cluster())
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		args = append(args, "-c", name+"="+all[name])
 	}

@@ -40,7 +40,7 @@ func (l layout) socketDirs(a account) []string {
 	dirs := []string{l.run()}
 	// Root's XDG_RUNTIME_DIR is root's only, and out of reach for the server.
 	if runtime := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(runtime) && !a.switched {
-		if info, err := os.Stat(runtime); err == nil && info.IsDir() {
+		if info, err := os.Stat(runtime); err == nil && info.IsDir() { //nolint:gosec // G703: the user's own environment
 			dirs = append(dirs, filepath.Join(runtime, name))
 		}
 	}
@@ -80,5 +80,5 @@ func makePrivate(dir string, a account) error {
 	if err := a.own(dir); err != nil {
 		return err
 	}
-	return os.Chmod(dir, 0o700)
+	return os.Chmod(dir, 0o700) //nolint:gosec // G302: a directory needs the x
 }
