@@ -17,9 +17,10 @@ CREATE FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT org_i
     AS $$
 DECLARE
     v_scopes  text[];
+    v_level   text;
     v_missing text[];
 BEGIN
-    SELECT k.org_id, k.account_id, k.id, k.scopes INTO org_id, account_id, key_id, v_scopes
+    SELECT k.org_id, k.account_id, k.id, k.scopes, a.access_level INTO org_id, account_id, key_id, v_scopes, v_level
     FROM api_keys k
     JOIN accounts a ON a.id = k.account_id
     JOIN organizations o ON o.id = k.org_id
@@ -33,12 +34,11 @@ BEGIN
         PERFORM raise_rule('unauthenticated', 'The key is not valid.', '28000');
     END IF;
 
-    -- '*' covers every scope of the organisation, and none of the platform's.
+    -- '*' covers every scope of the organisation, and none of the platform's: those take platform:* and an admin's account.
     v_missing := ARRAY(
         SELECT s FROM unnest(p_scopes) s
-        WHERE NOT (s = ANY (v_scopes)
-                OR '*' = ANY (v_scopes) AND s !~ '^platform:'
-                OR 'platform:*' = ANY (v_scopes) AND s ~ '^platform:'));
+        WHERE NOT CASE WHEN s ~ '^platform:' THEN v_level = 'admin' AND 'platform:*' = ANY (v_scopes)
+                       ELSE s = ANY (v_scopes) OR '*' = ANY (v_scopes) END);
     IF v_missing <> '{}' THEN
         PERFORM raise_rule('insufficient_scope', format('The key lacks the scope %s.', array_to_string(v_missing, ', ')), '42501');
     END IF;
@@ -59,6 +59,7 @@ CREATE FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_n
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('bootstrap_hub', 0)); -- several replicas may start at once
     IF EXISTS (SELECT FROM organizations) THEN
         RETURN;
     END IF;
@@ -81,6 +82,7 @@ COMMENT ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_adm
 
 CREATE FUNCTION public.check_session_run_state() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM session_run_state_transitions t WHERE t.from_state = OLD.run_state AND t.to_state = NEW.run_state) THEN
@@ -265,6 +267,7 @@ COMMENT ON FUNCTION public.hub_uuidv7_after(p_floor uuid) IS 'C02: a UUIDv7 of n
 
 CREATE FUNCTION public.issue_session_row_id() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
     v_setting constant text := 'hub.issued_' || TG_TABLE_NAME;
@@ -322,6 +325,7 @@ COMMENT ON FUNCTION public.jsonb_merge_patch(p_target jsonb, p_patch jsonb) IS '
 
 CREATE FUNCTION public.link_session_to_children() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
     UPDATE sessions s SET parent_id = NEW.id
@@ -337,6 +341,7 @@ COMMENT ON FUNCTION public.link_session_to_children() IS 'An imported parent ado
 
 CREATE FUNCTION public.link_session_to_parent() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
     -- A child and its parent may be imported at the same moment by two connections that do not see each other's row.
@@ -359,6 +364,7 @@ COMMENT ON FUNCTION public.link_session_to_parent() IS 'An imported child finds 
 
 CREATE FUNCTION public.make_session_slug() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
     c_adjectives constant text[] := string_to_array(
@@ -407,7 +413,6 @@ CREATE FUNCTION public.record_session_rows() RETURNS trigger
     AS $$
 DECLARE
     v_added record;
-    v_last  uuid;
 BEGIN
     FOR v_added IN
         SELECT a.org_id, a.session_id,
@@ -415,16 +420,22 @@ BEGIN
                (max(a.id::text COLLATE "C"))::uuid AS last
         FROM added a GROUP BY a.org_id, a.session_id ORDER BY a.session_id
     LOOP
-        SELECT CASE TG_TABLE_NAME WHEN 'messages' THEN s.last_message_id ELSE s.last_part_id END INTO v_last
-        FROM sessions s WHERE s.org_id = v_added.org_id AND s.id = v_added.session_id FOR NO KEY UPDATE;
-        IF v_added.first_issued <= v_last THEN
+        IF TG_TABLE_NAME = 'messages' THEN
+            UPDATE sessions s
+            SET last_message_id  = greatest(s.last_message_id, v_added.last),
+                last_activity_at = CASE WHEN v_added.first_issued IS NULL THEN s.last_activity_at ELSE clock_timestamp() END
+            WHERE s.org_id = v_added.org_id AND s.id = v_added.session_id
+              AND (v_added.first_issued IS NULL OR v_added.first_issued > s.last_message_id);
+        ELSE
+            UPDATE sessions s
+            SET last_part_id     = greatest(s.last_part_id, v_added.last),
+                last_activity_at = CASE WHEN v_added.first_issued IS NULL THEN s.last_activity_at ELSE clock_timestamp() END
+            WHERE s.org_id = v_added.org_id AND s.id = v_added.session_id
+              AND (v_added.first_issued IS NULL OR v_added.first_issued > s.last_part_id);
+        END IF;
+        IF NOT FOUND THEN
             PERFORM raise_rule(TG_NAME, 'Ids within a session follow the order of writing.');
         END IF;
-        UPDATE sessions s
-        SET last_message_id  = CASE TG_TABLE_NAME WHEN 'messages' THEN greatest(s.last_message_id, v_added.last) ELSE s.last_message_id END,
-            last_part_id     = CASE TG_TABLE_NAME WHEN 'parts' THEN greatest(s.last_part_id, v_added.last) ELSE s.last_part_id END,
-            last_activity_at = CASE WHEN v_added.first_issued IS NULL THEN s.last_activity_at ELSE clock_timestamp() END
-        WHERE s.org_id = v_added.org_id AND s.id = v_added.session_id;
     END LOOP;
     RETURN NULL;
 END $$;
@@ -446,21 +457,49 @@ END $$;
 
 COMMENT ON FUNCTION public.refuse_change() IS 'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
 
+-- Name: refuse_other_session_parent(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_other_session_parent() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- ON DELETE SET NULL comes after the parent is gone: nobody else can bring that about.
+    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id) THEN
+        RETURN NEW;
+    END IF;
+    PERFORM raise_rule(TG_NAME, 'A session''s parent cannot be changed once it is written.');
+END $$;
+
+-- Name: FUNCTION refuse_other_session_parent(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_other_session_parent() IS 'S11: a session keeps its parent for as long as there is one.';
+
 -- Name: refuse_session_cycle(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.refuse_session_cycle() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+DECLARE
+    v_ancestor uuid   := NEW.parent_id;
+    v_seen     uuid[] := '{}';
 BEGIN
-    IF EXISTS (
-        WITH RECURSIVE ancestors AS (
-            SELECT NEW.org_id, NEW.parent_id AS id
-            UNION
-            SELECT s.org_id, s.parent_id FROM ancestors a JOIN sessions s ON s.org_id = a.org_id AND s.id = a.id
-            WHERE s.parent_id IS NOT NULL)
-        SELECT FROM ancestors a WHERE a.id = NEW.id) THEN
-        PERFORM raise_rule(TG_NAME, 'A session cannot be its own ancestor.');
+    IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
+        RETURN NULL;
     END IF;
+    WHILE v_ancestor IS NOT NULL LOOP
+        IF v_ancestor = NEW.id OR v_ancestor = ANY (v_seen) THEN
+            PERFORM raise_rule(TG_NAME, 'A session cannot be its own ancestor.');
+        END IF;
+        v_seen := v_seen || v_ancestor;
+        -- Two transactions could each add one half of a circle: each holds the row that it changed, and here they meet.
+        -- A row that is being inserted has no children yet that another transaction could see.
+        IF TG_OP = 'UPDATE' THEN
+            PERFORM FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = v_ancestor FOR SHARE;
+        END IF;
+        SELECT s.parent_id INTO v_ancestor FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = v_ancestor;
+    END LOOP;
     RETURN NULL;
 END $$;
 
@@ -485,10 +524,12 @@ COMMENT ON FUNCTION public.refuse_system_account_change() IS 'C01: the system ac
 
 CREATE FUNCTION public.refuse_unless_cascade() RETURNS trigger
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $_$
 DECLARE
     v_parent_exists boolean;
     v_changed       jsonb;
+    v_query         text;
 BEGIN
     IF TG_OP = 'DELETE' THEN
         -- A cascade deletes children after their parent is gone: nobody else can bring that about.
@@ -501,13 +542,24 @@ BEGIN
             END IF;
         END IF;
     ELSIF TG_OP = 'UPDATE' AND TG_NARGS > 3 THEN
-        -- ON DELETE SET NULL is an UPDATE: let exactly that through, a listed column that becomes NULL.
-        SELECT jsonb_object_agg(n.key, n.value) INTO v_changed
+        -- ON DELETE SET NULL is an UPDATE: let exactly that through, a listed column that becomes NULL when its target is gone.
+        SELECT coalesce(jsonb_object_agg(n.key, n.value), '{}') INTO v_changed
         FROM jsonb_each(to_jsonb(NEW)) n
         WHERE n.value IS DISTINCT FROM to_jsonb(OLD) -> n.key;
-        IF v_changed IS NULL
-           OR NOT EXISTS (SELECT FROM jsonb_each(v_changed) c
-                          WHERE c.value <> 'null' OR NOT c.key = ANY (TG_ARGV[3:])) THEN
+        v_parent_exists := EXISTS (SELECT FROM jsonb_each(v_changed) c WHERE c.value <> 'null' OR NOT c.key = ANY (TG_ARGV[3:]));
+        FOR v_query IN
+            SELECT format('SELECT EXISTS (SELECT FROM %s r WHERE %s)', f.confrelid::regclass,
+                          string_agg(format('r.%I = ($1).%I', r.attname, o.attname), ' AND '))
+            FROM pg_constraint f, unnest(f.conkey, f.confkey) k(own, referred), pg_attribute o, pg_attribute r
+            WHERE f.conrelid = TG_RELID AND f.contype = 'f' AND f.confdeltype = 'n'
+              AND (o.attrelid, o.attnum) = (f.conrelid, k.own) AND (r.attrelid, r.attnum) = (f.confrelid, k.referred)
+            GROUP BY f.oid
+            HAVING bool_or(v_changed ? o.attname::text AND (f.confdelsetcols IS NULL OR k.own = ANY (f.confdelsetcols)))
+        LOOP
+            EXIT WHEN v_parent_exists;
+            EXECUTE v_query INTO v_parent_exists USING OLD;
+        END LOOP;
+        IF NOT v_parent_exists THEN
             RETURN NEW;
         END IF;
     END IF;
@@ -629,7 +681,7 @@ CREATE TABLE public.api_keys (
     CONSTRAINT api_keys_key_hash_length_check CHECK ((octet_length(key_hash) = 32)),
     CONSTRAINT api_keys_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT api_keys_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
-    CONSTRAINT api_keys_scopes_known_shape_check CHECK (((array_position(scopes, NULL::text) IS NULL) AND (array_to_string(scopes, ' '::text) ~ '^((\*|platform:\*|[a-z]+:(read|write|admin))( |$))*$'::text)))
+    CONSTRAINT api_keys_scopes_known_shape_check CHECK (((array_position(scopes, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(scopes, ' '::text), ' '::text)) = cardinality(scopes)) AND (array_to_string(scopes, ' '::text) ~ '^((\*|platform:\*|[a-z]+:(read|write|admin))( (?!$)|$))*$'::text)))
 );
 
 ALTER TABLE ONLY public.api_keys FORCE ROW LEVEL SECURITY;
@@ -804,7 +856,7 @@ CREATE TABLE public.parts (
     CONSTRAINT parts_source_id_length_check CHECK (((octet_length(source_id) >= 1) AND (octet_length(source_id) <= 200))),
     CONSTRAINT parts_source_shape_check CHECK ((source ~ '^[a-z][a-z0-9-]{0,39}$'::text)),
     CONSTRAINT parts_source_whole_check CHECK ((((source IS NULL) = (source_id IS NULL)) AND ((source IS NULL) = (source_position IS NULL)))),
-    CONSTRAINT parts_type_length_check CHECK (((char_length(type) >= 1) AND (char_length(type) <= 200)))
+    CONSTRAINT parts_type_length_check CHECK (((octet_length(type) >= 1) AND (octet_length(type) <= 200)))
 );
 
 ALTER TABLE ONLY public.parts FORCE ROW LEVEL SECURITY;
@@ -938,7 +990,7 @@ CREATE TABLE public.roles (
     CONSTRAINT roles_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
     CONSTRAINT roles_id_version_check CHECK (public.is_uuidv7(id)),
     CONSTRAINT roles_metadata_check CHECK (public.is_metadata(metadata)),
-    CONSTRAINT roles_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
+    CONSTRAINT roles_name_length_check CHECK (((octet_length(name) >= 1) AND (octet_length(name) <= 200))),
     CONSTRAINT roles_origin_check CHECK ((origin = ANY (ARRAY['api'::text, 'file'::text, 'import'::text])))
 );
 
@@ -1047,7 +1099,7 @@ CREATE TABLE public.sessions (
     CONSTRAINT sessions_source_id_length_check CHECK (((octet_length(source_id) >= 1) AND (octet_length(source_id) <= 200))),
     CONSTRAINT sessions_source_parent_id_length_check CHECK (((octet_length(source_parent_id) >= 1) AND (octet_length(source_parent_id) <= 200))),
     CONSTRAINT sessions_source_shape_check CHECK ((source ~ '^[a-z][a-z0-9-]{0,39}$'::text)),
-    CONSTRAINT sessions_source_whole_check CHECK ((((source IS NULL) = (source_id IS NULL)) AND ((source_id IS NOT NULL) OR (source_parent_id IS NULL)))),
+    CONSTRAINT sessions_source_whole_check CHECK ((((source IS NULL) = (source_id IS NULL)) AND ((source IS NULL) = (source_updated_at IS NULL)) AND ((source_id IS NOT NULL) OR (source_parent_id IS NULL)))),
     CONSTRAINT sessions_title_length_check CHECK ((char_length(title) <= 10000))
 );
 
@@ -1311,13 +1363,13 @@ CREATE INDEX organizations_owner_is_member_idx ON public.organizations USING btr
 
 CREATE INDEX parts_message_id_idx ON public.parts USING btree (org_id, session_id, message_id, id);
 
--- Name: parts_session_id_type_idx; Type: INDEX; Schema: public; Owner: -
+-- Name: parts_type_session_id_idx; Type: INDEX; Schema: public; Owner: -
 
-CREATE INDEX parts_session_id_type_idx ON public.parts USING btree (org_id, session_id, type, id);
+CREATE INDEX parts_type_session_id_idx ON public.parts USING btree (org_id, type, session_id, id);
 
--- Name: INDEX parts_session_id_type_idx; Type: COMMENT; Schema: public; Owner: -
+-- Name: INDEX parts_type_session_id_idx; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON INDEX public.parts_session_id_type_idx IS 'S10: all tool parts of a session.';
+COMMENT ON INDEX public.parts_type_session_id_idx IS 'S10: all tool parts of a session. type comes before session_id, so that nobody takes this index to find a message''s parts: PostgreSQL thinks that a session has few, and would read all of them for each message.';
 
 -- Name: session_run_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -1473,7 +1525,7 @@ CREATE TRIGGER roles_touch BEFORE UPDATE ON public.roles FOR EACH ROW WHEN ((old
 
 -- Name: sessions sessions_activity; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER sessions_activity BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN ((((old.last_message_id IS DISTINCT FROM new.last_message_id) OR (old.last_part_id IS DISTINCT FROM new.last_part_id)) OR (old.last_activity_at IS DISTINCT FROM new.last_activity_at))) EXECUTE FUNCTION public.set_updated_at();
+CREATE TRIGGER sessions_activity BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((old.last_message_id IS DISTINCT FROM new.last_message_id) OR (old.last_part_id IS DISTINCT FROM new.last_part_id)) OR (old.last_activity_at IS DISTINCT FROM new.last_activity_at)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.set_updated_at();
 
 -- Name: TRIGGER sessions_activity ON sessions; Type: COMMENT; Schema: public; Owner: -
 
@@ -1493,11 +1545,11 @@ CREATE TRIGGER sessions_link_to_parent BEFORE INSERT ON public.sessions FOR EACH
 
 -- Name: sessions sessions_parent_acyclic; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER sessions_parent_acyclic AFTER UPDATE OF parent_id ON public.sessions FOR EACH ROW WHEN (((new.parent_id IS NOT NULL) AND (old.parent_id IS DISTINCT FROM new.parent_id))) EXECUTE FUNCTION public.refuse_session_cycle();
+CREATE TRIGGER sessions_parent_acyclic AFTER INSERT OR UPDATE OF parent_id ON public.sessions FOR EACH ROW WHEN ((new.parent_id IS NOT NULL)) EXECUTE FUNCTION public.refuse_session_cycle();
 
 -- Name: sessions sessions_parent_set_once; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER sessions_parent_set_once BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN ((old.parent_id <> new.parent_id)) EXECUTE FUNCTION public.refuse_change('A session''s parent');
+CREATE TRIGGER sessions_parent_set_once BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((old.parent_id IS NOT NULL) AND (old.parent_id IS DISTINCT FROM new.parent_id))) EXECUTE FUNCTION public.refuse_other_session_parent();
 
 -- Name: TRIGGER sessions_parent_set_once ON sessions; Type: COMMENT; Schema: public; Owner: -
 
@@ -1792,6 +1844,10 @@ GRANT SELECT ON TABLE public.organizations TO hub_app;
 GRANT SELECT ON TABLE public.organizations TO hub_auth;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organizations TO hub_system;
 
+-- Name: FUNCTION record_session_rows(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_session_rows() FROM PUBLIC;
+
 -- Name: TABLE accounts; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.accounts TO hub_app;
@@ -1853,7 +1909,51 @@ GRANT SELECT(updated_at) ON TABLE public.api_keys TO hub_app;
 
 -- Name: TABLE messages; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.messages TO hub_app;
+GRANT SELECT,DELETE,UPDATE ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.session_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(session_id) ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.role; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(role) ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.source; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source) ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.source_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_id) ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.source_position; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_position) ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.data; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(data) ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.raw; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(raw) ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata) ON TABLE public.messages TO hub_app;
+
+-- Name: COLUMN messages.created_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(created_at) ON TABLE public.messages TO hub_app;
 
 -- Name: TABLE organization_members; Type: ACL; Schema: public; Owner: -
 
@@ -1862,15 +1962,127 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organization_members TO hub_sy
 
 -- Name: TABLE parts; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.parts TO hub_app;
+GRANT SELECT,DELETE,UPDATE ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.session_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(session_id) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.message_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(message_id) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.type; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(type) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.source; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.source_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_id) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.source_position; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_position) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.data; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(data) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.raw; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(raw) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata) ON TABLE public.parts TO hub_app;
+
+-- Name: COLUMN parts.created_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(created_at) ON TABLE public.parts TO hub_app;
 
 -- Name: TABLE projects; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.projects TO hub_app;
+GRANT SELECT,DELETE,UPDATE ON TABLE public.projects TO hub_app;
+
+-- Name: COLUMN projects.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.projects TO hub_app;
+
+-- Name: COLUMN projects.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.projects TO hub_app;
+
+-- Name: COLUMN projects.slug; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(slug) ON TABLE public.projects TO hub_app;
+
+-- Name: COLUMN projects.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.projects TO hub_app;
+
+-- Name: COLUMN projects.description; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(description) ON TABLE public.projects TO hub_app;
+
+-- Name: COLUMN projects.archived_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(archived_at) ON TABLE public.projects TO hub_app;
+
+-- Name: COLUMN projects.data; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(data) ON TABLE public.projects TO hub_app;
+
+-- Name: COLUMN projects.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata) ON TABLE public.projects TO hub_app;
 
 -- Name: TABLE roles; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.roles TO hub_app;
+GRANT SELECT,DELETE,UPDATE ON TABLE public.roles TO hub_app;
+
+-- Name: COLUMN roles.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.roles TO hub_app;
+
+-- Name: COLUMN roles.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.roles TO hub_app;
+
+-- Name: COLUMN roles.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.roles TO hub_app;
+
+-- Name: COLUMN roles.description; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(description) ON TABLE public.roles TO hub_app;
+
+-- Name: COLUMN roles.prompt; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(prompt) ON TABLE public.roles TO hub_app;
+
+-- Name: COLUMN roles.origin; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(origin) ON TABLE public.roles TO hub_app;
+
+-- Name: COLUMN roles.data; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(data) ON TABLE public.roles TO hub_app;
+
+-- Name: COLUMN roles.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata) ON TABLE public.roles TO hub_app;
 
 -- Name: TABLE session_run_state_transitions; Type: ACL; Schema: public; Owner: -
 

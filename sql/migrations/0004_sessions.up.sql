@@ -405,8 +405,9 @@ COMMENT ON CONSTRAINT parts_id_version_check ON parts IS 'C02';
 COMMENT ON CONSTRAINT parts_metadata_check ON parts IS 'W01';
 
 CREATE INDEX parts_message_id_idx ON parts (org_id, session_id, message_id, id);
-CREATE INDEX parts_session_id_type_idx ON parts (org_id, session_id, type, id);
-COMMENT ON INDEX parts_session_id_type_idx IS 'S10: all tool parts of a session.';
+CREATE INDEX parts_type_session_id_idx ON parts (org_id, type, session_id, id);
+COMMENT ON INDEX parts_type_session_id_idx IS
+    'S10: all tool parts of a session. type comes before session_id, so that nobody takes this index to find a message''s parts: PostgreSQL thinks that a session has few, and would read all of them for each message.';
 
 CREATE TRIGGER messages_touch BEFORE UPDATE ON messages
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION touch_row();
@@ -466,7 +467,6 @@ CREATE FUNCTION record_session_rows() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     v_added record;
-    v_last  uuid;
 BEGIN
     FOR v_added IN
         SELECT a.org_id, a.session_id,
@@ -474,18 +474,23 @@ BEGIN
                (max(a.id::text COLLATE "C"))::uuid AS last
         FROM added a GROUP BY a.org_id, a.session_id ORDER BY a.session_id
     LOOP
-        SELECT CASE TG_TABLE_NAME WHEN 'messages' THEN s.last_message_id ELSE s.last_part_id END INTO v_last
-        FROM sessions s WHERE s.org_id = v_added.org_id AND s.id = v_added.session_id FOR NO KEY UPDATE;
-        IF v_added.first_issued <= v_last THEN
+        IF TG_TABLE_NAME = 'messages' THEN
+            UPDATE sessions s
+            SET last_message_id  = greatest(s.last_message_id, v_added.last),
+                last_activity_at = CASE WHEN v_added.first_issued IS NULL THEN s.last_activity_at ELSE clock_timestamp() END
+            WHERE s.org_id = v_added.org_id AND s.id = v_added.session_id
+              AND (v_added.first_issued IS NULL OR v_added.first_issued > s.last_message_id);
+        ELSE
+            UPDATE sessions s
+            SET last_part_id     = greatest(s.last_part_id, v_added.last),
+                last_activity_at = CASE WHEN v_added.first_issued IS NULL THEN s.last_activity_at ELSE clock_timestamp() END
+            WHERE s.org_id = v_added.org_id AND s.id = v_added.session_id
+              AND (v_added.first_issued IS NULL OR v_added.first_issued > s.last_part_id);
+        END IF;
+        IF NOT FOUND THEN
             PERFORM raise_rule(TG_NAME, 'Ids within a session follow the order of writing.');
         END IF;
-        UPDATE sessions s
-        SET last_message_id  = CASE TG_TABLE_NAME WHEN 'messages' THEN greatest(s.last_message_id, v_added.last) ELSE s.last_message_id END,
-            last_part_id     = CASE TG_TABLE_NAME WHEN 'parts' THEN greatest(s.last_part_id, v_added.last) ELSE s.last_part_id END,
-            last_activity_at = CASE WHEN v_added.first_issued IS NULL THEN s.last_activity_at ELSE clock_timestamp() END
-        WHERE s.org_id = v_added.org_id AND s.id = v_added.session_id;
     END LOOP;
-    PERFORM set_config('hub.issued_' || TG_TABLE_NAME, '', true);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION record_session_rows() IS 'C02, X10: after each statement: refuses ids out of order, and keeps the session''s last ids and last_activity_at. Runs as hub_system, because hub_app may not write those columns.';
