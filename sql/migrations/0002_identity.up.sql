@@ -244,11 +244,12 @@ BEGIN
         PERFORM raise_rule('unauthenticated', 'The key is not valid.', '28000');
     END IF;
 
-    -- '*' covers every scope of the organisation, and none of the platform's: those take platform:* and an admin's account.
-    v_missing := ARRAY(
-        SELECT s FROM unnest(p_scopes) s
-        WHERE NOT CASE WHEN s ~ '^platform:' THEN v_level = 'admin' AND 'platform:*' = ANY (v_scopes)
-                       ELSE s = ANY (v_scopes) OR '*' = ANY (v_scopes) END);
+    -- '*' covers every scope of the organisation, and none of the platform's.
+    IF NOT p_scopes <@ v_scopes THEN
+        v_missing := ARRAY(
+            SELECT s FROM unnest(p_scopes) s
+            WHERE NOT (s = ANY (v_scopes) OR CASE WHEN starts_with(s, 'platform:') THEN 'platform:*' ELSE '*' END = ANY (v_scopes)));
+    END IF;
     IF v_missing <> '{}' THEN
         PERFORM raise_rule('insufficient_scope', format('The key lacks the scope %s.', array_to_string(v_missing, ', ')), '42501');
     END IF;
