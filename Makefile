@@ -16,7 +16,7 @@ run: build ## Build and run the hub (ARGS="--listen 127.0.0.1:9000" for flags)
 	@exec bin/hub serve $(ARGS)
 
 build: ## Build bin/hub
-	go build -trimpath -ldflags "-X main.version=$(VERSION)" -o bin/hub ./cmd/hub
+	go build -ldflags "-X main.version=$(VERSION)" -o bin/hub ./cmd/hub
 
 test: postgres ## Run all tests, against a real PostgreSQL that they start themselves
 	go test ./...

@@ -261,6 +261,13 @@ func TestW22_TimesAndRevisions(t *testing.T) {
 		SELECT c.tab FROM columns c
 		WHERE c.name = 'revision' AND NOT (c.required AND c.def = '1' AND c.type = 'integer' AND EXISTS (
 			SELECT FROM pg_trigger g JOIN functions f ON f.oid = g.tgfoid WHERE g.tgrelid = c.oid AND g.tgtype & 19 = 19 AND g.tgenabled = 'O' AND f.proname = 'touch_row'))`)
+	none(t, conn, "no column of a table with updated_at changes unnoticed", `
+		SELECT format('%s.%s', c.tab, c.name) FROM columns c
+		WHERE NOT c.generated AND c.tab !~ `+ofMigrations+` AND EXISTS (SELECT FROM columns u WHERE u.oid = c.oid AND u.name = 'updated_at')
+		  AND NOT EXISTS (
+			SELECT FROM pg_trigger g JOIN functions f ON f.oid = g.tgfoid
+			WHERE g.tgrelid = c.oid AND g.tgtype & 19 = 19 AND g.tgattr = '' AND f.proname IN ('touch_row', 'set_updated_at', 'refuse_change')
+			  AND (g.tgqual IS NULL OR pg_get_triggerdef(g.oid) ~ ('\mold\.(\*|' || c.name || '\M)')))`)
 	none(t, conn, "who inserts does not choose updated_at or revision", `
 		SELECT format('%s.%s', c.tab, c.name) FROM columns c WHERE c.name IN ('updated_at', 'revision') AND has_column_privilege('hub_app', c.oid, c.num, 'INSERT')`)
 	none(t, conn, "what requests may update keeps its id and its time of creation", `

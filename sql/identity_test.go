@@ -121,7 +121,7 @@ var identityRules = []ruleCase{
 		rule: "api_keys_scopes_known_shape_check", hub: true, sql: "UPDATE api_keys SET scopes = ?? WHERE id = @key",
 		bad: []string{
 			"'{x}'", "'{projects}'", "'{projects:}'", "'{:read}'", "'{projects:delete}'", "'{Projects:read}'", "'{projects:*}'", "'{**}'", "'{NULL}'", "'{projects:read,NULL}'",
-			`'{""}'`, `'{projects:read,""}'`, `'{"projects:read "}'`, `'{"projects:read sessions:read"}'`, `'{"projects:read\n"}'`,
+			`'{""}'`, `'{projects:read,""}'`, `'{"projects:read "}'`, `'{"projects:read sessions:read"}'`, `'{"projects:read\n"}'`, "'{platform:read}'",
 		},
 		good: []string{"'{}'", "'{*}'", "'{platform:*}'", "'{*,platform:*}'", "'{projects:read,sessions:write,keys:admin}'"},
 	},

@@ -103,7 +103,7 @@ func migrationFiles(t testing.TB) []migrate.File {
 	return files
 }
 
-func TestMigrations_MigrationsAreNumberedAndComeInPairs(t *testing.T) {
+func TestMigrations_AreNumberedAndComeInPairs(t *testing.T) {
 	t.Parallel()
 	files := migrationFiles(t)
 	for i, file := range files {
@@ -126,7 +126,7 @@ func TestMigrations_MigrationsAreNumberedAndComeInPairs(t *testing.T) {
 }
 
 // Going down undoes exactly what going up did, one by one, and leaves nothing behind.
-func TestMigrations_MigrationsGoUpAndDown(t *testing.T) {
+func TestMigrations_GoUpAndDown(t *testing.T) {
 	t.Parallel()
 	migrated, stepwise := pgtest.Empty(t), pgtest.Empty(t)
 	steps := connect(t, stepwise)
@@ -167,8 +167,9 @@ func TestMigrations_MigrationsGoUpAndDown(t *testing.T) {
 	sameSchema(t, "all the way down", dump(t, migrated), schemas[0])
 
 	for n := range files { // from each version
-		up(t, migrated)
-		down(t, migrated, len(files)-n)
+		if n > 0 {
+			down(t, migrated, len(files)-n)
+		}
 		up(t, migrated)
 		sameSchema(t, fmt.Sprintf("up from %d", n), dump(t, migrated), schemas[len(files)])
 	}
@@ -281,8 +282,6 @@ func TestMigrations_AKilledMigrationHeals(t *testing.T) {
 			if noted > latest || noted < -1 {
 				continue
 			}
-			down(t, url, 0)
-			up(t, url)
 			if applied < latest {
 				down(t, url, latest-applied)
 			}
@@ -301,8 +300,8 @@ func TestMigrations_AKilledMigrationHeals(t *testing.T) {
 			if got := get[string](t, conn, "SELECT version || ' ' || dirty FROM schema_migrations"); got != fmt.Sprintf("%d false", latest) {
 				t.Errorf("%d applied, %d noted: then %s", applied, noted, got)
 			}
-			sameSchema(t, fmt.Sprintf("%d applied, %d noted", applied, noted), dump(t, url), whole)
 		}
+		sameSchema(t, fmt.Sprintf("%d applied", applied), dump(t, url), whole)
 	}
 	// Down heals as well.
 	exec(t, conn, "UPDATE schema_migrations SET dirty = true")

@@ -34,7 +34,10 @@ BEGIN
         PERFORM raise_rule('unauthenticated', 'The key is not valid.', '28000');
     END IF;
 
-    -- '*' covers every scope of the organisation, and none of the platform's.
+    -- '*' covers every scope of the organisation, and none of the platform's: those take platform:* and an admin's account.
+    IF v_level <> 'admin' THEN
+        v_scopes := array_remove(v_scopes, 'platform:*');
+    END IF;
     IF NOT p_scopes <@ v_scopes THEN
         v_missing := ARRAY(
             SELECT s FROM unnest(p_scopes) s
@@ -438,6 +441,7 @@ BEGIN
             PERFORM raise_rule(TG_NAME, 'Ids within a session follow the order of writing.');
         END IF;
     END LOOP;
+    PERFORM set_config('hub.issued_' || TG_TABLE_NAME, '', true);
     RETURN NULL;
 END $$;
 
@@ -682,7 +686,7 @@ CREATE TABLE public.api_keys (
     CONSTRAINT api_keys_key_hash_length_check CHECK ((octet_length(key_hash) = 32)),
     CONSTRAINT api_keys_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT api_keys_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
-    CONSTRAINT api_keys_scopes_known_shape_check CHECK (((array_position(scopes, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(scopes, ' '::text), ' '::text)) = cardinality(scopes)) AND (array_to_string(scopes, ' '::text) ~ '^((\*|platform:\*|[a-z]+:(read|write|admin))( (?!$)|$))*$'::text)))
+    CONSTRAINT api_keys_scopes_known_shape_check CHECK (((array_position(scopes, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(scopes, ' '::text), ' '::text)) = cardinality(scopes)) AND (array_to_string(scopes, ' '::text) ~ '^((\*|platform:\*|(?!platform:)[a-z]+:(read|write|admin))( (?!$)|$))*$'::text)))
 );
 
 ALTER TABLE ONLY public.api_keys FORCE ROW LEVEL SECURITY;

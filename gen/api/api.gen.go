@@ -133,14 +133,14 @@ type ImportCounts struct {
 	Updated   int64 `json:"updated"`
 }
 
-// JSONObject Any JSON object. Comes back as it was given, to the letter of each value.
+// JSONObject Any JSON object. It comes back with the values that were given.
 type JSONObject = json.RawMessage
 
 // Message defines model for Message.
 type Message struct {
 	CreatedAt time.Time `json:"createdAt"`
 
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data JSONObject         `json:"data"`
 	Id   openapi_types.UUID `json:"id"`
 
@@ -163,7 +163,7 @@ type MessageAppend struct {
 
 // MessageCreate defines model for MessageCreate.
 type MessageCreate struct {
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
@@ -209,7 +209,7 @@ type OpencodeExport_Messages_Item struct {
 type Part struct {
 	CreatedAt time.Time `json:"createdAt"`
 
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data      JSONObject         `json:"data"`
 	Id        openapi_types.UUID `json:"id"`
 	MessageId openapi_types.UUID `json:"messageId"`
@@ -228,7 +228,7 @@ type Part struct {
 
 // PartCreate defines model for PartCreate.
 type PartCreate struct {
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
@@ -265,7 +265,7 @@ type Project struct {
 	ArchivedAt *time.Time `json:"archivedAt"`
 	CreatedAt  time.Time  `json:"createdAt"`
 
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data        JSONObject         `json:"data"`
 	Description string             `json:"description"`
 	Id          openapi_types.UUID `json:"id"`
@@ -282,7 +282,7 @@ type Project struct {
 
 // ProjectCreate defines model for ProjectCreate.
 type ProjectCreate struct {
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data        *JSONObject `json:"data,omitempty"`
 	Description *string     `json:"description,omitempty"`
 
@@ -307,11 +307,11 @@ type ProjectUpdate struct {
 	// Archived Puts the project aside, or takes it up again.
 	Archived *bool `json:"archived,omitempty"`
 
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data        *JSONObject `json:"data,omitempty"`
 	Description *string     `json:"description,omitempty"`
 
-	// Metadata Any JSON object. Comes back as it was given, to the letter of each value.
+	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject `json:"metadata,omitempty"`
 	Name     *string     `json:"name,omitempty"`
 
@@ -330,7 +330,7 @@ type Session struct {
 	ArchivedAt *time.Time          `json:"archivedAt"`
 	CreatedAt  time.Time           `json:"createdAt"`
 
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data JSONObject         `json:"data"`
 	Id   openapi_types.UUID `json:"id"`
 
@@ -369,7 +369,7 @@ type Session struct {
 
 // SessionCreate defines model for SessionCreate.
 type SessionCreate struct {
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
@@ -410,10 +410,10 @@ type SessionPage struct {
 
 // SessionUpdate defines model for SessionUpdate.
 type SessionUpdate struct {
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
 
-	// Metadata Any JSON object. Comes back as it was given, to the letter of each value.
+	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject               `json:"metadata,omitempty"`
 	RoleName nullable.Nullable[string] `json:"roleName,omitempty"`
 

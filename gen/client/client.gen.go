@@ -135,14 +135,14 @@ type ImportCounts struct {
 	Updated   int64 `json:"updated"`
 }
 
-// JSONObject Any JSON object. Comes back as it was given, to the letter of each value.
+// JSONObject Any JSON object. It comes back with the values that were given.
 type JSONObject = json.RawMessage
 
 // Message defines model for Message.
 type Message struct {
 	CreatedAt time.Time `json:"createdAt"`
 
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data JSONObject         `json:"data"`
 	Id   openapi_types.UUID `json:"id"`
 
@@ -165,7 +165,7 @@ type MessageAppend struct {
 
 // MessageCreate defines model for MessageCreate.
 type MessageCreate struct {
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
@@ -211,7 +211,7 @@ type OpencodeExport_Messages_Item struct {
 type Part struct {
 	CreatedAt time.Time `json:"createdAt"`
 
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data      JSONObject         `json:"data"`
 	Id        openapi_types.UUID `json:"id"`
 	MessageId openapi_types.UUID `json:"messageId"`
@@ -230,7 +230,7 @@ type Part struct {
 
 // PartCreate defines model for PartCreate.
 type PartCreate struct {
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
@@ -267,7 +267,7 @@ type Project struct {
 	ArchivedAt *time.Time `json:"archivedAt"`
 	CreatedAt  time.Time  `json:"createdAt"`
 
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data        JSONObject         `json:"data"`
 	Description string             `json:"description"`
 	Id          openapi_types.UUID `json:"id"`
@@ -284,7 +284,7 @@ type Project struct {
 
 // ProjectCreate defines model for ProjectCreate.
 type ProjectCreate struct {
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data        *JSONObject `json:"data,omitempty"`
 	Description *string     `json:"description,omitempty"`
 
@@ -309,11 +309,11 @@ type ProjectUpdate struct {
 	// Archived Puts the project aside, or takes it up again.
 	Archived *bool `json:"archived,omitempty"`
 
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data        *JSONObject `json:"data,omitempty"`
 	Description *string     `json:"description,omitempty"`
 
-	// Metadata Any JSON object. Comes back as it was given, to the letter of each value.
+	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject `json:"metadata,omitempty"`
 	Name     *string     `json:"name,omitempty"`
 
@@ -332,7 +332,7 @@ type Session struct {
 	ArchivedAt *time.Time          `json:"archivedAt"`
 	CreatedAt  time.Time           `json:"createdAt"`
 
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data JSONObject         `json:"data"`
 	Id   openapi_types.UUID `json:"id"`
 
@@ -371,7 +371,7 @@ type Session struct {
 
 // SessionCreate defines model for SessionCreate.
 type SessionCreate struct {
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
@@ -412,10 +412,10 @@ type SessionPage struct {
 
 // SessionUpdate defines model for SessionUpdate.
 type SessionUpdate struct {
-	// Data Any JSON object. Comes back as it was given, to the letter of each value.
+	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
 
-	// Metadata Any JSON object. Comes back as it was given, to the letter of each value.
+	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject               `json:"metadata,omitempty"`
 	RoleName nullable.Nullable[string] `json:"roleName,omitempty"`
 

@@ -54,7 +54,7 @@ func (q *Queries) CreateProject(ctx context.Context, arg CreateProjectParams) (P
 const deleteProject = `-- name: DeleteProject :execrows
 DELETE FROM projects
 WHERE org_id = current_org_id() AND id = $1
-  AND ($2::integer IS NULL OR revision = $2)
+  AND revision = coalesce($2::integer, revision)
 `
 
 type DeleteProjectParams struct {
@@ -156,7 +156,7 @@ UPDATE projects SET
     data        = jsonb_merge_patch(data, $5::jsonb),
     metadata    = jsonb_merge_patch(metadata, $6::jsonb)
 WHERE org_id = current_org_id() AND id = $7
-  AND ($8::integer IS NULL OR revision = $8)
+  AND revision = coalesce($8::integer, revision)
 RETURNING org_id, id, slug, name, description, archived_at, data, metadata, revision, created_at, updated_at
 `
 

@@ -222,7 +222,7 @@ func (q *Queries) DeletePartsMissingFromImport(ctx context.Context, arg DeletePa
 const deleteSession = `-- name: DeleteSession :execrows
 DELETE FROM sessions
 WHERE org_id = current_org_id() AND id = $1
-  AND ($2::integer IS NULL OR revision = $2)
+  AND revision = coalesce($2::integer, revision)
 `
 
 type DeleteSessionParams struct {
@@ -932,7 +932,7 @@ UPDATE sessions SET
     raw       = CASE WHEN $6::jsonb IS NULL THEN raw ELSE $7 END,
     metadata  = jsonb_merge_patch(metadata, $8::jsonb)
 WHERE org_id = current_org_id() AND id = $9
-  AND ($10::integer IS NULL OR revision = $10)
+  AND revision = coalesce($10::integer, revision)
 RETURNING org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at
 `
 

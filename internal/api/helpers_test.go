@@ -3,6 +3,7 @@ package api_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	genapi "github.com/alkdev/hub/gen/api"
@@ -450,3 +452,32 @@ func (a answer) problem(t testing.TB) (p problemBody) {
 
 // unknownKey is in form, and nobody's.
 func unknownKey() string { return apikey.New() }
+
+// begin starts a transaction on a connection of its own, and returns what runs statements in it; it ends with the test.
+func (h *hub) begin(t testing.TB) func(sql string, args ...any) {
+	t.Helper()
+	conn, err := pgx.ConnectConfig(t.Context(), h.owner.Config().Copy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	run := func(sql string, args ...any) {
+		t.Helper()
+		if _, err := conn.Exec(t.Context(), sql, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run("BEGIN")
+	return run
+}
+
+// waiting is how many of the server's statements wait for a lock.
+func (h *hub) waiting() (n int) {
+	conn, err := pgx.ConnectConfig(context.Background(), h.owner.Config().Copy())
+	if err != nil {
+		return 0
+	}
+	defer conn.Close(context.Background())
+	_ = conn.QueryRow(context.Background(), "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").Scan(&n)
+	return n
+}

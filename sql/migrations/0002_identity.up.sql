@@ -163,7 +163,7 @@ CREATE TABLE api_keys (
     CONSTRAINT api_keys_name_length_check CHECK (char_length(name) BETWEEN 1 AND 200),
     CONSTRAINT api_keys_key_hash_length_check CHECK (octet_length(key_hash) = 32),
     CONSTRAINT api_keys_scopes_known_shape_check CHECK (array_position(scopes, NULL) IS NULL AND cardinality(string_to_array(array_to_string(scopes, ' '), ' ')) = cardinality(scopes)
-        AND array_to_string(scopes, ' ') ~ '^((\*|platform:\*|[a-z]+:(read|write|admin))( (?!$)|$))*$'),
+        AND array_to_string(scopes, ' ') ~ '^((\*|platform:\*|(?!platform:)[a-z]+:(read|write|admin))( (?!$)|$))*$'),
     CONSTRAINT api_keys_metadata_check CHECK (is_metadata(metadata))
 );
 COMMENT ON TABLE api_keys IS 'A key belongs to one account and one organisation, and says what its holder may do there.';
@@ -244,7 +244,10 @@ BEGIN
         PERFORM raise_rule('unauthenticated', 'The key is not valid.', '28000');
     END IF;
 
-    -- '*' covers every scope of the organisation, and none of the platform's.
+    -- '*' covers every scope of the organisation, and none of the platform's: those take platform:* and an admin's account.
+    IF v_level <> 'admin' THEN
+        v_scopes := array_remove(v_scopes, 'platform:*');
+    END IF;
     IF NOT p_scopes <@ v_scopes THEN
         v_missing := ARRAY(
             SELECT s FROM unnest(p_scopes) s

@@ -491,6 +491,7 @@ BEGIN
             PERFORM raise_rule(TG_NAME, 'Ids within a session follow the order of writing.');
         END IF;
     END LOOP;
+    PERFORM set_config('hub.issued_' || TG_TABLE_NAME, '', true);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION record_session_rows() IS 'C02, X10: after each statement: refuses ids out of order, and keeps the session''s last ids and last_activity_at. Runs as hub_system, because hub_app may not write those columns.';

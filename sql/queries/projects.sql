@@ -24,10 +24,10 @@ UPDATE projects SET
     data        = jsonb_merge_patch(data, sqlc.narg('data_patch')::jsonb),
     metadata    = jsonb_merge_patch(metadata, sqlc.narg('metadata_patch')::jsonb)
 WHERE org_id = current_org_id() AND id = @id
-  AND (sqlc.narg('if_match')::integer IS NULL OR revision = sqlc.narg('if_match'))
+  AND revision = coalesce(sqlc.narg('if_match')::integer, revision)
 RETURNING *;
 
 -- name: DeleteProject :execrows
 DELETE FROM projects
 WHERE org_id = current_org_id() AND id = @id
-  AND (sqlc.narg('if_match')::integer IS NULL OR revision = sqlc.narg('if_match'));
+  AND revision = coalesce(sqlc.narg('if_match')::integer, revision);

@@ -31,7 +31,7 @@ UPDATE sessions SET
     raw       = CASE WHEN sqlc.narg('data')::jsonb IS NULL THEN raw ELSE sqlc.narg('raw') END,
     metadata  = jsonb_merge_patch(metadata, sqlc.narg('metadata_patch')::jsonb)
 WHERE org_id = current_org_id() AND id = @id
-  AND (sqlc.narg('if_match')::integer IS NULL OR revision = sqlc.narg('if_match'))
+  AND revision = coalesce(sqlc.narg('if_match')::integer, revision)
 RETURNING *;
 
 -- name: LockSession :one
@@ -40,7 +40,7 @@ SELECT * FROM sessions WHERE org_id = current_org_id() AND id = @id FOR NO KEY U
 -- name: DeleteSession :execrows
 DELETE FROM sessions
 WHERE org_id = current_org_id() AND id = @id
-  AND (sqlc.narg('if_match')::integer IS NULL OR revision = sqlc.narg('if_match'));
+  AND revision = coalesce(sqlc.narg('if_match')::integer, revision);
 
 -- name: AppendMessages :many
 -- Messages and their parts in one statement. The arrays run in step ('' in raw stands for NULL); part_messages holds the number (from 1) of each part's
