@@ -30,7 +30,7 @@ generate: postgres ## Regenerate everything under gen/, sql/schema.sql and docs/
 	$(TOOL) oapi-codegen -config internal/tools/oapi-server.yaml gen/api/openapi.json
 	$(TOOL) oapi-codegen -config internal/tools/oapi-client.yaml gen/api/openapi.json
 	go run ./internal/generate schema
-	go run ./internal/generate reference
+	go run ./internal/generate/errors
 
 check-generated: generate ## Fail if the generated files are not what the sources make
 	@git diff --exit-code -- gen sql/schema.sql docs/reference || { echo 'Generated files are stale: run "make generate" and commit.' >&2; exit 1; }

@@ -60,6 +60,7 @@ var identityRules = []ruleCase{
 		good: []string{"'a@b'", "'A.b+c@d.example'", "'a@' || repeat('b', 252)", "NULL"},
 	},
 	{rule: "accounts_email_key", hub: true, sql: "UPDATE accounts SET email = ?? WHERE id = @member", bad: []string{"'owner@one'", "'Owner@ONE'"}, good: []string{"'owner@two'"}},
+	{rule: "accounts_system_key", hub: true, sql: "INSERT INTO accounts (kind, display_name) VALUES (??, 'x')", bad: []string{"'system'"}, good: []string{"'service'"}},
 	{rule: "accounts_data_object_check", hub: true, sql: "UPDATE accounts SET data = ?? WHERE id = @member", bad: notObjects, good: objects},
 	{rule: "accounts_metadata_check", hub: true, sql: "UPDATE accounts SET metadata = ?? WHERE id = @member", bad: notMetadata, good: metadata},
 	{

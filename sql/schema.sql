@@ -1348,6 +1348,14 @@ CREATE UNIQUE INDEX accounts_email_key ON public.accounts USING btree (lower(ema
 
 COMMENT ON INDEX public.accounts_email_key IS 'One account per address, whatever its case.';
 
+-- Name: accounts_system_key; Type: INDEX; Schema: public; Owner: -
+
+CREATE UNIQUE INDEX accounts_system_key ON public.accounts USING btree (kind) WHERE (kind = 'system'::text);
+
+-- Name: INDEX accounts_system_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.accounts_system_key IS 'C01: there is one system account.';
+
 -- Name: api_keys_account_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX api_keys_account_id_idx ON public.api_keys USING btree (org_id, account_id);
@@ -1407,6 +1415,10 @@ CREATE INDEX sessions_project_id_idx ON public.sessions USING btree (org_id, pro
 -- Name: sessions_role_name_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX sessions_role_name_idx ON public.sessions USING btree (org_id, role_name, id);
+
+-- Name: sessions_run_state_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_run_state_idx ON public.sessions USING btree (org_id, run_state, id);
 
 -- Name: sessions_unarchived_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -1842,6 +1854,7 @@ GRANT ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT
 -- Name: FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) TO hub;
 
 -- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
 
@@ -2140,7 +2153,7 @@ GRANT INSERT(title),UPDATE(title) ON TABLE public.sessions TO hub_app;
 
 -- Name: COLUMN sessions.version; Type: ACL; Schema: public; Owner: -
 
-GRANT INSERT(version),UPDATE(version) ON TABLE public.sessions TO hub_app;
+GRANT INSERT(version) ON TABLE public.sessions TO hub_app;
 
 -- Name: COLUMN sessions.run_state; Type: ACL; Schema: public; Owner: -
 

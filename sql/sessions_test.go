@@ -832,6 +832,8 @@ func atOnce(t *testing.T, conns []*pgx.Conn, statements []string, round int) []e
 func TestS11_NoCircleOfParentsUnderConcurrency(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	// Who waits for the other finds out sooner.
+	exec(t, w.hub, "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET deadlock_timeout = 20', current_database()); END $$")
 	var conns []*pgx.Conn
 	for range 4 {
 		conns = append(conns, w.connect(t, "org", "owner"))

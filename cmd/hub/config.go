@@ -48,17 +48,20 @@ func bytesFromEnv(name string, otherwise int64) (int64, error) {
 	return n, nil
 }
 
-// dataDirFlag adds --data-dir. The function that it returns resolves the directory once flags are parsed.
+// dataDirFlag adds --data-dir. The function that it returns resolves the directory once flags are parsed: the flag's, the
+// variable's, or .hub, or where a PostgreSQL of hub's own can live when its user cannot reach .hub.
 func dataDirFlag(cmd *cobra.Command) func() (dir string, moved bool, err error) {
 	flag := cmd.Flags().String("data-dir", "", "where hub keeps its data and the admin's key (HUB_DATA_DIR; default .hub)")
 	return func() (string, bool, error) {
-		dir := *flag
+		dir, moved := *flag, false
 		if dir == "" {
 			dir = os.Getenv("HUB_DATA_DIR")
 		}
-		moved := false
 		if dir == "" {
-			dir, moved = postgres.DefaultDataDir(".hub")
+			dir = ".hub"
+			if url, _ := databaseURLs(); url == "" {
+				dir, moved = postgres.DefaultDataDir(dir)
+			}
 		}
 		abs, err := filepath.Abs(dir)
 		return abs, moved, err

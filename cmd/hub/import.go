@@ -53,6 +53,9 @@ again changes nothing; a later export of a session updates it. Parents and child
 				return err
 			}
 			text, err := os.ReadFile(filepath.Join(dir, "admin-key"))
+			if errors.Is(err, os.ErrNotExist) { // a hub that uses DATABASE_URL stays in .hub, wherever that is
+				text, err = os.ReadFile(filepath.Join(".hub", "admin-key"))
+			}
 			if err != nil {
 				return fmt.Errorf("no API key: give --key or HUB_API_KEY (%w)", err)
 			}

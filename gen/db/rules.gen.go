@@ -16,6 +16,7 @@ const (
 	AccountsPkey                                 = "accounts_pkey"
 	AccountsStatusCheck                          = "accounts_status_check"
 	AccountsSystemFixed                          = "accounts_system_fixed"
+	AccountsSystemKey                            = "accounts_system_key"
 	ApiKeysIDVersionCheck                        = "api_keys_id_version_check"
 	ApiKeysIdentityImmutable                     = "api_keys_identity_immutable"
 	ApiKeysKeyHashKey                            = "api_keys_key_hash_key"
@@ -153,6 +154,7 @@ var Rules = []string{
 	AccountsPkey,
 	AccountsStatusCheck,
 	AccountsSystemFixed,
+	AccountsSystemKey,
 	ApiKeysIDVersionCheck,
 	ApiKeysIdentityImmutable,
 	ApiKeysKeyHashKey,

@@ -1069,6 +1069,7 @@ func TestImportThatIsCancelled(t *testing.T) {
 			_, _ = io.WriteString(w, file[:part])
 			time.Sleep(20 * time.Millisecond)
 			cancel()
+			w.Close() // the client waits for its reader
 		})
 	}
 	h.unchanged(t, before, "imports that broke off")

@@ -96,6 +96,7 @@ var rules = map[string]rule{
 	db.AccountsEmailShapeCheck:        {status: invalid, detail: "This is no e-mail address.", pointer: "/email"},
 	db.AccountsKindCheck:              {status: invalid, detail: "An account is human, llm or service.", pointer: "/kind"},
 	db.AccountsStatusCheck:            {status: invalid, detail: "An account is active, suspended or deactivated.", pointer: "/status"},
+	db.AccountsSystemKey:              {status: conflict, detail: "There is one system account."},
 	db.AccountsSystemFixed:            {status: http.StatusForbidden, detail: "The system account cannot be changed or deleted."},
 
 	db.ApiKeysKeyHashKey:            {status: conflict, detail: "This key exists already."},
@@ -229,6 +230,8 @@ func (s *Server) writeProblem(err error, c echo.Context) {
 	case http.StatusServiceUnavailable:
 		c.Response().Header().Set("Retry-After", "1")
 	}
+	c.Response().Header().Del(echo.HeaderContentDisposition) // an export may have come so far
+	c.Response().Header().Set(echo.HeaderContentType, "application/problem+json")
 	body, err := json.Marshal(api.Problem{
 		Type: "urn:hub:problem:" + p.Code, Title: http.StatusText(p.Status), Status: int32(p.Status), Detail: p.Detail,
 		Instance: c.Request().URL.Path, Code: p.Code, RequestId: requestID, Errors: p.Errors,

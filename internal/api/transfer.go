@@ -177,7 +177,7 @@ func (in *importer) flush(ctx context.Context) error {
 	count(&in.result.Parts, len(in.parts.Ids), changed)
 	if !in.created {
 		deleted, err := in.db.DeletePartsMissingFromImport(ctx, db.DeletePartsMissingFromImportParams{
-			SessionID: in.result.Id, MessageIds: in.messages.Ids, Source: source, SourceIds: in.parts.SourceIds,
+			SessionID: in.result.Id, MessageIds: in.messages.Ids, Source: source, SourceIds: append([]string{}, in.parts.SourceIds...), // nil would be NULL
 		})
 		if err != nil {
 			return err
@@ -307,6 +307,14 @@ type export struct {
 // VisitExportSessionResponse writes the answer. An error before its first byte is sent becomes a problem, a later one cuts
 // the connection.
 func (e export) VisitExportSessionResponse(w http.ResponseWriter) error {
+	err := e.write(w)
+	if fault := (*opencode.Error)(nil); errors.As(err, &fault) { // of a row, not of what the client sent
+		err = fmt.Errorf("a stored row: %s", err.Error())
+	}
+	return err
+}
+
+func (e export) write(w http.ResponseWriter) error {
 	return e.server.store.Tx(e.ctx, store.Snapshot, func(q *db.Queries) error {
 		row, err := q.GetSession(e.ctx, e.id)
 		if err != nil {

@@ -1,5 +1,5 @@
 // Command generate writes what `make generate` does not leave to sqlc and oapi-codegen: the merged contract, and what is
-// read off a migrated database (constraint names, schema.sql, the reference).
+// read off a migrated database (constraint names, schema.sql, the reference of tables). Its sub-command errors does the rest.
 package main
 
 import (
@@ -21,7 +21,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) != 1 {
-		return fmt.Errorf("usage: generate contract|schema|reference")
+		return fmt.Errorf("usage: generate contract|schema")
 	}
 	switch args[0] {
 	case "contract":
@@ -31,11 +31,10 @@ func run(ctx context.Context, args []string) error {
 			if err := writeRules(ctx, conn, "gen/db/rules.gen.go"); err != nil {
 				return err
 			}
-			return writeSchema(ctx, server, bin, "sql/schema.sql")
-		})
-	case "reference": // apart from schema, because it needs the generated code of both steps
-		return withMigratedDatabase(ctx, func(ctx context.Context, conn *pgx.Conn, _ *postgres.Server, _ string) error {
-			return writeReference(ctx, conn, "docs/reference")
+			if err := writeSchema(ctx, server, bin, "sql/schema.sql"); err != nil {
+				return err
+			}
+			return writeTables(ctx, conn, "docs/reference/tables.md")
 		})
 	default:
 		return fmt.Errorf("%s: not known", args[0])

@@ -90,7 +90,7 @@ func Up(ctx context.Context, url string, log *slog.Logger) error {
 			return err
 		}
 		log.Info("migrating", "from", state.version, "to", Latest())
-		return state.step(url, (*migrate.Migrate).Up)
+		return errors.Join(state.step(url, (*migrate.Migrate).Up), stepBack(ctx, conn))
 	})
 }
 
@@ -101,12 +101,16 @@ func Down(ctx context.Context, url string, n int) error {
 		if err != nil || state.version == 0 {
 			return err
 		}
-		return state.step(url, func(m *migrate.Migrate) error {
+		if err := EnsureRoles(ctx, conn, false); err != nil {
+			return err
+		}
+		err = state.step(url, func(m *migrate.Migrate) error {
 			if n == 0 {
 				return m.Down()
 			}
 			return m.Steps(-n)
 		})
+		return errors.Join(err, stepBack(ctx, conn))
 	})
 }
 
@@ -185,6 +189,17 @@ func EnsureRoles(ctx context.Context, conn *pgx.Conn, login bool) error {
 		}
 	}
 	return nil
+}
+
+// stepBack takes the owner's login out of the roles that EnsureRoles made it a member of: it needs them to hand functions over or
+// drop them, and outside of migrations row-level security is to bind it like everybody.
+func stepBack(ctx context.Context, conn *pgx.Conn) error {
+	_, err := conn.Exec(ctx, `DO $$ BEGIN
+		IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) THEN
+			REVOKE hub_auth, hub_system, hub_search FROM CURRENT_USER;
+		END IF;
+	END $$`)
+	return err
 }
 
 // exclusively runs fn under the advisory lock, on the connection that holds it. It polls: golang-migrate's own lock waits

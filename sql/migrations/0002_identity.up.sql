@@ -38,6 +38,8 @@ COMMENT ON CONSTRAINT accounts_id_version_check ON accounts IS 'C02';
 
 CREATE UNIQUE INDEX accounts_email_key ON accounts (lower(email));
 COMMENT ON INDEX accounts_email_key IS 'One account per address, whatever its case.';
+CREATE UNIQUE INDEX accounts_system_key ON accounts (kind) WHERE kind = 'system';
+COMMENT ON INDEX accounts_system_key IS 'C01: there is one system account.';
 
 CREATE TRIGGER accounts_touch BEFORE UPDATE ON accounts
     FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION touch_row();
@@ -301,3 +303,4 @@ ALTER FUNCTION authenticate(bytea, text[]) OWNER TO hub_auth;
 ALTER FUNCTION bootstrap_hub(text, text, text, bytea) OWNER TO hub_system;
 ALTER FUNCTION hub_is_bootstrapped() OWNER TO hub_system;
 REVOKE CREATE ON SCHEMA public FROM hub_auth, hub_system;
+GRANT EXECUTE ON FUNCTION bootstrap_hub(text, text, text, bytea) TO CURRENT_USER;

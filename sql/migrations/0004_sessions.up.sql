@@ -168,6 +168,7 @@ CREATE INDEX sessions_project_id_idx ON sessions (org_id, project_id, id);
 CREATE INDEX sessions_parent_id_idx ON sessions (org_id, parent_id, id);
 CREATE INDEX sessions_role_name_idx ON sessions (org_id, role_name, id);
 CREATE INDEX sessions_account_id_idx ON sessions (org_id, account_id, id);
+CREATE INDEX sessions_run_state_idx ON sessions (org_id, run_state, id);
 CREATE INDEX sessions_unarchived_idx ON sessions (org_id, id) WHERE archived_at IS NULL;
 CREATE INDEX sessions_orphans_idx ON sessions (org_id, source, source_parent_id) WHERE parent_id IS NULL AND source_parent_id IS NOT NULL;
 COMMENT ON INDEX sessions_parent_id_idx IS 'W03: the children of a session.';
@@ -535,7 +536,7 @@ GRANT INSERT (org_id, id, session_id, message_id, type, source, source_id, sourc
 GRANT SELECT, DELETE ON sessions TO hub_app;
 GRANT INSERT (org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at,
               source, source_id, source_parent_id, source_updated_at, data, raw, metadata, created_at),
-      UPDATE (project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at,
+      UPDATE (project_id, parent_id, account_id, role_name, slug, title, run_state, last_activity_at, archived_at,
               source_parent_id, source_updated_at, data, raw, metadata) ON sessions TO hub_app;
 GRANT SELECT ON sessions TO hub_system;
 GRANT UPDATE (last_message_id, last_part_id, last_activity_at) ON sessions TO hub_system;
