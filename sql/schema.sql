@@ -315,7 +315,7 @@ BEGIN
         IF v_value = 'null' THEN
             v_result := v_result - v_key;
         ELSE
-            v_result := v_result || jsonb_build_object(v_key, jsonb_merge_patch(v_result -> v_key, v_value));
+            v_result := v_result || jsonb_build_object(v_key, public.jsonb_merge_patch(v_result -> v_key, v_value));
         END IF;
     END LOOP;
     RETURN v_result;
@@ -455,7 +455,7 @@ CREATE FUNCTION public.refuse_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    PERFORM raise_rule(TG_NAME, format('%s cannot be changed once it is written.', TG_ARGV[0]));
+    PERFORM public.raise_rule(TG_NAME, format('%s cannot be changed once it is written.', TG_ARGV[0]));
 END $$;
 
 -- Name: FUNCTION refuse_change(); Type: COMMENT; Schema: public; Owner: -
@@ -518,7 +518,7 @@ CREATE FUNCTION public.refuse_system_account_change() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    PERFORM raise_rule(TG_NAME, 'The system account cannot be changed or deleted.', '42501');
+    PERFORM public.raise_rule(TG_NAME, 'The system account cannot be changed or deleted.', '42501');
 END $$;
 
 -- Name: FUNCTION refuse_system_account_change(); Type: COMMENT; Schema: public; Owner: -
@@ -602,7 +602,7 @@ END $$;
 
 -- Name: FUNCTION touch_row(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.touch_row() IS 'W22: updated_at, and the revision that the API shows as ETag. Nobody sets either by hand.';
+COMMENT ON FUNCTION public.touch_row() IS 'W22: updated_at, and the revision that the API shows as ETag. Nobody sets either by hand. Its triggers compare rows by their bytes (*<>): for jsonb 1.0 equals 1.00, for us it does not (X07).';
 
 -- Name: accounts; Type: TABLE; Schema: public; Owner: -
 
@@ -1442,7 +1442,7 @@ COMMENT ON TRIGGER accounts_system_fixed ON public.accounts IS 'C01: seeded and 
 
 -- Name: accounts accounts_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER accounts_touch BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN ((old.* IS DISTINCT FROM new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER accounts_touch BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
 -- Name: api_keys api_keys_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1450,7 +1450,7 @@ CREATE TRIGGER api_keys_identity_immutable BEFORE UPDATE ON public.api_keys FOR 
 
 -- Name: api_keys api_keys_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER api_keys_touch BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN ((old.* IS DISTINCT FROM new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER api_keys_touch BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
 -- Name: messages messages_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1478,7 +1478,7 @@ COMMENT ON TRIGGER messages_session_immutable ON public.messages IS 'C04';
 
 -- Name: messages messages_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER messages_touch BEFORE UPDATE ON public.messages FOR EACH ROW WHEN ((old.* IS DISTINCT FROM new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER messages_touch BEFORE UPDATE ON public.messages FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
 -- Name: organization_members organization_members_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1486,7 +1486,7 @@ CREATE TRIGGER organization_members_identity_immutable BEFORE UPDATE ON public.o
 
 -- Name: organization_members organization_members_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER organization_members_touch BEFORE UPDATE ON public.organization_members FOR EACH ROW WHEN ((old.* IS DISTINCT FROM new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER organization_members_touch BEFORE UPDATE ON public.organization_members FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
 -- Name: organizations organizations_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1494,7 +1494,7 @@ CREATE TRIGGER organizations_identity_immutable BEFORE UPDATE ON public.organiza
 
 -- Name: organizations organizations_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER organizations_touch BEFORE UPDATE ON public.organizations FOR EACH ROW WHEN (((((((((old.slug IS DISTINCT FROM new.slug) OR (old.name IS DISTINCT FROM new.name)) OR (old.owner_id IS DISTINCT FROM new.owner_id)) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)) OR (old.data IS DISTINCT FROM new.data)) OR (old.metadata IS DISTINCT FROM new.metadata)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER organizations_touch BEFORE UPDATE ON public.organizations FOR EACH ROW WHEN (((((((((old.slug IS DISTINCT FROM new.slug) OR (old.name IS DISTINCT FROM new.name)) OR (old.owner_id IS DISTINCT FROM new.owner_id)) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
 
 -- Name: parts parts_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1522,7 +1522,7 @@ COMMENT ON TRIGGER parts_session_immutable ON public.parts IS 'C04';
 
 -- Name: parts parts_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER parts_touch BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((old.* IS DISTINCT FROM new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER parts_touch BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
 -- Name: projects projects_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1530,7 +1530,7 @@ CREATE TRIGGER projects_identity_immutable BEFORE UPDATE ON public.projects FOR 
 
 -- Name: projects projects_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER projects_touch BEFORE UPDATE ON public.projects FOR EACH ROW WHEN ((old.* IS DISTINCT FROM new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER projects_touch BEFORE UPDATE ON public.projects FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
 -- Name: roles roles_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1538,7 +1538,7 @@ CREATE TRIGGER roles_identity_immutable BEFORE UPDATE ON public.roles FOR EACH R
 
 -- Name: roles roles_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER roles_touch BEFORE UPDATE ON public.roles FOR EACH ROW WHEN ((old.* IS DISTINCT FROM new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER roles_touch BEFORE UPDATE ON public.roles FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
 -- Name: sessions sessions_activity; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1594,7 +1594,7 @@ CREATE TRIGGER sessions_slug BEFORE INSERT ON public.sessions FOR EACH ROW WHEN 
 
 -- Name: sessions sessions_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR (old.data IS DISTINCT FROM new.data)) OR (old.raw IS DISTINCT FROM new.raw)) OR (old.metadata IS DISTINCT FROM new.metadata)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
 
 -- Name: api_keys api_keys_member_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 

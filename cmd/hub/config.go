@@ -36,14 +36,14 @@ func durationFromEnv(name string, otherwise time.Duration) (time.Duration, error
 	return d, nil
 }
 
-func bytesFromEnv(name string, otherwise int64) (int64, error) {
+func numberFromEnv(name string, otherwise int64) (int64, error) {
 	text := os.Getenv(name)
 	if text == "" {
 		return otherwise, nil
 	}
 	n, err := strconv.ParseInt(text, 10, 64)
 	if err != nil || n <= 0 {
-		return 0, fmt.Errorf("%s: %q is no number of bytes", name, text)
+		return 0, fmt.Errorf("%s: %q is no number above zero", name, text)
 	}
 	return n, nil
 }

@@ -23,7 +23,10 @@ import (
 	"github.com/alkdev/hub/internal/store"
 )
 
-const shutdownTimeout = 30 * time.Second
+const (
+	shutdownTimeout = 30 * time.Second
+	restartPause    = 200 * time.Millisecond // between the end of hub's own PostgreSQL and its next start
+)
 
 func serveCommand() *cobra.Command {
 	cmd := &cobra.Command{
@@ -60,12 +63,16 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	ctx := cmd.Context()
 	config := api.Config{Log: log, Version: programVersion()}
 	var errs [4]error
-	config.MaxBody, errs[0] = bytesFromEnv("HUB_MAX_BODY", 16<<20)
-	config.MaxImport, errs[1] = bytesFromEnv("HUB_MAX_IMPORT", 512<<20)
+	config.MaxBody, errs[0] = numberFromEnv("HUB_MAX_BODY", 16<<20)
+	config.MaxImport, errs[1] = numberFromEnv("HUB_MAX_IMPORT", 256<<20)
 	config.RequestTimeout, errs[2] = durationFromEnv("HUB_REQUEST_TIMEOUT", 30*time.Second)
 	config.ImportTimeout, errs[3] = durationFromEnv("HUB_IMPORT_TIMEOUT", 10*time.Minute)
-	if err := errors.Join(errs[:]...); err != nil {
+	connections, err := numberFromEnv("HUB_DATABASE_CONNECTIONS", 16)
+	if err = errors.Join(append(errs[:], err)...); err != nil {
 		return err
+	}
+	if connections > 1000 {
+		return errors.New("HUB_DATABASE_CONNECTIONS: at most 1000")
 	}
 	// The port first: it is the likeliest thing to be wrong, and cheap to try.
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
@@ -91,7 +98,8 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	if err := bootstrap(ctx, log, ownerURL, keyFile); err != nil {
 		return err
 	}
-	config.DB, err = store.Open(ctx, store.Config{URL: appURL, Log: log})
+	config.Transfers = max(1, int(connections)/2) // the rest is for everybody else
+	config.DB, err = store.Open(ctx, store.Config{URL: appURL, Log: log, Connections: int32(connections)})
 	if err != nil {
 		return err
 	}
@@ -100,7 +108,9 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	if err != nil {
 		return err
 	}
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
+	defer cutOff()
+	server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return requests }, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
 	serverEnded := make(chan error, 1)
 	go func() { serverEnded <- server.Serve(listener) }()
 	announce(cmd, "http://"+reachable(listener.Addr()), dir, keyFile)
@@ -112,9 +122,14 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	case <-ctx.Done():
 		log.Info("stopping: requests under way may finish", "timeout", shutdownTimeout.String())
 	}
-	patience, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
+	patience, cancel := context.WithTimeout(requests, shutdownTimeout)
 	defer cancel()
-	return errors.Join(err, server.Shutdown(patience))
+	if server.Shutdown(patience) != nil {
+		log.Warn("stopping: requests that were still under way are cut off")
+		cutOff()
+		server.Close() //nolint:errcheck // it closes what is left
+	}
+	return err
 }
 
 func announce(cmd *cobra.Command, base, dir, keyFile string) {
@@ -166,6 +181,7 @@ func startOwnDatabase(ctx context.Context, log *slog.Logger, cfg postgres.Config
 				return
 			case <-running.Done():
 				log.Error("PostgreSQL ended, and is started again", "cause", running.Err())
+				time.Sleep(restartPause)
 				if running, err = postgres.Start(ctx, cfg); err != nil {
 					ended <- err
 					<-stopping
@@ -249,8 +265,30 @@ func readOrMakeKey(file string) (string, error) {
 	}
 	key := apikey.New()
 	part := file + ".new"
-	if err := os.WriteFile(part, []byte(key+"\n"), 0o600); err != nil {
+	if err := writeDurably(part, file, key+"\n"); err != nil {
 		return "", err
 	}
-	return key, os.Rename(part, file)
+	return key, nil
+}
+
+// writeDurably writes a file that is whole or not there, also after the power failed: the database is as durable, and knows the
+// key only afterwards.
+func writeDurably(part, file, text string) error {
+	out, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = out.WriteString(text)
+	if err = errors.Join(err, out.Sync(), out.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(part, file); err != nil {
+		return err
+	}
+	dir, err := os.Open(filepath.Dir(file))
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
 }

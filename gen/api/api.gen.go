@@ -320,7 +320,7 @@ type ProjectUpdate struct {
 }
 
 // RunState How a session is. idle: nothing is going on. running: an agent is at work. waiting: it waits for somebody. errored: the last
-// turn failed, and can be taken up again. ended: over for good.
+// turn failed, and can be taken up again. ended: over for good; late messages are still taken.
 type RunState string
 
 // Session defines model for Session.
@@ -349,7 +349,7 @@ type Session struct {
 	RoleName *string `json:"roleName"`
 
 	// RunState How a session is. idle: nothing is going on. running: an agent is at work. waiting: it waits for somebody. errored: the last
-	// turn failed, and can be taken up again. ended: over for good.
+	// turn failed, and can be taken up again. ended: over for good; late messages are still taken.
 	RunState RunState `json:"runState"`
 
 	// Slug A short name: lower-case letters and digits in groups joined by dashes.
@@ -418,7 +418,7 @@ type SessionUpdate struct {
 	RoleName nullable.Nullable[string] `json:"roleName,omitempty"`
 
 	// RunState How a session is. idle: nothing is going on. running: an agent is at work. waiting: it waits for somebody. errored: the last
-	// turn failed, and can be taken up again. ended: over for good.
+	// turn failed, and can be taken up again. ended: over for good; late messages are still taken.
 	RunState *RunState `json:"runState,omitempty"`
 
 	// Slug A short name: lower-case letters and digits in groups joined by dashes.

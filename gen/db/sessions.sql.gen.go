@@ -167,7 +167,7 @@ func (q *Queries) CreateSession(ctx context.Context, arg CreateSessionParams) (S
 const deleteMessagesMissingFromImport = `-- name: DeleteMessagesMissingFromImport :one
 WITH deleted AS (
     DELETE FROM messages m
-    WHERE m.org_id = current_org_id() AND m.session_id = $1 AND m.source = $2::text AND m.source_id <> ALL ($3::text[])
+    WHERE m.org_id = current_org_id() AND m.session_id = $1 AND m.source = $2::text AND m.source_id <> ALL (coalesce($3::text[], '{}'))
     RETURNING m.org_id, m.session_id, m.id
 )
 SELECT (SELECT count(*) FROM deleted) AS messages,
@@ -195,7 +195,7 @@ func (q *Queries) DeleteMessagesMissingFromImport(ctx context.Context, arg Delet
 const deletePartsMissingFromImport = `-- name: DeletePartsMissingFromImport :execrows
 DELETE FROM parts
 WHERE org_id = current_org_id() AND session_id = $1 AND message_id = ANY ($2::uuid[])
-  AND source = $3::text AND source_id <> ALL ($4::text[])
+  AND source = $3::text AND source_id <> ALL (coalesce($4::text[], '{}'))
 `
 
 type DeletePartsMissingFromImportParams struct {
@@ -384,8 +384,8 @@ FROM (SELECT unnest($3::uuid[]) AS id, unnest($4::text[]) AS source_id, unnest($
 ON CONFLICT (org_id, source, source_id) DO UPDATE SET
     session_id = excluded.session_id, source_position = excluded.source_position, role = excluded.role,
     data = excluded.data, raw = excluded.raw, metadata = excluded.metadata
-WHERE (m.session_id, m.source_position, m.role, m.data, m.raw, m.metadata)
-    IS DISTINCT FROM (excluded.session_id, excluded.source_position, excluded.role, excluded.data, excluded.raw, excluded.metadata)
+WHERE (m.session_id, m.source_position, m.role, m.data::text, m.raw, m.metadata)
+    IS DISTINCT FROM (excluded.session_id, excluded.source_position, excluded.role, excluded.data::text, excluded.raw, excluded.metadata)
 RETURNING (xmax = 0)::boolean AS created
 `
 
@@ -402,7 +402,7 @@ type ImportMessagesParams struct {
 	CreatedAt       []time.Time
 }
 
-// Only new and changed rows are returned. A message of another session is refused by messages_session_immutable.
+// Only new and changed rows are returned (changed by their text: jsonb takes 1.0 and 1.00 for equal). A message of another session is refused by messages_session_immutable.
 func (q *Queries) ImportMessages(ctx context.Context, arg ImportMessagesParams) ([]bool, error) {
 	rows, err := q.db.Query(ctx, importMessages,
 		arg.SessionID,
@@ -443,8 +443,8 @@ FROM (SELECT unnest($3::uuid[]) AS message_id, unnest($4::uuid[]) AS id, unnest(
 ON CONFLICT (org_id, source, source_id) DO UPDATE SET
     session_id = excluded.session_id, message_id = excluded.message_id, source_position = excluded.source_position, type = excluded.type,
     data = excluded.data, raw = excluded.raw, metadata = excluded.metadata
-WHERE (p.session_id, p.message_id, p.source_position, p.type, p.data, p.raw, p.metadata)
-    IS DISTINCT FROM (excluded.session_id, excluded.message_id, excluded.source_position, excluded.type, excluded.data, excluded.raw, excluded.metadata)
+WHERE (p.session_id, p.message_id, p.source_position, p.type, p.data::text, p.raw, p.metadata)
+    IS DISTINCT FROM (excluded.session_id, excluded.message_id, excluded.source_position, excluded.type, excluded.data::text, excluded.raw, excluded.metadata)
 RETURNING (xmax = 0)::boolean AS created
 `
 
@@ -513,7 +513,8 @@ ON CONFLICT (org_id, source, source_id) DO UPDATE SET
     raw               = excluded.raw,
     metadata          = s.metadata || excluded.metadata
 WHERE s.source_updated_at <= excluded.source_updated_at
-RETURNING id, (xmax = 0)::boolean AS created, (updated_at >= now())::boolean AS changed
+RETURNING id, (xmax = 0)::boolean AS created,
+    (revision > coalesce((SELECT o.revision FROM sessions o WHERE o.org_id = current_org_id() AND o.source = $7::text AND o.source_id = $8::text), 1))::boolean AS changed
 `
 
 type ImportSessionParams struct {
@@ -559,6 +560,32 @@ func (q *Queries) ImportSession(ctx context.Context, arg ImportSessionParams) (I
 	var i ImportSessionRow
 	err := row.Scan(&i.ID, &i.Created, &i.Changed)
 	return i, err
+}
+
+const listBornMessages = `-- name: ListBornMessages :many
+SELECT id FROM messages
+WHERE org_id = current_org_id() AND session_id = $1 AND source_id IS NULL
+`
+
+// The messages that were born here, in a session that may be imported.
+func (q *Queries) ListBornMessages(ctx context.Context, sessionID uuid.UUID) ([]uuid.UUID, error) {
+	rows, err := q.db.Query(ctx, listBornMessages, sessionID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []uuid.UUID{}
+	for rows.Next() {
+		var id uuid.UUID
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const listImportedIDs = `-- name: ListImportedIDs :many

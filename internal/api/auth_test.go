@@ -250,6 +250,45 @@ func TestScopesOfEveryOperation(t *testing.T) {
 	}
 }
 
+// What an operation itself refuses, before its first statement, is not told to strangers either.
+func TestRefusalsComeAfterAuthentication(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	f := h.newFamily(t, h.admin)
+	lacking := h.newCaller(t, h.admin.org, "roles:read")
+	for _, r := range []struct {
+		s       sample
+		ifMatch string
+		code    string
+	}{
+		{sample{"GET", "/v1/projects?cursor=x", "", "", 400}, "", "invalid_cursor"},
+		{sample{"GET", "/v1/sessions?cursor=x", "", "", 400}, "", "invalid_cursor"},
+		{sample{"GET", "/v1/sessions/" + f.session + "/messages?cursor=x", "", "", 400}, "", "invalid_cursor"},
+		{sample{"PATCH", "/v1/projects/" + f.project, "application/json", `{}`, 400}, "x", "invalid_request"},
+		{sample{"PATCH", "/v1/projects/" + f.project, "application/json", `{}`, 412}, `"x"`, "precondition_failed"},
+		{sample{"PATCH", "/v1/sessions/" + f.session, "application/json", `{}`, 412}, `W/"1"`, "precondition_failed"},
+		{sample{"DELETE", "/v1/sessions/" + f.session, "", "", 400}, "x", "invalid_request"},
+		{sample{"DELETE", "/v1/projects/" + f.project, "", "", 412}, `""`, "precondition_failed"},
+		{sample{"POST", "/v1/projects", "application/json", `{"slug":"a","name":"b","data":{"deep":` + strings.Repeat("[", 256) + strings.Repeat("]", 256) + `}}`, 400}, "", "invalid_json"},
+	} {
+		send := func(c caller) answer {
+			var body any
+			if r.s.media != "" {
+				body = r.s.body
+			}
+			if r.ifMatch == "" {
+				return h.as(t, c, r.s.method, r.s.path, body)
+			}
+			return h.as(t, c, r.s.method, r.s.path, body, "If-Match", r.ifMatch)
+		}
+		send(caller{key: unknownKey()}).refused(t, 401, "unauthenticated")
+		send(lacking).refused(t, 403, "insufficient_scope")
+		if p := send(h.admin).wants(t, r.s.status).problem(t); p.Code != r.code {
+			t.Errorf("%s %s: %s, want %s", r.s.method, r.s.path, p.Code, r.code)
+		}
+	}
+}
+
 // Public operations ask for no key, and do not look at one.
 func TestPublicOperationsNeedNoKey(t *testing.T) {
 	t.Parallel()

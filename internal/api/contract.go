@@ -106,12 +106,11 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 		return func(c echo.Context) (err error) {
 			r := c.Request()
 			op := ops[r.Method+" "+c.Path()]
-			// Slow readers and writers hold a connection no longer than the request may take. The deadlines stay with the connection, so
-			// every request sets its own.
+			// Slow readers and writers hold a connection no longer than the request may take.
 			deadline := time.Now().Add(s.timeout(op) + 5*time.Second)
 			control := http.NewResponseController(c.Response())
-			_ = control.SetReadDeadline(deadline) // unsupported only by test recorders
-			_ = control.SetWriteDeadline(deadline)
+			_ = control.SetReadDeadline(deadline)                       // unsupported only by test recorders
+			_ = control.SetWriteDeadline(deadline.Add(5 * time.Second)) // for the answer to a body that did not arrive
 			if op == nil {
 				return next(c) // not an operation: the documents, or echo's 404 and 405
 			}

@@ -417,7 +417,8 @@ func (h *hub) raw(t testing.TB, head, body string, halfClose bool) answer {
 			t.Fatal(err)
 		}
 	}
-	response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+	method, _, _ := strings.Cut(head, " ")
+	response, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
 	if err != nil {
 		t.Fatalf("no answer to %q: %v", head, err)
 	}

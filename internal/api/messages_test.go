@@ -165,8 +165,8 @@ func TestMessageBodies(t *testing.T) {
 	h.unchanged(t, before, "a refused append")
 }
 
-// What the database refuses of one of many messages is pointed at as if the message were the whole body.
-func TestBUG_X02_PointersOfRefusedMetadataAreIntoTheBody(t *testing.T) {
+// What the database refuses of one of many messages is pointed at in the body.
+func TestX02_PointersOfRefusedMetadataAreIntoTheBody(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	path := "/v1/sessions/" + h.newSession(t) + "/messages"
@@ -174,7 +174,7 @@ func TestBUG_X02_PointersOfRefusedMetadataAreIntoTheBody(t *testing.T) {
 		refused(t, 422, "messages_metadata_check", "/messages/1/metadata")
 }
 
-func TestBUG_X02_PointersOfRefusedPartMetadataAreIntoTheBody(t *testing.T) {
+func TestX02_PointersOfRefusedPartMetadataAreIntoTheBody(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	path := "/v1/sessions/" + h.newSession(t) + "/messages"
@@ -183,7 +183,7 @@ func TestBUG_X02_PointersOfRefusedPartMetadataAreIntoTheBody(t *testing.T) {
 }
 
 // The contract counts characters, the database bytes.
-func TestBUG_X02_PointersOfRefusedPartTypesAreIntoTheBody(t *testing.T) {
+func TestX02_PointersOfRefusedPartTypesAreIntoTheBody(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	path := "/v1/sessions/" + h.newSession(t) + "/messages"

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -281,7 +282,7 @@ func asProblem(r *http.Request, err error) *problem {
 		return refuse("timeout")
 	case errors.As(err, &httpErr):
 		return asHTTP(httpErr)
-	case errors.As(err, &netErr), pgconn.SafeToRetry(err):
+	case errors.As(err, &netErr), pgconn.SafeToRetry(err), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF): // the client's own are bodyReader's
 		return refuse("database_unavailable")
 	default:
 		return refuse("internal")

@@ -444,13 +444,13 @@ func TestX07_FreeFormJSON(t *testing.T) {
 	}
 }
 
-// In metadata and in a project's data the spelling of numbers is lost, though the contract says that JSON comes back as it
-// was given, the spelling of numbers included: there is no column beside jsonb that would keep it.
-func TestBUG_X07_NumbersKeepTheirSpellingEverywhere(t *testing.T) {
+// In metadata and in a project's data numbers keep their value, and may be spelled differently (docs/decisions/0007): there is no
+// column beside jsonb that would keep it.
+func TestX07_NumbersOfMetadataKeepTheirValue(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	f := h.newFamily(t, h.admin)
-	const object = `{"a":1e2,"b":-0.0,"c":1.50}`
+	const object, kept = `{"a":1e2,"b":-0.0,"c":1.50}`, `{"a":100,"b":0.0,"c":1.50}`
 	for name, r := range map[string]struct{ path, body, field string }{
 		"project data":     {"/v1/projects", `{"slug":"a","name":"n","data":` + object + `}`, "data"},
 		"project metadata": {"/v1/projects", `{"slug":"b","name":"n","metadata":{"_x":` + object + `}}`, "metadata"},
@@ -458,9 +458,9 @@ func TestBUG_X07_NumbersKeepTheirSpellingEverywhere(t *testing.T) {
 	} {
 		var got map[string]json.RawMessage
 		h.do(t, "GET", h.do(t, "POST", r.path, r.body).wants(t, 201).header.Get("Location"), nil).into(t, &got)
-		want := object
+		want := kept
 		if r.field == "metadata" {
-			want = `{"_x":` + object + `}`
+			want = `{"_x":` + kept + `}`
 		}
 		t.Run(name, func(t *testing.T) { wantJSON(t, name, got[r.field], []byte(want)) })
 	}
@@ -476,10 +476,10 @@ func TestBUG_X07_NumbersKeepTheirSpellingEverywhere(t *testing.T) {
 	a.into(t, &list)
 	h.do(t, "GET", messages+"/"+list.Items[0].ID, nil).wants(t, 200).into(t, &list.Items[0])
 	t.Run("message metadata", func(t *testing.T) {
-		wantJSON(t, "message metadata", list.Items[0].Metadata, []byte(`{"_x":`+object+`}`))
+		wantJSON(t, "message metadata", list.Items[0].Metadata, []byte(`{"_x":`+kept+`}`))
 	})
 	t.Run("part metadata", func(t *testing.T) {
-		wantJSON(t, "part metadata", list.Items[0].Parts[0].Metadata, []byte(`{"_x":`+object+`}`))
+		wantJSON(t, "part metadata", list.Items[0].Parts[0].Metadata, []byte(`{"_x":`+kept+`}`))
 	})
 }
 

@@ -30,9 +30,10 @@ type Config struct {
 	Version string // the program's
 
 	MaxBody        int64         // bytes of a request body; 16 MiB
-	MaxImport      int64         // bytes of an import; 512 MiB
+	MaxImport      int64         // bytes of an import; 256 MiB
 	RequestTimeout time.Duration // for one request; 30 s
 	ImportTimeout  time.Duration // for an import or export; 10 min
+	Transfers      int           // imports and exports that use the database at once; 8
 	TempDir        string        // where imports are spooled; the system's
 }
 
@@ -40,6 +41,7 @@ type Config struct {
 type Server struct {
 	Config
 	contractVersion string
+	transfers       chan struct{} // holds one element per import or export that is using the database
 	store           *store.DB
 	db              *db.Queries // runs each query as the caller of its context, in one round trip
 }
@@ -47,10 +49,11 @@ type Server struct {
 // New returns the handler for all routes.
 func New(cfg Config) (http.Handler, error) {
 	cfg.MaxBody = defaultTo(cfg.MaxBody, 16<<20)
-	cfg.MaxImport = defaultTo(cfg.MaxImport, 512<<20)
+	cfg.MaxImport = defaultTo(cfg.MaxImport, 256<<20)
+	cfg.Transfers = defaultTo(cfg.Transfers, 8)
 	cfg.RequestTimeout = defaultTo(cfg.RequestTimeout, 30*time.Second)
 	cfg.ImportTimeout = defaultTo(cfg.ImportTimeout, 10*time.Minute)
-	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB)}
+	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers)}
 
 	contract, version, err := loadContract(api.Contract)
 	if err != nil {

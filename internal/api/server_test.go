@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,7 +47,22 @@ func TestHealthAndVersion(t *testing.T) {
 	}
 }
 
-// A schema of another version, or one whose migration broke off, is not one to serve on.
+func checksum(t testing.TB, version int64) []byte {
+	t.Helper()
+	files, err := migrate.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if file.Version == version {
+			return file.SHA256[:]
+		}
+	}
+	t.Fatalf("there is no migration %d", version)
+	return nil
+}
+
+// A schema of another version, or one that other migrations made, is not one to serve on.
 func TestReadinessComparesTheSchema(t *testing.T) {
 	t.Parallel()
 	log := &logBuffer{}
@@ -64,11 +80,12 @@ func TestReadinessComparesTheSchema(t *testing.T) {
 		}
 	}
 	wants(200)
+	const newest = "WHERE version = (SELECT max(version) FROM schema_migration_checksums)"
 	for _, spoilt := range []struct{ spoil, mend string }{
-		{"UPDATE schema_migrations SET version = version + 1", "UPDATE schema_migrations SET version = version - 1"},
-		{"UPDATE schema_migrations SET version = version - 1", "UPDATE schema_migrations SET version = version + 1"},
-		{"UPDATE schema_migrations SET dirty = true", "UPDATE schema_migrations SET dirty = false"},
-		{"ALTER TABLE schema_migrations RENAME TO hidden", "ALTER TABLE hidden RENAME TO schema_migrations"},
+		{"UPDATE schema_migration_checksums SET version = version + 100 " + newest, "UPDATE schema_migration_checksums SET version = version - 100 " + newest},
+		{"UPDATE schema_migration_checksums SET version = -version " + newest, "UPDATE schema_migration_checksums SET version = -version WHERE version < 0"},
+		{"UPDATE schema_migration_checksums SET sha256 = sha256(sha256) WHERE version = 2", fmt.Sprintf("UPDATE schema_migration_checksums SET sha256 = '\\x%x' WHERE version = 2", checksum(t, 2))},
+		{"ALTER TABLE schema_migration_checksums RENAME TO hidden", "ALTER TABLE hidden RENAME TO schema_migration_checksums"},
 	} {
 		h.exec(t, spoilt.spoil)
 		wants(503)
@@ -159,95 +176,119 @@ func TestTheDocumentationIsServed(t *testing.T) {
 	}
 }
 
-// A connection lives on after a request; the deadlines of one request must not hit the next, whatever that asks for.
-func TestConnectionsOutliveARequestsDeadline(t *testing.T) {
+// The deadlines of connections, all waited for at once: they take five seconds more than a request may take, and ten.
+func TestDeadlinesOfConnections(t *testing.T) {
 	t.Parallel()
-	h := newHub(t, func(c *api.Config, _ *pgxpool.Config) { c.RequestTimeout = 100 * time.Millisecond }) // and 5 s for the connection
-	var conns []net.Conn
-	paths := []string{"/openapi.json", "/healthz", "/v1/nothing", "/docs/"}
-	ask := func(conn net.Conn, path string) (*http.Response, error) {
-		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\nHost: hub\n\n", path); err != nil {
-			return nil, err
-		}
-		response, err := http.ReadResponse(bufio.NewReader(conn), nil)
-		if err == nil {
-			_, err = io.Copy(io.Discard, response.Body)
-		}
-		return response, err
+	const short = 100 * time.Millisecond
+	fast := newHub(t, func(c *api.Config, _ *pgxpool.Config) { c.RequestTimeout, c.ImportTimeout = short, short })
+
+	var group sync.WaitGroup
+	// A connection lives on after a request; the deadlines of one request must not hit the next, whatever that asks for.
+	for _, path := range []string{"/openapi.json", "/healthz", "/v1/nothing", "/docs/"} {
+		group.Go(func() {
+			conn, err := net.Dial("tcp", strings.TrimPrefix(fast.url, "http://"))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			for _, target := range []string{"/healthz", path} {
+				if target == path {
+					time.Sleep(short + 10500*time.Millisecond)
+				}
+				if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: hub\r\n\r\n", target); err != nil {
+					t.Errorf("%s on a connection that had served before: %v", target, err)
+					return
+				}
+				response, err := http.ReadResponse(bufio.NewReader(conn), nil)
+				if err != nil {
+					t.Errorf("%s on a connection that had served before: %v", target, err)
+					return
+				}
+				if _, err := io.Copy(io.Discard, response.Body); err != nil || response.StatusCode >= 500 {
+					t.Errorf("%s: %s, %v", target, response.Status, err)
+				}
+			}
+		})
 	}
-	for range paths {
+	// A body that trickles does not hold a connection for ever: it ends with an answer.
+	for target, body := range map[string]string{
+		"/v1/projects":  `{"slug":"a",`,
+		"/v1/projects?": `{"slug":"a","name":"` + strings.Repeat("x", 100<<10),
+		"/v1/sessions/import?projectId=01a20700-0000-7000-8000-000000000001": `{"info":{"id":`,
+	} {
+		group.Go(func() {
+			start := time.Now()
+			head := fast.admin.head("POST", target, fmt.Sprintf("\nContent-Type: application/json\nContent-Length: %d", len(body)+10))
+			a := fast.raw(t, head, body, false)
+			if p := a.problem(t); a.status != 400 || p.Code != "body_incomplete" {
+				t.Errorf("%s: %s", target, a.body)
+			}
+			if took := time.Since(start); took < 4*time.Second {
+				t.Errorf("%s: it took %s", target, took)
+			}
+		})
+	}
+	group.Wait()
+}
+
+// A reader that does not read: its export holds no connection to the database, and no other export's turn.
+func TestReadersThatDoNotRead(t *testing.T) {
+	t.Parallel()
+	h := newHub(t, func(_ *api.Config, p *pgxpool.Config) { p.MaxConns = 1 })
+	session := h.newSession(t)
+	message := h.do(t, "POST", "/v1/sessions/"+session+"/messages", `{"messages":[{"role":"user"}]}`).wants(t, 201).messages(t)[0].ID
+	h.exec(t, "INSERT INTO parts (org_id, session_id, message_id, type, data) SELECT $1, $2, $3, 'text', jsonb_build_object('text', repeat('x', 1 << 20)) FROM generate_series(1, 24)", h.admin.org, session, message)
+	for range 3 {
 		conn, err := net.Dial("tcp", strings.TrimPrefix(h.url, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
-		if _, err := ask(conn, "/healthz"); err != nil {
+		if err := conn.(*net.TCPConn).SetReadBuffer(4096); err != nil {
 			t.Fatal(err)
 		}
-		conns = append(conns, conn)
-	}
-	time.Sleep(5500 * time.Millisecond)
-	for i, path := range paths {
-		if response, err := ask(conns[i], path); err != nil {
-			t.Errorf("%s on a connection that had served before: %v", path, err)
-		} else if response.StatusCode >= 500 {
-			t.Errorf("%s: %s", path, response.Status)
+		if _, err := io.WriteString(conn, strings.ReplaceAll(h.admin.head("GET", "/v1/sessions/"+session+"/export", "\n\n"), "\n", "\r\n")); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(conn, make([]byte, 100)); err != nil { // it has begun
+			t.Fatal(err)
 		}
 	}
-}
-
-// A body that trickles does not hold a connection for ever: it ends with an answer, once the request's time and 5 s are over.
-func TestSlowBodies(t *testing.T) {
-	t.Parallel()
-	log := &logBuffer{}
-	h := newHub(t, log.configure, func(c *api.Config, _ *pgxpool.Config) {
-		c.RequestTimeout, c.ImportTimeout = 100*time.Millisecond, 100*time.Millisecond
-	})
-	project := h.newProject(t, "slow")
-	for name, r := range map[string]struct{ target, body string }{
-		"small":  {"/v1/projects", `{"slug":"a",`},
-		"large":  {"/v1/projects", `{"slug":"a","name":"` + strings.Repeat("x", 100<<10)},
-		"import": {"/v1/sessions/import?projectId=" + project, `{"info":{"id":`},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			start := time.Now()
-			a := h.raw(t, h.admin.head("POST", r.target, fmt.Sprintf("\nContent-Type: application/json\nContent-Length: %d", len(r.body)+10)), r.body, false)
-			a.refused(t, 400, "body_incomplete", "")
-			if took := time.Since(start); took < 4*time.Second || took > 40*time.Second {
-				t.Errorf("it took %s", took)
-			}
-		})
-	}
-}
-
-// A reader that does not read: the export gives its database connection back.
-func TestReadersThatDoNotRead(t *testing.T) {
-	t.Parallel()
-	log := &logBuffer{}
-	h := newHub(t, log.configure, func(c *api.Config, p *pgxpool.Config) { c.ImportTimeout, p.MaxConns = 2*time.Second, 1 })
-	project := h.newProject(t, "p")
-	e := export{id: "ses_wide"}
-	for i := range 20 {
-		e.messages = append(e.messages, exportMessage{id: fmt.Sprint("m", i), parts: []exportPart{{id: fmt.Sprint("p", i), more: `,"text":"` + strings.Repeat("x", 1<<20) + `"`}}})
-	}
-	in := h.imports(t, project, e, "created")
-	conn, err := net.Dial("tcp", strings.TrimPrefix(h.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if err := conn.(*net.TCPConn).SetReadBuffer(4096); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.WriteString(conn, strings.ReplaceAll(h.admin.head("GET", "/v1/sessions/"+in.ID+"/export", "\n\n"), "\n", "\r\n")); err != nil {
-		t.Fatal(err)
-	}
-	log.waitFor(t, "the answer broke off") // 7 s later
 	h.do(t, "GET", "/v1/projects", nil).wants(t, 200)
-	_ = conn.SetReadDeadline(time.Now().Add(30 * time.Second))
-	if n, err := io.Copy(io.Discard, conn); err == nil && n > 20<<20 {
-		t.Errorf("all %d bytes came", n)
+	if o := outlineOf(t, h.export(t, session)); o.parts() != 24 {
+		t.Errorf("%d parts", o.parts())
+	}
+}
+
+// Imports and exports wait for their turn: connections stay free for all other requests.
+func TestTransfersLeaveConnectionsFree(t *testing.T) {
+	t.Parallel()
+	h := newHub(t, func(c *api.Config, p *pgxpool.Config) {
+		c.ImportTimeout, c.Transfers, p.MaxConns = 20*time.Second, 2, 4
+	})
+	project := h.newProject(t, "p")
+	session := h.newSession(t)
+	locked := h.begin(t)
+	locked("SELECT FROM projects WHERE id = $1 FOR UPDATE", project) // what every import waits for
+	var group sync.WaitGroup
+	for i := range 6 {
+		group.Go(func() { h.importFile(t, h.admin, project, export{id: fmt.Sprintf("ses_%d", i)}).wants(t, 201) })
+	}
+	eventually(t, "two imports wait for the lock", func() bool { return h.waiting() == 2 })
+	for range 3 {
+		counts := h.race(t, 4, func(int) int { return h.do(t, "GET", "/v1/sessions/"+session, nil).status })
+		if counts[200] != 4 {
+			t.Errorf("%v", counts)
+		}
+	}
+	if n := h.waiting(); n != 2 {
+		t.Errorf("%d imports wait for the lock, want 2", n)
+	}
+	locked("ROLLBACK")
+	group.Wait()
+	if n := h.count(t, "SELECT count(*) FROM sessions WHERE source IS NOT NULL"); n != 6 {
+		t.Errorf("%d imports came through", n)
 	}
 }
 

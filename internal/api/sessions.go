@@ -6,12 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"regexp"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/alkdev/hub/gen/api"
 	"github.com/alkdev/hub/gen/db"
+	"github.com/alkdev/hub/internal/opencode"
 	"github.com/alkdev/hub/internal/pgjson"
 	"github.com/alkdev/hub/internal/store"
 )
@@ -213,7 +216,7 @@ func (s *Server) AppendMessage(ctx context.Context, r api.AppendMessageRequestOb
 	}
 	rows, err := s.db.AppendMessages(ctx, arg)
 	if err != nil {
-		return nil, err
+		return nil, pointAtAppended(err, r.Body.Messages)
 	}
 	if len(rows) == 0 {
 		return nil, notFound("session")
@@ -224,6 +227,52 @@ func (s *Server) AppendMessage(ctx context.Context, r api.AppendMessageRequestOb
 	}
 	return api.AppendMessage201JSONResponse{Items: items}, nil
 }
+
+// pointAtAppended finds the message or part that the database has refused. PostgreSQL names the rule, not the row, so the ones that
+// break it are looked for, in the rule's own words.
+func pointAtAppended(refusal error, sent []api.MessageCreate) error {
+	var pgErr *pgconn.PgError
+	if !errors.As(refusal, &pgErr) {
+		return refusal
+	}
+	p := refuse(pgErr.ConstraintName)
+	blame := func(format string, place ...any) {
+		p.Errors = append(p.Errors, api.FieldError{Pointer: fmt.Sprintf(format, place...), Message: p.Detail})
+	}
+	for i, m := range sent {
+		if pgErr.ConstraintName == db.MessagesMetadataCheck && !isMetadata(m.Metadata) {
+			blame("/messages/%d/metadata", i)
+		}
+		for j, part := range m.Parts {
+			switch {
+			case pgErr.ConstraintName == db.PartsMetadataCheck && !isMetadata(part.Metadata):
+				blame("/messages/%d/parts/%d/metadata", i, j)
+			case pgErr.ConstraintName == db.PartsTypeLengthCheck && len(part.Type) > opencode.MaxIDLength:
+				blame("/messages/%d/parts/%d/type", i, j)
+			}
+		}
+	}
+	if len(p.Errors) == 0 {
+		return refusal
+	}
+	return p
+}
+
+// isMetadata says what the database's function of that name says, of what the contract let through.
+func isMetadata(metadata *api.Metadata) bool {
+	var namespaces map[string]json.RawMessage
+	if metadata == nil || json.Unmarshal(*metadata, &namespaces) != nil {
+		return true
+	}
+	for name := range namespaces {
+		if !metadataName.MatchString(name) {
+			return false
+		}
+	}
+	return true
+}
+
+var metadataName = regexp.MustCompile(`^_[a-z][a-z0-9_]*$`)
 
 func storableBoth(data *api.JSONObject, metadata *api.Metadata) (d, m pgjson.Text, err error) {
 	if d, err = storable(data); err != nil {

@@ -278,9 +278,8 @@ func TestX07_SessionPatchMerges(t *testing.T) {
 	}
 }
 
-// jsonb takes 1.50 and 1.5 for equal, so a change of the spelling alone changes what is answered, but neither revision, nor
-// ETag, nor updated_at.
-func TestBUG_W22_AnotherSpellingIsARevision(t *testing.T) {
+// jsonb takes 1.50 and 1.5 for equal; what is answered changes, so revision, ETag and updated_at do.
+func TestW22_AnotherSpellingIsARevision(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	for _, path := range []string{"/v1/sessions/" + h.newSession(t), "/v1/projects/" + h.newProject(t, "p")} {

@@ -3,6 +3,7 @@ package api
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -40,6 +41,11 @@ func (s *Server) ImportSession(ctx context.Context, r api.ImportSessionRequestOb
 	if err != nil {
 		return nil, err
 	}
+	done, err := s.beginTransfer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	var result api.SessionImport
 	err = retrying(func() error {
 		result, err = s.importSession(ctx, r.Params.ProjectId, outline, file)
@@ -78,6 +84,9 @@ func (s *Server) importSession(ctx context.Context, project uuid.UUID, outline *
 			return err
 		}
 		in.result.Id, in.created = stored.ID, stored.Created
+		if err := in.findBorn(ctx); err != nil {
+			return err
+		}
 		for message, err := range opencode.Messages(text, outline) {
 			if err != nil {
 				return err
@@ -104,11 +113,25 @@ type importer struct {
 	outline  *opencode.Session
 	project  uuid.UUID
 	result   api.SessionImport
-	created  bool     // the session is new, so there is nothing to compare with
+	created  bool // the session is new, so there is nothing to compare with
+	born     map[uuid.UUID]bool
 	seen     []string // the source ids of all messages so far
 	messages db.ImportMessagesParams
 	parts    db.ImportPartsParams
 	bytes    int
+}
+
+// findBorn remembers which of the session's messages were born here.
+func (in *importer) findBorn(ctx context.Context) error {
+	if in.created {
+		return nil
+	}
+	ids, err := in.db.ListBornMessages(ctx, in.result.Id)
+	in.born = make(map[uuid.UUID]bool, len(ids))
+	for _, id := range ids {
+		in.born[id] = true
+	}
+	return err
 }
 
 // older answers for an export that is older than the one that is stored.
@@ -125,6 +148,11 @@ func (in *importer) older(ctx context.Context) error {
 }
 
 func (in *importer) add(ctx context.Context, m opencode.Message) error {
+	if id, ok := opencode.BornHere(m.SourceID); ok && in.born[id] { // it went out with an export and comes back: it is here
+		in.result.Messages.Unchanged++
+		in.result.Parts.Unchanged += int64(len(m.Parts))
+		return nil
+	}
 	in.seen = append(in.seen, m.SourceID)
 	b := &in.messages
 	b.Ids = append(b.Ids, m.ID)
@@ -293,77 +321,99 @@ func (s *Server) pointAt(ctx context.Context, refusal error, in *importer) error
 	return p
 }
 
-// ExportSession implements the contract's operation: the file is written as it is read, from one snapshot.
+// ExportSession implements the contract's operation. The file is made from one snapshot and put aside, and only then sent: a client
+// that reads slowly holds no connection to the database.
 func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestObject) (api.ExportSessionResponseObject, error) {
-	return export{s, ctx, r.SessionId}, nil
-}
-
-type export struct {
-	server *Server
-	ctx    context.Context //nolint:containedctx // the generated wrapper calls Visit without one
-	id     uuid.UUID
-}
-
-// VisitExportSessionResponse writes the answer. An error before its first byte is sent becomes a problem, a later one cuts
-// the connection.
-func (e export) VisitExportSessionResponse(w http.ResponseWriter) error {
-	err := e.write(w)
-	if fault := (*opencode.Error)(nil); errors.As(err, &fault) { // of a row, not of what the client sent
-		err = fmt.Errorf("a stored row: %s", err.Error())
+	out := &exportFile{spool: &spool{dir: s.TempDir}}
+	done, err := s.beginTransfer(ctx)
+	if err != nil {
+		return nil, err
 	}
-	return err
-}
-
-func (e export) write(w http.ResponseWriter) error {
-	return e.server.store.Tx(e.ctx, store.Snapshot, func(q *db.Queries) error {
-		row, err := q.GetSession(e.ctx, e.id)
+	defer done()
+	err = s.store.Tx(ctx, store.Snapshot, func(q *db.Queries) error {
+		row, err := q.GetSession(ctx, r.SessionId)
 		if err != nil {
 			return missing("session", err)
 		}
-		record := opencode.SessionRecord{
-			ID: row.ID, SourceID: row.SourceID, ParentSourceID: row.SourceParentID, ParentID: row.ParentID, ProjectID: row.ProjectID,
-			Slug: row.Slug, Title: row.Title, RoleName: row.RoleName, ArchivedAt: row.ArchivedAt, CreatedAt: row.CreatedAt, UpdatedAt: row.UpdatedAt,
-			Data: stored(row.Data, row.Raw), Metadata: row.Metadata,
+		out.name = cmp.Or(deref(row.SourceID), row.Slug)
+		return writeExport(ctx, q, row, out.spool)
+	})
+	if err != nil {
+		out.spool.Close()
+		if fault := (*opencode.Error)(nil); errors.As(err, &fault) { // of a stored row, not of what the client sent
+			err = fmt.Errorf("a stored row: %s", err.Error())
 		}
-		if row.ParentID != nil && row.SourceID == nil {
-			parent, err := q.GetSession(e.ctx, *row.ParentID)
-			if err != nil {
-				return err
-			}
-			record.ParentSourceID = parent.SourceID
-		}
-		ids, err := q.ListMessageIDsForExport(e.ctx, e.id)
+		return nil, err
+	}
+	return out, nil
+}
+
+// exportFile is the answer: a finished export.
+type exportFile struct {
+	name  string
+	spool *spool
+}
+
+// VisitExportSessionResponse sends the file and gives its storage back.
+func (f *exportFile) VisitExportSessionResponse(w http.ResponseWriter) error {
+	defer f.spool.Close()
+	text, err := f.spool.Reader()
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", f.name+".json"))
+	_, err = io.Copy(w, text)
+	return err
+}
+
+// beginTransfer waits until an import or export may use the database: they are long, and leave half of its connections to all
+// other requests. The function that it returns ends the transfer.
+func (s *Server) beginTransfer(ctx context.Context) (done func(), err error) {
+	select {
+	case s.transfers <- struct{}{}:
+		return func() { <-s.transfers }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func writeExport(ctx context.Context, q *db.Queries, row db.Session, w io.Writer) error {
+	record := opencode.SessionRecord{
+		ID: row.ID, SourceID: row.SourceID, ParentSourceID: row.SourceParentID, ParentID: row.ParentID, ProjectID: row.ProjectID,
+		Slug: row.Slug, Title: row.Title, RoleName: row.RoleName, ArchivedAt: row.ArchivedAt, CreatedAt: row.CreatedAt, UpdatedAt: row.UpdatedAt,
+		Data: stored(row.Data, row.Raw), Metadata: row.Metadata,
+	}
+	if row.ParentID != nil && row.SourceID == nil {
+		parent, err := q.GetSession(ctx, *row.ParentID)
 		if err != nil {
 			return err
 		}
-		name := deref(row.SourceID)
-		if name == "" {
-			name = row.Slug
-		}
-		w.Header().Set("Content-Type", "application/json")
-		w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", name+".json"))
-		buffer := bufio.NewWriterSize(w, 64<<10)
-		out := opencode.NewWriter(buffer)
-		if err := out.Session(record); err != nil {
+		record.ParentSourceID = parent.SourceID
+	}
+	ids, err := q.ListMessageIDsForExport(ctx, row.ID)
+	if err != nil {
+		return err
+	}
+	buffer := bufio.NewWriterSize(w, 64<<10)
+	out := opencode.NewWriter(buffer)
+	if err := out.Session(record); err != nil {
+		return err
+	}
+	for batch := range slices.Chunk(ids, batchMessages) {
+		if err := writeMessages(ctx, q, out, row.ID, batch); err != nil {
 			return err
 		}
-		for len(ids) > 0 {
-			batch := ids[:min(len(ids), batchMessages)]
-			ids = ids[len(batch):]
-			if err := e.writeMessages(q, out, batch); err != nil {
-				return err
-			}
-		}
-		if err := out.Close(); err != nil {
-			return err
-		}
-		return buffer.Flush()
-	})
+	}
+	if err := out.Close(); err != nil {
+		return err
+	}
+	return buffer.Flush()
 }
 
 // writeMessages writes the messages in the order of ids.
-func (e export) writeMessages(q *db.Queries, out *opencode.Writer, ids []uuid.UUID) error {
-	rows, err := q.ListMessagesForExport(e.ctx, db.ListMessagesForExportParams{SessionID: e.id, Ids: ids})
+func writeMessages(ctx context.Context, q *db.Queries, out *opencode.Writer, session uuid.UUID, ids []uuid.UUID) error {
+	rows, err := q.ListMessagesForExport(ctx, db.ListMessagesForExportParams{SessionID: session, Ids: ids})
 	if err != nil {
 		return err
 	}

@@ -169,18 +169,20 @@ func Check(ctx context.Context, conn *pgx.Conn) error {
 func EnsureRoles(ctx context.Context, conn *pgx.Conn, login bool) error {
 	for _, role := range []string{"hub_app", "hub_auth", "hub_system", "hub_search"} {
 		// CREATE ROLE has no IF NOT EXISTS, and two databases of one server may get here at once. A login that does not
-		// own the server must be a member to hand functions over.
+		// own the server must be a member to hand functions over; from PostgreSQL 16 on, having made a role is not enough.
 		_, err := conn.Exec(ctx, fmt.Sprintf(`DO $$ BEGIN
 			IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '%[1]s') THEN
-				CREATE ROLE %[1]s NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB;
+				BEGIN
+					CREATE ROLE %[1]s NOLOGIN NOSUPERUSER NOBYPASSRLS NOCREATEROLE NOCREATEDB;
+				EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
+				END;
 			END IF;
-			IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AND NOT pg_has_role(current_user, '%[1]s', 'MEMBER') THEN
+			IF NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user) AND NOT pg_has_role(current_user, '%[1]s', 'USAGE') THEN
 				GRANT %[1]s TO CURRENT_USER;
 			END IF;
-		EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
 		END $$`, role))
 		if err != nil {
-			return fmt.Errorf("making the role %s: %w", role, err)
+			return fmt.Errorf("making the role %s: %w: HUB_MIGRATE_URL must name a superuser or a login with CREATEROLE that owns the database", role, err)
 		}
 	}
 	if login {

@@ -167,3 +167,13 @@ func isRole(role string) bool { return role == "user" || role == "assistant" || 
 func hubID(prefix string, id uuid.UUID) string {
 	return prefix + strings.ReplaceAll(id.String(), "-", "")
 }
+
+// BornHere is the id of the hub's message that an export's message id stands for: an export of the hub names what was born there so.
+func BornHere(messageID string) (id uuid.UUID, ok bool) {
+	hex, ok := strings.CutPrefix(messageID, "msg_")
+	if !ok || len(hex) != 32 {
+		return uuid.Nil, false
+	}
+	id, err := uuid.Parse(hex)
+	return id, err == nil
+}

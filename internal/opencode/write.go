@@ -49,7 +49,7 @@ type PartRecord struct {
 // was written is no export.
 //
 // An imported row gives back every value that came in, but for what the hub has changed since: the title, when it is no longer
-// what Scan made of Data's, and whether and when the session was archived. A row that was born in the hub gets an id of ses_,
+// what Scan made of Data's, the session's agent, and whether and when it was archived. A row that was born in the hub gets an id of ses_,
 // msg_ or prt_ with the hex digits of its UUID, and the fields that opencode requires and Data lacks. Scan accepts what a Writer
 // wrote: a column replaces a field of Data that Scan would refuse.
 type Writer struct {
@@ -107,6 +107,9 @@ func (w *Writer) Session(r SessionRecord) error {
 	t.archive(r.ArchivedAt)
 	data.set("time", t.text())
 	w.setAgent(&data, born)
+	if agent := data.get("agent"); !born && r.RoleName != nil && agent.kind == '"' && pgjson.Clean(agent.value) != *r.RoleName && isText(quote(*r.RoleName)) {
+		data.set("agent", quote(*r.RoleName)) // the role was changed in the hub
+	}
 	if born {
 		data.fill("slug", quote(r.Slug))
 		data.fill("projectID", quote(r.ProjectID.String()))

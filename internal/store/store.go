@@ -50,19 +50,24 @@ var ErrNoCaller = errors.New("store: the context carries no caller")
 
 // DB runs statements as the caller of their context. It is what sqlc's queries take.
 type DB struct {
-	pool *pgxpool.Pool
+	pool    *pgxpool.Pool
+	unbound bool // the login is not hub_app's, and becomes hub_app within each transaction
 }
 
 // Config says how to reach the database.
 type Config struct {
 	URL string
 	Log *slog.Logger
+	// Connections is how many the pool opens at most; 0 stands for 16.
+	Connections int32
 	// Configure may change the pool's configuration before it opens; nil in production.
 	Configure func(*pgxpool.Config)
 }
 
+const defaultConnections = 16
+
 // Open connects, and refuses a login that row-level security would not bind. A login that owns the schema or is a superuser
-// becomes hub_app on each connection, with a warning: it is kept from other tenants' rows, but could step back out.
+// becomes hub_app for each transaction, with a warning: it is kept from other tenants' rows, but could step back out.
 func Open(ctx context.Context, cfg Config) (*DB, error) {
 	config, err := pgxpool.ParseConfig(cfg.URL)
 	if err != nil {
@@ -71,6 +76,10 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 	config.ConnConfig.RuntimeParams["application_name"] = "hub"
 	config.ConnConfig.RuntimeParams["timezone"] = "UTC"
 	config.MaxConnIdleTime = 5 * time.Minute
+	config.MaxConns = defaultConnections
+	if cfg.Connections > 0 {
+		config.MaxConns = cfg.Connections
+	}
 	if cfg.Configure != nil {
 		cfg.Configure(config)
 	}
@@ -79,6 +88,7 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 	if err != nil {
 		return nil, err
 	}
+	becomesHubApp := false
 	unbound, err := whyUnbound(ctx, probe)
 	if err == nil && unbound != "" {
 		cfg.Log.Warn("the database login is not bound by row-level security; statements run as hub_app, but a login of its own would be safer (README, Configuration)", "login", config.ConnConfig.User, "why", unbound)
@@ -87,10 +97,7 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 				err = fmt.Errorf("hub does not serve as a role that row-level security does not bind: hub_app %s", unbound)
 			}
 		}
-		config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
-			_, err := conn.Exec(ctx, "SET ROLE hub_app")
-			return err
-		}
+		becomesHubApp = true
 	}
 	if err == nil {
 		err = tenantTablesFenced(ctx, probe)
@@ -100,26 +107,22 @@ func Open(ctx context.Context, cfg Config) (*DB, error) {
 		return nil, err
 	}
 
-	become := config.AfterConnect
-	config.AfterConnect = func(ctx context.Context, conn *pgx.Conn) error {
+	config.AfterConnect = func(_ context.Context, conn *pgx.Conn) error {
 		pgxuuid.Register(conn.TypeMap())
 		conn.TypeMap().RegisterType(&pgtype.Type{Name: "timestamptz", OID: pgtype.TimestamptzOID, Codec: &pgtype.TimestamptzCodec{ScanLocation: time.UTC}})
-		if become == nil {
-			return nil
-		}
-		return become(ctx, conn)
+		return nil
 	}
 	pool, err := pgxpool.NewWithConfig(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	return &DB{pool: pool}, nil
+	return &DB{pool: pool, unbound: becomesHubApp}, nil
 }
 
 // Close waits for the statements under way and closes all connections.
 func (d *DB) Close() { d.pool.Close() }
 
-// Conn lends a connection that runs as hub_app, on behalf of nobody, for checks of the database itself.
+// Conn lends a connection with the login's own rights, on behalf of nobody, for checks of the database itself.
 func (d *DB) Conn(ctx context.Context, fn func(*pgx.Conn) error) error {
 	return d.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return fn(c.Conn()) })
 }
@@ -170,19 +173,34 @@ func (d *DB) behindAuthentication(ctx context.Context, conn *pgxpool.Conn, sql s
 	if caller == nil {
 		return nil, ErrNoCaller
 	}
-	authenticate := authenticateSQL
-	if strings.Contains(sql, optionalFilter) {
-		authenticate = authenticateForCustomPlans
-	}
 	batch := &pgx.Batch{}
-	batch.Queue(authenticate, caller.KeyHash, caller.Scopes)
+	statement := authenticateSQL
+	if strings.Contains(sql, optionalFilter) {
+		statement = authenticateForCustomPlans
+	}
+	d.queueAuthentication(batch, statement, caller)
 	batch.Queue(sql, args...)
 	results := conn.SendBatch(ctx, batch)
+	for range batch.Len() - 2 {
+		if _, err := results.Exec(); err != nil {
+			results.Close()
+			return nil, err
+		}
+	}
 	if err := results.QueryRow().Scan(&caller.OrgID, &caller.AccountID, &caller.KeyID); err != nil {
 		results.Close()
 		return nil, err
 	}
 	return results, nil
+}
+
+// queueAuthentication queues what stands in front of the first statement of every transaction. Nothing of it outlives the
+// transaction, so that a pooler may give the connection to somebody else afterwards.
+func (d *DB) queueAuthentication(batch *pgx.Batch, statement string, caller *Caller) *pgx.QueuedQuery {
+	if d.unbound {
+		batch.Queue("SELECT set_config('role', 'hub_app', true)")
+	}
+	return batch.Queue(statement, caller.KeyHash, caller.Scopes)
 }
 
 // Exec implements db.DBTX.
@@ -209,17 +227,22 @@ func (d *DB) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, erro
 	if err != nil {
 		return nil, err
 	}
+	handedOver := false
+	defer func() { // also when something panics
+		if !handedOver {
+			conn.Release()
+		}
+	}()
 	results, err := d.behindAuthentication(ctx, conn, sql, args)
 	if err != nil {
-		conn.Release()
 		return nil, err
 	}
 	rows, err := results.Query()
 	if err != nil {
 		results.Close()
-		conn.Release()
 		return nil, err
 	}
+	handedOver = true
 	return &pipelinedRows{Rows: rows, results: results, conn: conn}, nil
 }
 
@@ -311,7 +334,7 @@ func (d *DB) Tx(ctx context.Context, isolation Isolation, fn func(*db.Queries) e
 	}
 	batch := &pgx.Batch{}
 	batch.Queue(string(isolation))
-	batch.Queue(authenticateForCustomPlans, caller.KeyHash, caller.Scopes).QueryRow(func(r pgx.Row) error {
+	d.queueAuthentication(batch, authenticateForCustomPlans, caller).QueryRow(func(r pgx.Row) error {
 		return r.Scan(&caller.OrgID, &caller.AccountID, &caller.KeyID)
 	})
 	err = conn.SendBatch(ctx, batch).Close()
@@ -340,7 +363,11 @@ func (d *DB) Authenticate(ctx context.Context) error {
 	if caller == nil {
 		return ErrNoCaller
 	}
-	return d.pool.QueryRow(ctx, authenticateSQL, caller.KeyHash, caller.Scopes).Scan(&caller.OrgID, &caller.AccountID, &caller.KeyID)
+	batch := &pgx.Batch{}
+	d.queueAuthentication(batch, authenticateSQL, caller).QueryRow(func(r pgx.Row) error {
+		return r.Scan(&caller.OrgID, &caller.AccountID, &caller.KeyID)
+	})
+	return d.pool.SendBatch(ctx, batch).Close()
 }
 
 // Retryable says whether the same transaction may succeed when it is run again: a deadlock or a serialization failure.

@@ -91,12 +91,12 @@ BEGIN
     NEW.revision := OLD.revision + 1;
     RETURN NEW;
 END $$;
-COMMENT ON FUNCTION touch_row() IS 'W22: updated_at, and the revision that the API shows as ETag. Nobody sets either by hand.';
+COMMENT ON FUNCTION touch_row() IS 'W22: updated_at, and the revision that the API shows as ETag. Nobody sets either by hand. Its triggers compare rows by their bytes (*<>): for jsonb 1.0 equals 1.00, for us it does not (X07).';
 
 CREATE FUNCTION refuse_change() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM raise_rule(TG_NAME, format('%s cannot be changed once it is written.', TG_ARGV[0]));
+    PERFORM public.raise_rule(TG_NAME, format('%s cannot be changed once it is written.', TG_ARGV[0]));
 END $$;
 COMMENT ON FUNCTION refuse_change() IS
     'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
@@ -176,7 +176,7 @@ BEGIN
         IF v_value = 'null' THEN
             v_result := v_result - v_key;
         ELSE
-            v_result := v_result || jsonb_build_object(v_key, jsonb_merge_patch(v_result -> v_key, v_value));
+            v_result := v_result || jsonb_build_object(v_key, public.jsonb_merge_patch(v_result -> v_key, v_value));
         END IF;
     END LOOP;
     RETURN v_result;

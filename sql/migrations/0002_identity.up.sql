@@ -42,7 +42,7 @@ CREATE UNIQUE INDEX accounts_system_key ON accounts (kind) WHERE kind = 'system'
 COMMENT ON INDEX accounts_system_key IS 'C01: there is one system account.';
 
 CREATE TRIGGER accounts_touch BEFORE UPDATE ON accounts
-    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION touch_row();
+    FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
 CREATE TRIGGER accounts_identity_immutable BEFORE UPDATE ON accounts
     FOR EACH ROW WHEN ((OLD.id, OLD.kind, OLD.created_at) IS DISTINCT FROM (NEW.id, NEW.kind, NEW.created_at))
     EXECUTE FUNCTION refuse_change('An account''s id, kind and creation time');
@@ -50,7 +50,7 @@ CREATE TRIGGER accounts_identity_immutable BEFORE UPDATE ON accounts
 CREATE FUNCTION refuse_system_account_change() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM raise_rule(TG_NAME, 'The system account cannot be changed or deleted.', '42501');
+    PERFORM public.raise_rule(TG_NAME, 'The system account cannot be changed or deleted.', '42501');
 END $$;
 COMMENT ON FUNCTION refuse_system_account_change() IS 'C01: the system account is an actor of last resort and must always be there.';
 CREATE TRIGGER accounts_system_fixed BEFORE UPDATE OR DELETE ON accounts
@@ -128,14 +128,14 @@ CREATE INDEX organizations_owner_is_member_idx ON organizations (id, owner_id, o
 CREATE INDEX organization_members_account_id_idx ON organization_members (account_id);
 
 CREATE TRIGGER organizations_touch BEFORE UPDATE ON organizations
-    FOR EACH ROW WHEN ((OLD.slug, OLD.name, OLD.owner_id, OLD.deleted_at, OLD.data, OLD.metadata, OLD.revision, OLD.updated_at)
-        IS DISTINCT FROM (NEW.slug, NEW.name, NEW.owner_id, NEW.deleted_at, NEW.data, NEW.metadata, NEW.revision, NEW.updated_at))
+    FOR EACH ROW WHEN ((OLD.slug, OLD.name, OLD.owner_id, OLD.deleted_at, OLD.data::text, OLD.metadata::text, OLD.revision, OLD.updated_at)
+        IS DISTINCT FROM (NEW.slug, NEW.name, NEW.owner_id, NEW.deleted_at, NEW.data::text, NEW.metadata::text, NEW.revision, NEW.updated_at))
     EXECUTE FUNCTION touch_row();
 CREATE TRIGGER organizations_identity_immutable BEFORE UPDATE ON organizations
     FOR EACH ROW WHEN ((OLD.id, OLD.created_at) IS DISTINCT FROM (NEW.id, NEW.created_at))
     EXECUTE FUNCTION refuse_change('An organisation''s id and creation time');
 CREATE TRIGGER organization_members_touch BEFORE UPDATE ON organization_members
-    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION touch_row();
+    FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
 CREATE TRIGGER organization_members_identity_immutable BEFORE UPDATE ON organization_members
     FOR EACH ROW WHEN ((OLD.org_id, OLD.account_id, OLD.created_at) IS DISTINCT FROM (NEW.org_id, NEW.account_id, NEW.created_at))
     EXECUTE FUNCTION refuse_change('A membership''s organisation, account and creation time');
@@ -182,7 +182,7 @@ COMMENT ON CONSTRAINT api_keys_metadata_check ON api_keys IS 'W01';
 CREATE INDEX api_keys_account_id_idx ON api_keys (org_id, account_id);
 
 CREATE TRIGGER api_keys_touch BEFORE UPDATE ON api_keys
-    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION touch_row();
+    FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
 CREATE TRIGGER api_keys_identity_immutable BEFORE UPDATE ON api_keys
     FOR EACH ROW WHEN ((OLD.org_id, OLD.id, OLD.account_id, OLD.key_hash, OLD.created_at)
         IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.account_id, NEW.key_hash, NEW.created_at))

@@ -33,7 +33,7 @@ COMMENT ON CONSTRAINT projects_id_version_check ON projects IS 'C02';
 COMMENT ON CONSTRAINT projects_metadata_check ON projects IS 'W01';
 
 CREATE TRIGGER projects_touch BEFORE UPDATE ON projects
-    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION touch_row();
+    FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
 CREATE TRIGGER projects_identity_immutable BEFORE UPDATE ON projects
     FOR EACH ROW WHEN ((OLD.org_id, OLD.id, OLD.created_at) IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.created_at))
     EXECUTE FUNCTION refuse_change('A project''s organisation, id and creation time');

@@ -36,7 +36,7 @@ COMMENT ON CONSTRAINT roles_id_version_check ON roles IS 'C02';
 COMMENT ON CONSTRAINT roles_metadata_check ON roles IS 'W01';
 
 CREATE TRIGGER roles_touch BEFORE UPDATE ON roles
-    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION touch_row();
+    FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
 CREATE TRIGGER roles_identity_immutable BEFORE UPDATE ON roles
     FOR EACH ROW WHEN ((OLD.org_id, OLD.id, OLD.created_at) IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.created_at))
     EXECUTE FUNCTION refuse_change('A role''s organisation, id and creation time');
@@ -303,9 +303,9 @@ COMMENT ON TRIGGER sessions_parent_set_once ON sessions IS 'From none to a paren
 
 CREATE TRIGGER sessions_touch BEFORE UPDATE ON sessions
     FOR EACH ROW WHEN ((OLD.parent_id, OLD.account_id, OLD.role_name, OLD.slug, OLD.title, OLD.version, OLD.run_state, OLD.archived_at,
-                        OLD.source_parent_id, OLD.source_updated_at, OLD.data, OLD.raw, OLD.metadata, OLD.revision)
+                        OLD.source_parent_id, OLD.source_updated_at, OLD.data::text, OLD.raw, OLD.metadata::text, OLD.revision)
         IS DISTINCT FROM (NEW.parent_id, NEW.account_id, NEW.role_name, NEW.slug, NEW.title, NEW.version, NEW.run_state, NEW.archived_at,
-                        NEW.source_parent_id, NEW.source_updated_at, NEW.data, NEW.raw, NEW.metadata, NEW.revision))
+                        NEW.source_parent_id, NEW.source_updated_at, NEW.data::text, NEW.raw, NEW.metadata::text, NEW.revision))
     EXECUTE FUNCTION touch_row();
 CREATE TRIGGER sessions_activity BEFORE UPDATE ON sessions
     FOR EACH ROW WHEN ((OLD.last_message_id, OLD.last_part_id, OLD.last_activity_at, OLD.updated_at)
@@ -411,7 +411,7 @@ COMMENT ON INDEX parts_type_session_id_idx IS
     'S10: all tool parts of a session. type comes before session_id, so that nobody takes this index to find a message''s parts: PostgreSQL thinks that a session has few, and would read all of them for each message.';
 
 CREATE TRIGGER messages_touch BEFORE UPDATE ON messages
-    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION touch_row();
+    FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
 CREATE TRIGGER messages_identity_immutable BEFORE UPDATE ON messages
     FOR EACH ROW WHEN ((OLD.org_id, OLD.id, OLD.source, OLD.source_id, OLD.created_at)
         IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.source, NEW.source_id, NEW.created_at))
@@ -420,7 +420,7 @@ CREATE TRIGGER messages_session_immutable BEFORE UPDATE ON messages
     FOR EACH ROW WHEN (OLD.session_id IS DISTINCT FROM NEW.session_id) EXECUTE FUNCTION refuse_change('A message''s session');
 COMMENT ON TRIGGER messages_session_immutable ON messages IS 'C04';
 CREATE TRIGGER parts_touch BEFORE UPDATE ON parts
-    FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION touch_row();
+    FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
 CREATE TRIGGER parts_identity_immutable BEFORE UPDATE ON parts
     FOR EACH ROW WHEN ((OLD.org_id, OLD.id, OLD.source, OLD.source_id, OLD.created_at)
         IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.source, NEW.source_id, NEW.created_at))

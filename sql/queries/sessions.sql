@@ -129,13 +129,14 @@ ON CONFLICT (org_id, source, source_id) DO UPDATE SET
     raw               = excluded.raw,
     metadata          = s.metadata || excluded.metadata
 WHERE s.source_updated_at <= excluded.source_updated_at
-RETURNING id, (xmax = 0)::boolean AS created, (updated_at >= now())::boolean AS changed;
+RETURNING id, (xmax = 0)::boolean AS created,
+    (revision > coalesce((SELECT o.revision FROM sessions o WHERE o.org_id = current_org_id() AND o.source = @source::text AND o.source_id = @source_id::text), 1))::boolean AS changed;
 
 -- name: GetSessionBySource :one
 SELECT * FROM sessions WHERE org_id = current_org_id() AND source = @source::text AND source_id = @source_id::text;
 
 -- name: ImportMessages :many
--- Only new and changed rows are returned. A message of another session is refused by messages_session_immutable.
+-- Only new and changed rows are returned (changed by their text: jsonb takes 1.0 and 1.00 for equal). A message of another session is refused by messages_session_immutable.
 INSERT INTO messages AS m (org_id, session_id, id, source, source_id, source_position, role, data, raw, metadata, created_at)
 SELECT current_org_id(), @session_id, i.id, @source::text, i.source_id, i.source_position, i.role, i.data, i.raw, i.metadata, i.created_at
 FROM (SELECT unnest(@ids::uuid[]) AS id, unnest(@source_ids::text[]) AS source_id, unnest(@source_positions::integer[]) AS source_position,
@@ -144,9 +145,14 @@ FROM (SELECT unnest(@ids::uuid[]) AS id, unnest(@source_ids::text[]) AS source_i
 ON CONFLICT (org_id, source, source_id) DO UPDATE SET
     session_id = excluded.session_id, source_position = excluded.source_position, role = excluded.role,
     data = excluded.data, raw = excluded.raw, metadata = excluded.metadata
-WHERE (m.session_id, m.source_position, m.role, m.data, m.raw, m.metadata)
-    IS DISTINCT FROM (excluded.session_id, excluded.source_position, excluded.role, excluded.data, excluded.raw, excluded.metadata)
+WHERE (m.session_id, m.source_position, m.role, m.data::text, m.raw, m.metadata)
+    IS DISTINCT FROM (excluded.session_id, excluded.source_position, excluded.role, excluded.data::text, excluded.raw, excluded.metadata)
 RETURNING (xmax = 0)::boolean AS created;
+
+-- name: ListBornMessages :many
+-- The messages that were born here, in a session that may be imported.
+SELECT id FROM messages
+WHERE org_id = current_org_id() AND session_id = @session_id AND source_id IS NULL;
 
 -- name: ListImportedMessages :many
 -- The hub's ids of these messages: one that is here already keeps its id.
@@ -163,20 +169,20 @@ FROM (SELECT unnest(@message_ids::uuid[]) AS message_id, unnest(@ids::uuid[]) AS
 ON CONFLICT (org_id, source, source_id) DO UPDATE SET
     session_id = excluded.session_id, message_id = excluded.message_id, source_position = excluded.source_position, type = excluded.type,
     data = excluded.data, raw = excluded.raw, metadata = excluded.metadata
-WHERE (p.session_id, p.message_id, p.source_position, p.type, p.data, p.raw, p.metadata)
-    IS DISTINCT FROM (excluded.session_id, excluded.message_id, excluded.source_position, excluded.type, excluded.data, excluded.raw, excluded.metadata)
+WHERE (p.session_id, p.message_id, p.source_position, p.type, p.data::text, p.raw, p.metadata)
+    IS DISTINCT FROM (excluded.session_id, excluded.message_id, excluded.source_position, excluded.type, excluded.data::text, excluded.raw, excluded.metadata)
 RETURNING (xmax = 0)::boolean AS created;
 
 -- name: DeletePartsMissingFromImport :execrows
 -- What the source has removed from these messages since.
 DELETE FROM parts
 WHERE org_id = current_org_id() AND session_id = @session_id AND message_id = ANY (@message_ids::uuid[])
-  AND source = @source::text AND source_id <> ALL (@source_ids::text[]);
+  AND source = @source::text AND source_id <> ALL (coalesce(@source_ids::text[], '{}'));
 
 -- name: DeleteMessagesMissingFromImport :one
 WITH deleted AS (
     DELETE FROM messages m
-    WHERE m.org_id = current_org_id() AND m.session_id = @session_id AND m.source = @source::text AND m.source_id <> ALL (@source_ids::text[])
+    WHERE m.org_id = current_org_id() AND m.session_id = @session_id AND m.source = @source::text AND m.source_id <> ALL (coalesce(@source_ids::text[], '{}'))
     RETURNING m.org_id, m.session_id, m.id
 )
 SELECT (SELECT count(*) FROM deleted) AS messages,
