@@ -23,19 +23,17 @@ import (
 	"github.com/alkdev/hub/internal/pgjson/jsonequal"
 )
 
-// Its messages are recognised when their session comes back; a whole session that was born here is not: the hub has it twice
-// from then on, and both are exported under the same id.
-func TestBUG_C02_ReimportOfASessionBornHereDuplicatesNothing(t *testing.T) {
+// A session that was born here and is here still is not imported a second time; once it is gone, its export brings it back.
+func TestC02_ASessionBornHereIsNotImportedBesideItself(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	f := h.newFamily(t, h.admin)
-	a := h.importFile(t, h.admin, f.project, h.export(t, f.session))
-	if a.status != 200 || a.id(t) != f.session {
-		t.Errorf("the session %s came back as %s: status %d", f.session, a.id(t), a.status)
-	}
-	if n := h.count(t, "SELECT count(*) FROM sessions"); n != 1 {
-		t.Errorf("%d sessions, before 1", n)
-	}
+	file := h.export(t, f.session)
+	before := h.tables(t)
+	h.importFile(t, h.admin, f.project, file).refused(t, 409, "session_born_here", "/info/id")
+	h.unchanged(t, before, "a refused import")
+	h.do(t, "DELETE", "/v1/sessions/"+f.session, nil).wants(t, 204)
+	h.importFile(t, h.admin, f.project, file).wants(t, 201)
 }
 
 // Broken files leave nothing: no session, no message, no role.

@@ -79,6 +79,7 @@ var codes = map[string]rule{
 	"database_unavailable":   {status: http.StatusServiceUnavailable, detail: "The database does not answer."},
 	"storage_unavailable":    {status: http.StatusServiceUnavailable, detail: "The server cannot put the file aside."},
 
+	"session_born_here": {status: conflict, detail: "The session was born in this hub and is here still."},
 	"project_not_found": {status: http.StatusNotFound, detail: "There is no such project, or it is not yours."},
 	"session_not_found": {status: http.StatusNotFound, detail: "There is no such session, or it is not yours."},
 	"message_not_found": {status: http.StatusNotFound, detail: "There is no such message in the session, or it is not yours."},

@@ -69,6 +69,9 @@ func (s *Server) importSession(ctx context.Context, project uuid.UUID, outline *
 	in := &importer{outline: outline, project: project, seen: []string{}} // not nil: that would be NULL, to which nothing compares
 	err = s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error {
 		in.db = q
+		if err := in.refuseBorn(ctx); err != nil {
+			return err
+		}
 		if err := q.RegisterImportedRoles(ctx, outline.Agents); err != nil {
 			return err
 		}
@@ -119,6 +122,25 @@ type importer struct {
 	messages db.ImportMessagesParams
 	parts    db.ImportPartsParams
 	bytes    int
+}
+
+// refuseBorn refuses the export of a session that was born here and is here still: it would be here twice, under one id outside.
+func (in *importer) refuseBorn(ctx context.Context) error {
+	id, ok := opencode.BornHere(in.outline.SourceID)
+	if !ok {
+		return nil
+	}
+	row, err := in.db.GetSession(ctx, id)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows) || err == nil && row.SourceID != nil:
+		return nil
+	case err != nil:
+		return err
+	default:
+		p := refuse("session_born_here")
+		p.Errors = []api.FieldError{{Pointer: "/info/id", Message: p.Detail}}
+		return p
+	}
 }
 
 // findBorn remembers which of the session's messages were born here.

@@ -168,10 +168,11 @@ func hubID(prefix string, id uuid.UUID) string {
 	return prefix + strings.ReplaceAll(id.String(), "-", "")
 }
 
-// BornHere is the id of the hub's message that an export's message id stands for: an export of the hub names what was born there so.
-func BornHere(messageID string) (id uuid.UUID, ok bool) {
-	hex, ok := strings.CutPrefix(messageID, "msg_")
-	if !ok || len(hex) != 32 {
+// BornHere is the id of the hub's session or message that an export's id stands for: an export of the hub names what was born
+// there so.
+func BornHere(sourceID string) (id uuid.UUID, ok bool) {
+	kind, hex, _ := strings.Cut(sourceID, "_")
+	if kind != "ses" && kind != "msg" || len(hex) != 32 {
 		return uuid.Nil, false
 	}
 	id, err := uuid.Parse(hex)
