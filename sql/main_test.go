@@ -3,7 +3,6 @@ package sql_test
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"os"
 	"regexp"
 	"slices"
@@ -18,17 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(pgtest.Main(m, func(ctx context.Context, url string) error {
-		conn, err := pgx.Connect(ctx, url)
-		if err != nil {
-			return err
-		}
-		defer conn.Close(ctx)
-		if err := migrate.EnsureRoles(ctx, conn, true); err != nil {
-			return err
-		}
-		return migrate.Up(ctx, url, slog.New(slog.DiscardHandler))
-	}, "hub_app"))
+	os.Exit(pgtest.Main(m, migrate.Fresh, "hub_app"))
 }
 
 // What a new domain adds to: its fixture, its refusals and its deletions.

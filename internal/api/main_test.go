@@ -30,17 +30,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(pgtest.Main(m, func(ctx context.Context, url string) error {
-		conn, err := pgx.Connect(ctx, url)
-		if err != nil {
-			return err
-		}
-		defer conn.Close(ctx)
-		if err := migrate.EnsureRoles(ctx, conn, true); err != nil {
-			return err
-		}
-		return migrate.Up(ctx, url, slog.New(slog.DiscardHandler))
-	}, "hub_app"))
+	os.Exit(pgtest.Main(m, migrate.Fresh, "hub_app"))
 }
 
 // hub is a running server on a database of its own, with one organisation whose admin is the default caller.

@@ -94,6 +94,19 @@ func Up(ctx context.Context, url string, log *slog.Logger) error {
 	})
 }
 
+// Fresh prepares a throw-away database on a server of its own, for tests: the roles, with hub_app signing in, and all migrations.
+func Fresh(ctx context.Context, url string) error {
+	conn, err := pgx.Connect(ctx, url)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(context.WithoutCancel(ctx))
+	if err := EnsureRoles(ctx, conn, true); err != nil {
+		return err
+	}
+	return Up(ctx, url, slog.New(slog.DiscardHandler))
+}
+
 // Down takes back the newest n migrations, or all of them for n = 0.
 func Down(ctx context.Context, url string, n int) error {
 	return exclusively(ctx, url, func(conn *pgx.Conn) error {

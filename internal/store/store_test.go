@@ -21,17 +21,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(pgtest.Main(m, func(ctx context.Context, url string) error {
-		conn, err := pgx.Connect(ctx, url)
-		if err != nil {
-			return err
-		}
-		defer conn.Close(ctx)
-		if err := migrate.EnsureRoles(ctx, conn, true); err != nil {
-			return err
-		}
-		return migrate.Up(ctx, url, slog.New(slog.DiscardHandler))
-	}, "hub_app"))
+	os.Exit(pgtest.Main(m, migrate.Fresh, "hub_app"))
 }
 
 // open opens a store of one connection for this login, on a database with one organisation, and a context of its admin.
