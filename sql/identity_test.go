@@ -157,7 +157,7 @@ var identityRules = []ruleCase{
 
 var identityDeletes = []deleteCase{
 	{
-		fk: "organization_members_org_id_fkey", before: "DELETE FROM sessions; DELETE FROM projects; DELETE FROM roles",
+		fk: "organization_members_org_id_fkey", before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM projects; DELETE FROM roles",
 		delete: "DELETE FROM organizations WHERE id = @org", gone: "SELECT NOT EXISTS (SELECT FROM organization_members WHERE org_id = @org)",
 	},
 	{fk: "organization_members_account_id_fkey", delete: "DELETE FROM accounts WHERE id = @member", gone: "SELECT NOT EXISTS (SELECT FROM organization_members WHERE account_id = @member)"},
@@ -276,7 +276,7 @@ func TestX09_BootstrapHappensOnce(t *testing.T) {
 		t.Errorf("bootstrapped again: %s", *got)
 	}
 
-	exec(t, w.hub, "DELETE FROM sessions; DELETE FROM projects; DELETE FROM roles; DELETE FROM organizations")
+	exec(t, w.hub, "DELETE FROM sessions; DELETE FROM clients; DELETE FROM projects; DELETE FROM roles; DELETE FROM organizations")
 	if get[bool](t, w.app, "SELECT hub_is_bootstrapped()") {
 		t.Error("there is no organisation")
 	}

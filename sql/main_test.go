@@ -22,9 +22,9 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules)
-	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, servicesFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, servicesRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, servicesDeletes)
 )
 
 // ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's
@@ -44,6 +44,9 @@ var ids = map[string]string{
 	"message": "00000000-0000-7000-8000-0000000a000c", "other_message": "00000000-0000-7000-8000-0000000b000c",
 	"child_message": "00000000-0000-7000-8000-0000000a000d", "second_message": "00000000-0000-7000-8000-0000000a0010",
 	"part": "00000000-0000-7000-8000-0000000a000e", "other_part": "00000000-0000-7000-8000-0000000b000e",
+	"client": "00000000-0000-7000-8000-0000000a0011", "other_client": "00000000-0000-7000-8000-0000000b0011", "second_client": "00000000-0000-7000-8000-0000000a0012",
+	"secret": "00000000-0000-7000-8000-0000000a0013", "other_secret": "00000000-0000-7000-8000-0000000b0013",
+	"rotation": "00000000-0000-7000-8000-0000000c0014", "ended_rotation": "00000000-0000-7000-8000-0000000c0015",
 	"new":  "00000000-0000-7000-8000-0000000c000f", // nobody's yet
 	"high": "ffffffff-0000-7000-8000-000000000001", // of a clock that is far ahead
 	"zero": "00000000-0000-7000-8000-000000000000",

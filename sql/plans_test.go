@@ -36,6 +36,11 @@ const crowd = `
 		SELECT s.org_id, s.id, 'user', s.source, s.source_id, 0 FROM sessions s WHERE s.source_id LIKE 'crowd-%';
 	INSERT INTO parts (org_id, session_id, message_id, type, source, source_id, source_position)
 		SELECT m.org_id, m.session_id, m.id, 'text', m.source, m.source_id, 0 FROM messages m WHERE m.source_id LIKE 'crowd-%';
+	INSERT INTO clients (org_id, type, schema_version, name, valid, validated_at)
+		SELECT o.id, CASE WHEN n % 20 = 0 THEN 'webhook' ELSE 'http-api' END, 1, 'c-' || n, n % 50 > 0, now() FROM organizations o, generate_series(1, 200) n;
+	INSERT INTO client_secrets (org_id, client_id, name, key_version, ciphertext)
+		SELECT c.org_id, c.id, 's-' || n, CASE WHEN c.name = 'c-7' THEN 1 ELSE 2 END, sha256(n::text::bytea) FROM clients c, generate_series(1, 5) n;
+	INSERT INTO secret_rotations (target_version, total, status, ended_at) SELECT 1, 0, 'completed', now() FROM generate_series(1, 500);
 	INSERT INTO messages (org_id, session_id, role) SELECT @org, @session, 'assistant' FROM generate_series(1, 2000);
 	INSERT INTO parts (org_id, session_id, message_id, type)
 		SELECT m.org_id, m.session_id, m.id, CASE WHEN n = 1 THEN 'tool' ELSE 'text' END
@@ -50,6 +55,9 @@ var arguments = map[string]string{
 	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
 	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
 	"roles": "'{user,user}'", "part_messages": "'{1,2}'", "part_types": "'{text,tool}'", "part_data": "'{\"{}\",\"{}\"}'", "part_raw": "'{\"\",\"\"}'", "part_metadata": "'{\"{}\",\"{}\"}'",
+	"after_name": "''", "type": "NULL", "enabled": "NULL", "valid": "NULL", "config": "'{}'", "config_patch": "'{}'", "schema_version": "1", "client_id": "@client", "bound_org_id": "@org",
+	"key_version": "2", "ciphertext": "sha256('x')", "old_ciphertext": "sha256('a')", "target_version": "2", "rotated": "1", "failed": "0", "held": "'{1}'", "versions": "'{1}'",
+	"fingerprints": "ARRAY[sha256('1')]", "schema_versions": "'{1}'", "schemas": "'{\"{}\"}'", "configs": "'{\"{}\"}'", "old_ciphertexts": "ARRAY[sha256('a')]", "ciphertexts": "ARRAY[sha256('x')]",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
 
@@ -62,6 +70,25 @@ var argumentsOf = map[string]map[string]string{
 	"CreateSession":      {"project_id": "@project"},
 	"CreateProject":      {"slug": "'x'"},
 	"GetSessionBySource": {"source_id": "'crowd-7'"},
+
+	"CreateClient":           {"type": "'http-api'", "enabled": "true"},
+	"GetClient":              {"id": "@client"},
+	"UpdateClient":           {"id": "@client", "config": "NULL", "schema_version": "NULL"},
+	"DeleteClient":           {"id": "@client"},
+	"PatchClientConfig":      {"id": "@client"},
+	"SetClientsValid":        {"ids": "ARRAY[@client]::uuid[]", "valid": "'{true}'"},
+	"PutClientSecret":        {"metadata": "NULL"},
+	"GetClientSecret":        {"name": "'token'"},
+	"RevealClientSecret":     {"name": "'token'"},
+	"DeleteClientSecret":     {"name": "'token'"},
+	"ReencryptClientSecret":  {"id": "@secret"},
+	"RotateSecrets":          {"ids": "ARRAY[@secret]::uuid[]"},
+	"GetSecretRotation":      {"id": "@rotation"},
+	"AdvanceSecretRotation":  {"id": "@rotation"},
+	"CompleteSecretRotation": {"id": "@rotation"},
+	"RemoveEncryptionKey":    {"version": "9"},
+	"ListClients":            {"name": "NULL"},
+	"RegisterClientTypes":    {"types": "'{http-api}'"},
 }
 
 // query is one of sql/queries.
@@ -151,7 +178,7 @@ func explain(t testing.TB, conn *pgx.Conn, sql string) string {
 	return strings.Join(list[string](t, conn, "EXPLAIN "+sql), "\n")
 }
 
-var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|projects)\b`)
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|projects|clients|client_secrets|secret_rotations)\b`)
 
 // onlyCustomPlans are queries whose generic plan, which PostgreSQL turns to after five executions, reads more than they ask for.
 // They run in store.Tx, which has its statements planned for their arguments.
@@ -195,6 +222,17 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 		{"ListSessions", "run_state", "'idle'", "sessions_"},
 		{"ListProjects", "slug", "'main'", "projects_slug_key"},
 		{"ListProjects", "row_limit", "50", "projects_slug_key"},
+		{"ListClients", "row_limit", "50", "clients_name_key"},
+		{"ListClients", "name", "'c-7'", "clients_name_key"},
+		{"ListClients", "type", "'webhook'", "clients_type_idx"},
+		{"ListClients", "valid", "false", "clients_invalid_idx"},
+		{"ListClientSecrets", "client_id", "@client", "client_secrets_name_key"},
+		{"RevealClientSecret", "name", "'token'", "client_secrets_name_key"},
+		{"PutClientSecret", "name", "'token'", "clients_pkey"},
+		{"ReencryptClientSecret", "id", "@secret", "client_secrets_pkey"},
+		{"LockSecretsToRotate", "after_id", "@zero", "client_secrets_key_version_idx"},
+		{"RotateSecrets", "ids", "ARRAY[@secret]::uuid[]", "client_secrets_pkey"},
+		{"GetRunningSecretRotation", "", "", "secret_rotations_running_key"},
 		{"ListMessages", "after_id", "@message", "messages_session_id_id_key"},
 		{"ListMessages", "after_id", "@message", "parts_message_id_idx"},
 		{"GetMessage", "message_id", "@message", "parts_message_id_idx"},
@@ -245,7 +283,7 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 	exec(t, w.hub, views+"SET plan_cache_mode = force_generic_plan")
 	foreignKeys := list[string](t, w.hub, `
 		SELECT concat_ws(' ', name, tab, array_to_string(cols, ' ')) FROM constraints
-		WHERE contype = 'f' AND tab IN ('sessions', 'messages', 'parts') AND confrelid NOT IN (SELECT oid FROM lookups)`)
+		WHERE contype = 'f' AND tab IN ('sessions', 'messages', 'parts', 'client_secrets') AND confrelid NOT IN (SELECT oid FROM lookups)`)
 	if len(foreignKeys) < 6 {
 		t.Errorf("only %v", foreignKeys)
 	}

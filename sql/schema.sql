@@ -9,6 +9,90 @@ CREATE SCHEMA public;
 
 COMMENT ON SCHEMA public IS 'standard public schema';
 
+-- Name: hub_uuidv7_at(bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hub_uuidv7_at(p_clock bigint) RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    RETURN (encode((int8send(((((p_clock >> 12) << 16) | (28672)::bigint) | (p_clock & (4095)::bigint))) || SUBSTRING(uuid_send(gen_random_uuid()) FROM 9)), 'hex'::text))::uuid;
+
+-- Name: FUNCTION hub_uuidv7_at(p_clock bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hub_uuidv7_at(p_clock bigint) IS 'A UUIDv7 (RFC 9562, method 3) for a clock value: milliseconds since the epoch times 4096 plus the fraction of the millisecond. The other 62 bits are random.';
+
+-- Name: hub_uuidv7(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hub_uuidv7() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    RETURN public.hub_uuidv7_at(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint);
+
+-- Name: FUNCTION hub_uuidv7(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hub_uuidv7() IS 'C02: the default of every id: a UUIDv7 of now, with the fraction of the millisecond in rand_a, so that ids sort by time alone.';
+
+-- Name: is_uuidv7(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.is_uuidv7(p_id uuid) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN (((get_byte(uuid_send(p_id), 6) >> 4) = 7) AND ((get_byte(uuid_send(p_id), 8) >> 6) = 2));
+
+-- Name: FUNCTION is_uuidv7(p_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.is_uuidv7(p_id uuid) IS 'C02: version 7, RFC variant. The CHECK of every id column.';
+
+-- Name: secret_rotations; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.secret_rotations (
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    target_version integer NOT NULL,
+    status text DEFAULT 'running'::text NOT NULL,
+    total bigint NOT NULL,
+    rotated bigint DEFAULT 0 NOT NULL,
+    failed bigint DEFAULT 0 NOT NULL,
+    ended_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT secret_rotations_counts_check CHECK (((total >= 0) AND (rotated >= 0) AND (failed >= 0))),
+    CONSTRAINT secret_rotations_ended_has_time_check CHECK (((status = 'running'::text) = (ended_at IS NULL))),
+    CONSTRAINT secret_rotations_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT secret_rotations_status_check CHECK ((status = ANY (ARRAY['running'::text, 'completed'::text, 'superseded'::text])))
+);
+
+ALTER TABLE ONLY public.secret_rotations FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE secret_rotations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.secret_rotations IS 'C11: sweeps that encrypt all secrets, of all organisations, under one key. The replicas of the hub work on the running one together; what is left to do is what the secrets themselves say, so any of them may be killed.';
+
+-- Name: COLUMN secret_rotations.status; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.secret_rotations.status IS 'running; completed: no secret that can be decrypted is left under another key; superseded: a rotation to another key was started.';
+
+-- Name: COLUMN secret_rotations.total; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.secret_rotations.total IS 'Secrets under other keys when it started.';
+
+-- Name: COLUMN secret_rotations.rotated; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.secret_rotations.rotated IS 'Secrets that the sweep has encrypted anew. Those that were revealed or put meanwhile are not among them.';
+
+-- Name: COLUMN secret_rotations.failed; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.secret_rotations.failed IS 'Secrets that were left when it completed: their key is missing, or they are damaged.';
+
+-- Name: advance_secret_rotation(uuid, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.advance_secret_rotation(p_id uuid, p_rotated bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ UPDATE public.secret_rotations SET rotated = (secret_rotations.rotated + advance_secret_rotation.p_rotated)
+   WHERE ((secret_rotations.id = advance_secret_rotation.p_id) AND (secret_rotations.status = 'running'::text));
+END;
+
+-- Name: FUNCTION advance_secret_rotation(p_id uuid, p_rotated bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.advance_secret_rotation(p_id uuid, p_rotated bigint) IS 'C11: counts a batch, in its transaction: what was killed was not counted.';
+
 -- Name: authenticate(bytea, text[]); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) RETURNS record
@@ -99,6 +183,118 @@ END $$;
 
 COMMENT ON FUNCTION public.check_session_run_state() IS 'X06, X10: legal steps are rows of session_run_state_transitions.';
 
+-- Name: complete_secret_rotation(uuid, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    UPDATE secret_rotations SET status = 'completed', ended_at = clock_timestamp(), failed = p_failed
+    WHERE id = p_id AND status = 'running'
+      AND p_failed >= (SELECT count(*) FROM client_secrets s WHERE s.key_version <> target_version);
+    RETURN FOUND;
+END $$;
+
+-- Name: FUNCTION complete_secret_rotation(p_id uuid, p_failed bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) IS 'C11: ends the rotation, unless more secrets are left under other keys than those that cannot be decrypted: others may still be at work on them.';
+
+-- Name: is_metadata(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.is_metadata(p_metadata jsonb) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $_$
+BEGIN
+    IF p_metadata = '{}' THEN
+        RETURN true;
+    END IF;
+    RETURN jsonb_typeof(p_metadata) = 'object' AND NOT EXISTS (
+        SELECT FROM jsonb_each(CASE jsonb_typeof(p_metadata) WHEN 'object' THEN p_metadata ELSE '{}' END) e
+        WHERE e.key !~ '^_[a-z][a-z0-9_]*$' OR jsonb_typeof(e.value) <> 'object');
+END $_$;
+
+-- Name: FUNCTION is_metadata(p_metadata jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.is_metadata(p_metadata jsonb) IS 'W01: metadata is opaque to the hub and holds one object per subsystem, under a key of the form _subsystem. Known fields live in columns or in data.';
+
+-- Name: client_secrets; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.client_secrets (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    client_id uuid NOT NULL,
+    name text NOT NULL,
+    key_version integer NOT NULL,
+    ciphertext bytea NOT NULL,
+    value_changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT client_secrets_ciphertext_length_check CHECK (((octet_length(ciphertext) >= 30) AND (octet_length(ciphertext) <= 65565))),
+    CONSTRAINT client_secrets_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT client_secrets_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT client_secrets_name_shape_check CHECK (((name ~ '^[A-Za-z0-9_][A-Za-z0-9_.-]*$'::text) AND (char_length(name) <= 100)))
+);
+
+ALTER TABLE ONLY public.client_secrets FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.client_secrets IS 'C11: what a client needs and nobody may read: tokens, passwords, keys. Written by name, encrypted before it comes here, and given out by revealClientSecret alone.';
+
+-- Name: COLUMN client_secrets.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.name IS 'C11: immutable, for it is part of what the ciphertext is bound to.';
+
+-- Name: COLUMN client_secrets.key_version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.key_version IS 'W07: which key encrypted the ciphertext. It stands here and nowhere else.';
+
+-- Name: COLUMN client_secrets.ciphertext; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.ciphertext IS 'C11: 1 byte format (1), 12 bytes nonce, AES-256-GCM of the value, 16 bytes tag; bound to organisation, client, name and key version. docs/secrets.md has it to the letter.';
+
+-- Name: COLUMN client_secrets.value_changed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.value_changed_at IS 'When the value was last put. Encrypting it anew under another key does not move it.';
+
+-- Name: COLUMN client_secrets.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.metadata IS 'W01: opaque, one object per subsystem. Not encrypted.';
+
+-- Name: COLUMN client_secrets.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.revision IS 'Counts changes, but for new encryptions of the same value: the ETag.';
+
+-- Name: CONSTRAINT client_secrets_ciphertext_length_check ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT client_secrets_ciphertext_length_check ON public.client_secrets IS 'A value has 1 to 65,536 bytes.';
+
+-- Name: CONSTRAINT client_secrets_id_version_check ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT client_secrets_id_version_check ON public.client_secrets IS 'C02';
+
+-- Name: CONSTRAINT client_secrets_metadata_check ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT client_secrets_metadata_check ON public.client_secrets IS 'W01';
+
+-- Name: count_secrets_under(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.count_secrets_under(p_version integer) RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT count(*) AS count
+    FROM public.client_secrets
+   WHERE (client_secrets.key_version = count_secrets_under.p_version);
+END;
+
+-- Name: FUNCTION count_secrets_under(p_version integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.count_secrets_under(p_version integer) IS 'C11: how many secrets, of all organisations, a key holds.';
+
 -- Name: current_account_id(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.current_account_id() RETURNS uuid
@@ -129,53 +325,19 @@ CREATE FUNCTION public.current_org_id() RETURNS uuid
 
 COMMENT ON FUNCTION public.current_org_id() IS 'X01: the organisation of the calling key. NULL when nobody is signed in, and then no row is visible.';
 
--- Name: hub_uuidv7_at(bigint); Type: FUNCTION; Schema: public; Owner: -
+-- Name: doubt_client_config(); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.hub_uuidv7_at(p_clock bigint) RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    RETURN (encode((int8send(((((p_clock >> 12) << 16) | (28672)::bigint) | (p_clock & (4095)::bigint))) || SUBSTRING(uuid_send(gen_random_uuid()) FROM 9)), 'hex'::text))::uuid;
-
--- Name: FUNCTION hub_uuidv7_at(p_clock bigint); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.hub_uuidv7_at(p_clock bigint) IS 'A UUIDv7 (RFC 9562, method 3) for a clock value: milliseconds since the epoch times 4096 plus the fraction of the millisecond. The other 62 bits are random.';
-
--- Name: hub_uuidv7(); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.hub_uuidv7() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    RETURN public.hub_uuidv7_at(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint);
-
--- Name: FUNCTION hub_uuidv7(); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.hub_uuidv7() IS 'C02: the default of every id: a UUIDv7 of now, with the fraction of the millisecond in rand_a, so that ids sort by time alone.';
-
--- Name: is_metadata(jsonb); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.is_metadata(p_metadata jsonb) RETURNS boolean
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    AS $_$
+CREATE FUNCTION public.doubt_client_config() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
 BEGIN
-    IF p_metadata = '{}' THEN
-        RETURN true;
-    END IF;
-    RETURN jsonb_typeof(p_metadata) = 'object' AND NOT EXISTS (
-        SELECT FROM jsonb_each(CASE jsonb_typeof(p_metadata) WHEN 'object' THEN p_metadata ELSE '{}' END) e
-        WHERE e.key !~ '^_[a-z][a-z0-9_]*$' OR jsonb_typeof(e.value) <> 'object');
-END $_$;
+    NEW.valid := false;
+    RETURN NEW;
+END $$;
 
--- Name: FUNCTION is_metadata(p_metadata jsonb); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION doubt_client_config(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.is_metadata(p_metadata jsonb) IS 'W01: metadata is opaque to the hub and holds one object per subsystem, under a key of the form _subsystem. Known fields live in columns or in data.';
-
--- Name: is_uuidv7(uuid); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.is_uuidv7(p_id uuid) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN (((get_byte(uuid_send(p_id), 6) >> 4) = 7) AND ((get_byte(uuid_send(p_id), 8) >> 6) = 2));
-
--- Name: FUNCTION is_uuidv7(p_id uuid); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.is_uuidv7(p_id uuid) IS 'C02: version 7, RFC variant. The CHECK of every id column.';
+COMMENT ON FUNCTION public.doubt_client_config() IS 'C12: config that changes without a verdict of its own is not valid until it is judged.';
 
 -- Name: organizations; Type: TABLE; Schema: public; Owner: -
 
@@ -396,6 +558,111 @@ END $$;
 
 COMMENT ON FUNCTION public.make_session_slug() IS 'S09: two words and six hex digits.';
 
+-- Name: clients; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.clients (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    type text NOT NULL,
+    schema_version integer NOT NULL,
+    name text NOT NULL,
+    description text DEFAULT ''::text NOT NULL,
+    enabled boolean DEFAULT true NOT NULL,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    valid boolean DEFAULT false NOT NULL,
+    validated_at timestamp with time zone,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT clients_config_object_check CHECK ((jsonb_typeof(config) = 'object'::text)),
+    CONSTRAINT clients_description_length_check CHECK ((char_length(description) <= 10000)),
+    CONSTRAINT clients_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT clients_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT clients_name_shape_check CHECK (((name ~ '^[a-z0-9]+(-[a-z0-9]+)*$'::text) AND (char_length(name) <= 100))),
+    CONSTRAINT clients_valid_is_validated_check CHECK (((NOT valid) OR (validated_at IS NOT NULL)))
+);
+
+ALTER TABLE ONLY public.clients FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.clients IS 'What an organisation''s agents talk to: model providers, MCP servers, git forges, buckets, webhooks, HTTP APIs. What is secret about one is in client_secrets.';
+
+-- Name: COLUMN clients.type; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.type IS 'C12: the kind, of client_types. Immutable.';
+
+-- Name: COLUMN clients.schema_version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.schema_version IS 'C12: the version of the type''s schema that config was written against.';
+
+-- Name: COLUMN clients.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.name IS 'Short name, unique in the organisation.';
+
+-- Name: COLUMN clients.config; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.config IS 'C12: validated against the type''s schema when it is written through the API. Names secrets, never holds them. Strings are escaped (X07).';
+
+-- Name: COLUMN clients.valid; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.valid IS 'C12: the verdict on config of the schema in force. False as well while nobody has judged it: what is written past the API is judged at the next start, or by validateClients.';
+
+-- Name: COLUMN clients.validated_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.validated_at IS 'C12: when config was last judged and the verdict written; NULL when never.';
+
+-- Name: COLUMN clients.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN clients.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT clients_id_version_check ON clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT clients_id_version_check ON public.clients IS 'C02';
+
+-- Name: CONSTRAINT clients_metadata_check ON clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT clients_metadata_check ON public.clients IS 'W01';
+
+-- Name: orgs_with_clients(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.orgs_with_clients() RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT o.id
+    FROM public.organizations o
+   WHERE (EXISTS ( SELECT
+            FROM public.clients c
+           WHERE (c.org_id = o.id)))
+   ORDER BY o.id;
+END;
+
+-- Name: FUNCTION orgs_with_clients(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.orgs_with_clients() IS 'C12: where the pass at the start has configurations to judge.';
+
+-- Name: orgs_with_secrets_under(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.orgs_with_secrets_under(p_version integer) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT DISTINCT client_secrets.org_id
+    FROM public.client_secrets
+   WHERE (client_secrets.key_version = orgs_with_secrets_under.p_version)
+   ORDER BY client_secrets.org_id;
+END;
+
+-- Name: FUNCTION orgs_with_secrets_under(p_version integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.orgs_with_secrets_under(p_version integer) IS 'C11: where the sweep has work. It then works as hub_app, in one organisation at a time.';
+
 -- Name: raise_rule(text, text, text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.raise_rule(p_rule text, p_message text, p_sqlstate text DEFAULT '23514'::text) RETURNS void
@@ -575,6 +842,72 @@ END $_$;
 
 COMMENT ON FUNCTION public.refuse_unless_cascade() IS 'Append-only tables. Arguments: parent table, own column with the parent''s org, own column with the parent''s id, then the columns that a SET NULL may clear. Without arguments nothing passes.';
 
+-- Name: register_client_types(text[], integer[], jsonb[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_changed text;
+BEGIN
+    INSERT INTO client_types (type, schema_version, schema)
+    SELECT * FROM unnest(p_types, p_schema_versions, p_schemas) ORDER BY 1, 2 -- in one order, so that replicas do not deadlock
+    ON CONFLICT (type, schema_version) DO NOTHING;
+    SELECT string_agg(format('%s/%s', c.type, c.schema_version), ', ') INTO v_changed
+    FROM client_types c JOIN unnest(p_types, p_schema_versions, p_schemas) n(type, schema_version, schema)
+        ON (n.type, n.schema_version) = (c.type, c.schema_version) AND n.schema <> c.schema;
+    IF v_changed IS NOT NULL THEN
+        PERFORM raise_rule('client_types_schema_frozen', format('These schemas are registered otherwise: %s. A change is a new version.', v_changed));
+    END IF;
+END $$;
+
+-- Name: FUNCTION register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]) IS 'C12: adds the program''s schemas at its start, and refuses one that differs from what is registered under its version.';
+
+-- Name: register_encryption_keys(integer[], bytea[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_wrong text;
+BEGIN
+    SELECT string_agg(format('v%s has the fingerprint %s here and %s in the database', k.version, left(encode(n.fingerprint, 'hex'), 16), left(encode(k.fingerprint, 'hex'), 16)), '; ' ORDER BY k.version) INTO v_wrong
+    FROM encryption_keys k JOIN unnest(p_versions, p_fingerprints) n(version, fingerprint) ON n.version = k.version AND n.fingerprint <> k.fingerprint;
+    IF v_wrong IS NULL THEN
+        INSERT INTO encryption_keys (version, fingerprint)
+        SELECT * FROM unnest(p_versions, p_fingerprints) ORDER BY 1
+        ON CONFLICT (version) DO NOTHING;
+        SELECT string_agg(format('v%s', k.version), ', ') INTO v_wrong -- another replica was faster, with another key
+        FROM encryption_keys k JOIN unnest(p_versions, p_fingerprints) n(version, fingerprint) ON n.version = k.version AND n.fingerprint <> k.fingerprint;
+    END IF;
+    IF v_wrong IS NOT NULL THEN
+        PERFORM raise_rule('encryption_keys_fingerprint_known', format('Another key is known under this version: %s.', v_wrong));
+    END IF;
+END $$;
+
+-- Name: FUNCTION register_encryption_keys(p_versions integer[], p_fingerprints bytea[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) IS 'C11: adds the keys that a hub holds at its start, and refuses another key under a version that is known.';
+
+-- Name: remove_encryption_key(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.remove_encryption_key(p_version integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM encryption_keys WHERE version = p_version;
+    RETURN FOUND;
+END $$;
+
+-- Name: FUNCTION remove_encryption_key(p_version integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.remove_encryption_key(p_version integer) IS 'C11: forgets a key that encrypts nothing any more.';
+
 -- Name: set_updated_at(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.set_updated_at() RETURNS trigger
@@ -588,6 +921,31 @@ END $$;
 -- Name: FUNCTION set_updated_at(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.set_updated_at() IS 'W22: updated_at moves with every change, also with the second one of a transaction, where now() stands still.';
+
+-- Name: start_secret_rotation(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.start_secret_rotation(p_target_version integer) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_id uuid;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended('start_secret_rotation', 0)); -- two that start at once start one
+    SELECT id INTO v_id FROM secret_rotations WHERE status = 'running' AND target_version = p_target_version;
+    IF FOUND THEN
+        RETURN v_id;
+    END IF;
+    UPDATE secret_rotations SET status = 'superseded', ended_at = clock_timestamp() WHERE status = 'running';
+    INSERT INTO secret_rotations (target_version, total)
+    SELECT p_target_version, count(*) FROM client_secrets WHERE key_version <> p_target_version
+    RETURNING id INTO v_id;
+    RETURN v_id;
+END $$;
+
+-- Name: FUNCTION start_secret_rotation(p_target_version integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.start_secret_rotation(p_target_version integer) IS 'C11: the running rotation to this key, or a new one, in place of one to another key.';
 
 -- Name: touch_row(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -722,6 +1080,58 @@ COMMENT ON CONSTRAINT api_keys_key_hash_length_check ON public.api_keys IS 'W13'
 -- Name: CONSTRAINT api_keys_metadata_check ON api_keys; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT api_keys_metadata_check ON public.api_keys IS 'W01';
+
+-- Name: client_types; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.client_types (
+    type text NOT NULL,
+    schema_version integer NOT NULL,
+    schema jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT client_types_schema_object_check CHECK ((jsonb_typeof(schema) = 'object'::text)),
+    CONSTRAINT client_types_schema_version_check CHECK ((schema_version >= 1)),
+    CONSTRAINT client_types_type_shape_check CHECK (((type ~ '^[a-z][a-z0-9]*(-[a-z0-9]+)*$'::text) AND (char_length(type) <= 100)))
+);
+
+-- Name: TABLE client_types; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.client_types IS 'C12: the kinds of clients, with every version of the JSON Schema (2020-12) of their config. Registered from the program''s files when it starts; a registered version never changes.';
+
+-- Name: COLUMN client_types.type; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_types.type IS 'A breaking change is a new type: llm-provider-v2.';
+
+-- Name: COLUMN client_types.schema_version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_types.schema_version IS 'C12: the newest is in force. Each accepts all that its predecessor accepted.';
+
+-- Name: COLUMN client_types.schema; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_types.schema IS 'The JSON Schema.';
+
+-- Name: encryption_keys; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.encryption_keys (
+    version integer NOT NULL,
+    fingerprint bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT encryption_keys_fingerprint_length_check CHECK ((octet_length(fingerprint) = 32)),
+    CONSTRAINT encryption_keys_version_check CHECK ((version >= 1))
+);
+
+ALTER TABLE ONLY public.encryption_keys FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE encryption_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.encryption_keys IS 'C11: the versions of the key that encrypts secrets, for the whole platform. The keys themselves are in the environment or a file, never here.';
+
+-- Name: COLUMN encryption_keys.version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.encryption_keys.version IS 'The number behind the v in HUB_ENCRYPTION_KEYS.';
+
+-- Name: COLUMN encryption_keys.fingerprint; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.encryption_keys.fingerprint IS 'SHA-256 of ''hub/encryption-key'', a zero byte and the key: tells keys apart and tells nothing of them, for they are 256 random bits.';
 
 -- Name: messages; Type: TABLE; Schema: public; Owner: -
 
@@ -1217,6 +1627,45 @@ COMMENT ON CONSTRAINT api_keys_key_hash_key ON public.api_keys IS 'Found before 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_pkey PRIMARY KEY (org_id, id);
 
+-- Name: client_secrets client_secrets_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.client_secrets
+    ADD CONSTRAINT client_secrets_name_key UNIQUE (org_id, client_id, name);
+
+-- Name: client_secrets client_secrets_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.client_secrets
+    ADD CONSTRAINT client_secrets_pkey PRIMARY KEY (org_id, id);
+
+-- Name: client_types client_types_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.client_types
+    ADD CONSTRAINT client_types_pkey PRIMARY KEY (type, schema_version);
+
+-- Name: clients clients_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.clients
+    ADD CONSTRAINT clients_name_key UNIQUE (org_id, name);
+
+-- Name: clients clients_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.clients
+    ADD CONSTRAINT clients_pkey PRIMARY KEY (org_id, id);
+
+-- Name: encryption_keys encryption_keys_fingerprint_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.encryption_keys
+    ADD CONSTRAINT encryption_keys_fingerprint_key UNIQUE (fingerprint);
+
+-- Name: CONSTRAINT encryption_keys_fingerprint_key ON encryption_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT encryption_keys_fingerprint_key ON public.encryption_keys IS 'C11: one key has one version: a rotation is to another key.';
+
+-- Name: encryption_keys encryption_keys_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.encryption_keys
+    ADD CONSTRAINT encryption_keys_pkey PRIMARY KEY (version);
+
 -- Name: messages messages_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.messages
@@ -1302,6 +1751,11 @@ COMMENT ON CONSTRAINT roles_name_key ON public.roles IS 'C05: what sessions.role
 ALTER TABLE ONLY public.roles
     ADD CONSTRAINT roles_pkey PRIMARY KEY (org_id, id);
 
+-- Name: secret_rotations secret_rotations_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.secret_rotations
+    ADD CONSTRAINT secret_rotations_pkey PRIMARY KEY (id);
+
 -- Name: session_run_state_transitions session_run_state_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.session_run_state_transitions
@@ -1360,6 +1814,26 @@ COMMENT ON INDEX public.accounts_system_key IS 'C01: there is one system account
 
 CREATE INDEX api_keys_account_id_idx ON public.api_keys USING btree (org_id, account_id);
 
+-- Name: client_secrets_key_version_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX client_secrets_key_version_idx ON public.client_secrets USING btree (key_version, org_id, id);
+
+-- Name: INDEX client_secrets_key_version_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.client_secrets_key_version_idx IS 'C11: the secrets that are still under a key: for the sweep, which takes them in this order, and for that foreign key.';
+
+-- Name: clients_invalid_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX clients_invalid_idx ON public.clients USING btree (org_id, name) WHERE (NOT valid);
+
+-- Name: INDEX clients_invalid_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.clients_invalid_idx IS 'C12: ?valid=false.';
+
+-- Name: clients_type_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX clients_type_idx ON public.clients USING btree (org_id, type, name);
+
 -- Name: organization_members_account_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX organization_members_account_id_idx ON public.organization_members USING btree (account_id);
@@ -1383,6 +1857,18 @@ CREATE INDEX parts_type_session_id_idx ON public.parts USING btree (org_id, type
 -- Name: INDEX parts_type_session_id_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.parts_type_session_id_idx IS 'S10: all tool parts of a session. type comes before session_id, so that nobody takes this index to find a message''s parts: PostgreSQL thinks that a session has few, and would read all of them for each message.';
+
+-- Name: secret_rotations_running_key; Type: INDEX; Schema: public; Owner: -
+
+CREATE UNIQUE INDEX secret_rotations_running_key ON public.secret_rotations USING btree (status) WHERE (status = 'running'::text);
+
+-- Name: INDEX secret_rotations_running_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.secret_rotations_running_key IS 'C11: one at a time.';
+
+-- Name: secret_rotations_target_version_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX secret_rotations_target_version_idx ON public.secret_rotations USING btree (target_version);
 
 -- Name: session_run_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -1451,6 +1937,42 @@ CREATE TRIGGER api_keys_identity_immutable BEFORE UPDATE ON public.api_keys FOR 
 -- Name: api_keys api_keys_touch; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER api_keys_touch BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
+-- Name: client_secrets client_secrets_encrypted_anew; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER client_secrets_encrypted_anew BEFORE UPDATE ON public.client_secrets FOR EACH ROW WHEN ((((old.key_version IS DISTINCT FROM new.key_version) OR (old.ciphertext IS DISTINCT FROM new.ciphertext)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: TRIGGER client_secrets_encrypted_anew ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER client_secrets_encrypted_anew ON public.client_secrets IS 'W22: another key moves updated_at, but is no new revision: an If-Match need not fail because keys rotate.';
+
+-- Name: client_secrets client_secrets_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER client_secrets_identity_immutable BEFORE UPDATE ON public.client_secrets FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.client_id IS DISTINCT FROM new.client_id)) OR (old.name IS DISTINCT FROM new.name)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A secret''s organisation, client, id, name and creation time');
+
+-- Name: TRIGGER client_secrets_identity_immutable ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER client_secrets_identity_immutable ON public.client_secrets IS 'C11: the ciphertext is bound to organisation, client and name.';
+
+-- Name: client_secrets client_secrets_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER client_secrets_touch BEFORE UPDATE ON public.client_secrets FOR EACH ROW WHEN ((((old.value_changed_at IS DISTINCT FROM new.value_changed_at) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: clients clients_config_doubted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER clients_config_doubted BEFORE UPDATE ON public.clients FOR EACH ROW WHEN ((((old.config)::text <> (new.config)::text) AND (NOT (old.validated_at IS DISTINCT FROM new.validated_at)))) EXECUTE FUNCTION public.doubt_client_config();
+
+-- Name: TRIGGER clients_config_doubted ON clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER clients_config_doubted ON public.clients IS 'C12: also what psql writes.';
+
+-- Name: clients clients_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER clients_identity_immutable BEFORE UPDATE ON public.clients FOR EACH ROW WHEN (((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.type IS DISTINCT FROM new.type)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A client''s organisation, id, type and creation time');
+
+-- Name: clients clients_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER clients_touch BEFORE UPDATE ON public.clients FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
 -- Name: messages messages_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1540,6 +2062,14 @@ CREATE TRIGGER roles_identity_immutable BEFORE UPDATE ON public.roles FOR EACH R
 
 CREATE TRIGGER roles_touch BEFORE UPDATE ON public.roles FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
+-- Name: secret_rotations secret_rotations_ended_fixed; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER secret_rotations_ended_fixed BEFORE UPDATE ON public.secret_rotations FOR EACH ROW WHEN ((old.status <> 'running'::text)) EXECUTE FUNCTION public.refuse_change('A rotation that has ended');
+
+-- Name: secret_rotations secret_rotations_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER secret_rotations_touch BEFORE UPDATE ON public.secret_rotations FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.set_updated_at();
+
 -- Name: sessions sessions_activity; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER sessions_activity BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((old.last_message_id IS DISTINCT FROM new.last_message_id) OR (old.last_part_id IS DISTINCT FROM new.last_part_id)) OR (old.last_activity_at IS DISTINCT FROM new.last_activity_at)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.set_updated_at();
@@ -1605,6 +2135,38 @@ ALTER TABLE ONLY public.api_keys
 
 COMMENT ON CONSTRAINT api_keys_member_fkey ON public.api_keys IS 'A key dies with its holder''s membership.';
 
+-- Name: client_secrets client_secrets_client_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.client_secrets
+    ADD CONSTRAINT client_secrets_client_id_fkey FOREIGN KEY (org_id, client_id) REFERENCES public.clients(org_id, id) ON DELETE CASCADE;
+
+-- Name: client_secrets client_secrets_key_version_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.client_secrets
+    ADD CONSTRAINT client_secrets_key_version_fkey FOREIGN KEY (key_version) REFERENCES public.encryption_keys(version) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT client_secrets_key_version_fkey ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT client_secrets_key_version_fkey ON public.client_secrets IS 'C11: a version in use cannot be removed from encryption_keys.';
+
+-- Name: clients clients_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.clients
+    ADD CONSTRAINT clients_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT clients_org_id_fkey ON clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT clients_org_id_fkey ON public.clients IS 'W12. Indexed by clients_name_key (W03).';
+
+-- Name: clients clients_type_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.clients
+    ADD CONSTRAINT clients_type_fkey FOREIGN KEY (type, schema_version) REFERENCES public.client_types(type, schema_version) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT clients_type_fkey ON clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT clients_type_fkey ON public.clients IS 'C12: there is no client of an unknown type. client_types is only added to, so no index.';
+
 -- Name: messages messages_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.messages
@@ -1668,6 +2230,11 @@ ALTER TABLE ONLY public.roles
 -- Name: CONSTRAINT roles_org_id_fkey ON roles; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT roles_org_id_fkey ON public.roles IS 'W12. Indexed by roles_name_key (W03).';
+
+-- Name: secret_rotations secret_rotations_target_version_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.secret_rotations
+    ADD CONSTRAINT secret_rotations_target_version_fkey FOREIGN KEY (target_version) REFERENCES public.encryption_keys(version) ON DELETE CASCADE;
 
 -- Name: session_run_state_transitions session_run_state_transitions_from_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -1767,6 +2334,42 @@ CREATE POLICY api_keys_control_plane ON public.api_keys TO hub_system USING (tru
 
 CREATE POLICY api_keys_tenant ON public.api_keys FOR SELECT TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: client_secrets; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.client_secrets ENABLE ROW LEVEL SECURITY;
+
+-- Name: client_secrets client_secrets_counted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY client_secrets_counted ON public.client_secrets FOR SELECT TO hub_system USING (true);
+
+-- Name: client_secrets client_secrets_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY client_secrets_tenant ON public.client_secrets TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: clients; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.clients ENABLE ROW LEVEL SECURITY;
+
+-- Name: clients clients_counted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY clients_counted ON public.clients FOR SELECT TO hub_system USING (true);
+
+-- Name: clients clients_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY clients_tenant ON public.clients TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: encryption_keys; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.encryption_keys ENABLE ROW LEVEL SECURITY;
+
+-- Name: encryption_keys encryption_keys_control_plane; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY encryption_keys_control_plane ON public.encryption_keys TO hub_system USING (true);
+
+-- Name: encryption_keys encryption_keys_visible; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY encryption_keys_visible ON public.encryption_keys FOR SELECT TO hub_app USING (true);
+
 -- Name: messages; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.messages ENABLE ROW LEVEL SECURITY;
@@ -1827,6 +2430,18 @@ ALTER TABLE public.roles ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY roles_tenant ON public.roles TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: secret_rotations; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.secret_rotations ENABLE ROW LEVEL SECURITY;
+
+-- Name: secret_rotations secret_rotations_control_plane; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY secret_rotations_control_plane ON public.secret_rotations TO hub_system USING (true);
+
+-- Name: secret_rotations secret_rotations_visible; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY secret_rotations_visible ON public.secret_rotations FOR SELECT TO hub_app USING (true);
+
 -- Name: sessions; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.sessions ENABLE ROW LEVEL SECURITY;
@@ -1846,6 +2461,16 @@ GRANT USAGE ON SCHEMA public TO hub_auth;
 GRANT USAGE ON SCHEMA public TO hub_system;
 GRANT USAGE ON SCHEMA public TO hub_search;
 
+-- Name: TABLE secret_rotations; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.secret_rotations TO hub_app;
+GRANT SELECT,INSERT,UPDATE ON TABLE public.secret_rotations TO hub_system;
+
+-- Name: FUNCTION advance_secret_rotation(p_id uuid, p_rotated bigint); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.advance_secret_rotation(p_id uuid, p_rotated bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.advance_secret_rotation(p_id uuid, p_rotated bigint) TO hub_app;
+
 -- Name: FUNCTION authenticate(p_key_hash bytea, p_scopes text[], OUT org_id uuid, OUT account_id uuid, OUT key_id uuid); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) FROM PUBLIC;
@@ -1856,15 +2481,142 @@ GRANT ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT
 REVOKE ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) TO hub;
 
+-- Name: FUNCTION complete_secret_rotation(p_id uuid, p_failed bigint); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) TO hub_app;
+
+-- Name: TABLE client_secrets; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.client_secrets TO hub_app;
+GRANT SELECT(org_id) ON TABLE public.client_secrets TO hub_system;
+
+-- Name: COLUMN client_secrets.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.client_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(client_id) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.key_version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(key_version),UPDATE(key_version) ON TABLE public.client_secrets TO hub_app;
+GRANT SELECT(key_version) ON TABLE public.client_secrets TO hub_system;
+
+-- Name: COLUMN client_secrets.ciphertext; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(ciphertext),UPDATE(ciphertext) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.value_changed_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(value_changed_at) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: FUNCTION count_secrets_under(p_version integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.count_secrets_under(p_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.count_secrets_under(p_version integer) TO hub_app;
+
 -- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.organizations TO hub_app;
 GRANT SELECT ON TABLE public.organizations TO hub_auth;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organizations TO hub_system;
 
+-- Name: TABLE clients; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE,UPDATE ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.clients TO hub_app;
+GRANT SELECT(org_id) ON TABLE public.clients TO hub_system;
+
+-- Name: COLUMN clients.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.type; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(type) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.schema_version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(schema_version) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.description; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(description) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.enabled; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(enabled) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.config; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(config) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.valid; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(valid) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.validated_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(validated_at) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata) ON TABLE public.clients TO hub_app;
+
+-- Name: FUNCTION orgs_with_clients(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.orgs_with_clients() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.orgs_with_clients() TO hub_app;
+
+-- Name: FUNCTION orgs_with_secrets_under(p_version integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.orgs_with_secrets_under(p_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.orgs_with_secrets_under(p_version integer) TO hub_app;
+
 -- Name: FUNCTION record_session_rows(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.record_session_rows() FROM PUBLIC;
+
+-- Name: FUNCTION register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]) TO hub_app;
+
+-- Name: FUNCTION register_encryption_keys(p_versions integer[], p_fingerprints bytea[]); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) TO hub_app;
+
+-- Name: FUNCTION remove_encryption_key(p_version integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.remove_encryption_key(p_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.remove_encryption_key(p_version integer) TO hub_app;
+
+-- Name: FUNCTION start_secret_rotation(p_target_version integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.start_secret_rotation(p_target_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.start_secret_rotation(p_target_version integer) TO hub_app;
 
 -- Name: TABLE accounts; Type: ACL; Schema: public; Owner: -
 
@@ -1924,6 +2676,16 @@ GRANT SELECT(created_at) ON TABLE public.api_keys TO hub_app;
 -- Name: COLUMN api_keys.updated_at; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT(updated_at) ON TABLE public.api_keys TO hub_app;
+
+-- Name: TABLE client_types; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.client_types TO hub_app;
+GRANT SELECT,INSERT ON TABLE public.client_types TO hub_system;
+
+-- Name: TABLE encryption_keys; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.encryption_keys TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.encryption_keys TO hub_system;
 
 -- Name: TABLE messages; Type: ACL; Schema: public; Owner: -
 

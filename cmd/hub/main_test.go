@@ -19,6 +19,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/alkdev/hub/internal/migrate"
 	"github.com/alkdev/hub/internal/pgjson/jsonequal"
 	"github.com/alkdev/hub/internal/postgres/pgtest"
 )
@@ -465,8 +466,13 @@ func TestImportCommand(t *testing.T) {
 func TestMigrateCommand(t *testing.T) {
 	t.Parallel()
 	env := []string{"DATABASE_URL=" + pgtest.Empty(t)}
+	files, err := migrate.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	latest, before := fmt.Sprint(migrate.Latest()), fmt.Sprint(files[len(files)-2].Version)
 	for _, step := range []struct{ args, want string }{
-		{"version", "at version 0"}, {"up", "at version 4"}, {"down 1", "at version 3"}, {"up", "at version 4"}, {"force 4", "at version 4"},
+		{"version", "at version 0"}, {"up", "at version " + latest}, {"down 1", "at version " + before}, {"up", "at version " + latest}, {"force " + latest, "at version " + latest},
 	} {
 		out, err := hubCommand(t, env, append([]string{"migrate"}, strings.Fields(step.args)...)...).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), step.want) {

@@ -71,6 +71,14 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	if err = errors.Join(append(errs[:], err)...); err != nil {
 		return err
 	}
+	rotationRate, err := numberFromEnv("HUB_ROTATION_RATE", 500)
+	if err != nil {
+		return err
+	}
+	config.RotationRate = int(min(rotationRate, 1_000_000))
+	if config.MetricsOpen, err = metricsFromEnv(); err != nil {
+		return err
+	}
 	if connections > 1000 {
 		return errors.New("HUB_DATABASE_CONNECTIONS: at most 1000")
 	}
@@ -82,6 +90,10 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	defer listener.Close()
 
 	appURL, ownerURL := databaseURLs()
+	keys, err := findKeys(dir, appURL == "")
+	if err != nil {
+		return err
+	}
 	databaseEnded := make(chan error, 1)
 	if appURL == "" {
 		database, err := startOwnDatabase(ctx, log, postgres.Config{DataDir: dir, Bin: bin, Log: log, Holder: "hub serve on " + listen}, databaseEnded)
@@ -92,6 +104,9 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 		appURL, ownerURL = database.url("hub_app"), database.url("hub")
 	}
 	if err := migrate.Up(ctx, ownerURL, log); err != nil {
+		return err
+	}
+	if config.Keys, err = keys.load(); err != nil {
 		return err
 	}
 	keyFile := filepath.Join(dir, "admin-key")
@@ -108,6 +123,14 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	if err != nil {
 		return err
 	}
+	if err := handler.Prepare(ctx); err != nil {
+		return err
+	}
+	working, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	workEnded := make(chan struct{})
+	go func() { defer close(workEnded); handler.Work(working) }()
+	defer func() { stopWork(); <-workEnded }() // before the connections close
+	defer keys.reloadOnHangup(working, log, handler.SetKeys)()
 	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return requests }, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}

@@ -27,6 +27,40 @@ const (
 	ApiKeysNameLengthCheck                       = "api_keys_name_length_check"
 	ApiKeysPkey                                  = "api_keys_pkey"
 	ApiKeysScopesKnownShapeCheck                 = "api_keys_scopes_known_shape_check"
+	ClientSecretsCiphertextLengthCheck           = "client_secrets_ciphertext_length_check"
+	ClientSecretsClientIDFkey                    = "client_secrets_client_id_fkey"
+	ClientSecretsClientIDFkeyInUse               = "client_secrets_client_id_fkey_in_use"
+	ClientSecretsIDVersionCheck                  = "client_secrets_id_version_check"
+	ClientSecretsIdentityImmutable               = "client_secrets_identity_immutable"
+	ClientSecretsKeyVersionFkey                  = "client_secrets_key_version_fkey"
+	ClientSecretsKeyVersionFkeyInUse             = "client_secrets_key_version_fkey_in_use"
+	ClientSecretsMetadataCheck                   = "client_secrets_metadata_check"
+	ClientSecretsNameKey                         = "client_secrets_name_key"
+	ClientSecretsNameShapeCheck                  = "client_secrets_name_shape_check"
+	ClientSecretsPkey                            = "client_secrets_pkey"
+	ClientTypesPkey                              = "client_types_pkey"
+	ClientTypesSchemaFrozen                      = "client_types_schema_frozen"
+	ClientTypesSchemaObjectCheck                 = "client_types_schema_object_check"
+	ClientTypesSchemaVersionCheck                = "client_types_schema_version_check"
+	ClientTypesTypeShapeCheck                    = "client_types_type_shape_check"
+	ClientsConfigObjectCheck                     = "clients_config_object_check"
+	ClientsDescriptionLengthCheck                = "clients_description_length_check"
+	ClientsIDVersionCheck                        = "clients_id_version_check"
+	ClientsIdentityImmutable                     = "clients_identity_immutable"
+	ClientsMetadataCheck                         = "clients_metadata_check"
+	ClientsNameKey                               = "clients_name_key"
+	ClientsNameShapeCheck                        = "clients_name_shape_check"
+	ClientsOrgIDFkey                             = "clients_org_id_fkey"
+	ClientsOrgIDFkeyInUse                        = "clients_org_id_fkey_in_use"
+	ClientsPkey                                  = "clients_pkey"
+	ClientsTypeFkey                              = "clients_type_fkey"
+	ClientsTypeFkeyInUse                         = "clients_type_fkey_in_use"
+	ClientsValidIsValidatedCheck                 = "clients_valid_is_validated_check"
+	EncryptionKeysFingerprintKey                 = "encryption_keys_fingerprint_key"
+	EncryptionKeysFingerprintKnown               = "encryption_keys_fingerprint_known"
+	EncryptionKeysFingerprintLengthCheck         = "encryption_keys_fingerprint_length_check"
+	EncryptionKeysPkey                           = "encryption_keys_pkey"
+	EncryptionKeysVersionCheck                   = "encryption_keys_version_check"
 	InsufficientScope                            = "insufficient_scope"
 	MessagesDataObjectCheck                      = "messages_data_object_check"
 	MessagesIDVersionCheck                       = "messages_id_version_check"
@@ -99,6 +133,15 @@ const (
 	RolesOrgIDFkeyInUse                          = "roles_org_id_fkey_in_use"
 	RolesOriginCheck                             = "roles_origin_check"
 	RolesPkey                                    = "roles_pkey"
+	SecretRotationsCountsCheck                   = "secret_rotations_counts_check"
+	SecretRotationsEndedFixed                    = "secret_rotations_ended_fixed"
+	SecretRotationsEndedHasTimeCheck             = "secret_rotations_ended_has_time_check"
+	SecretRotationsIDVersionCheck                = "secret_rotations_id_version_check"
+	SecretRotationsPkey                          = "secret_rotations_pkey"
+	SecretRotationsRunningKey                    = "secret_rotations_running_key"
+	SecretRotationsStatusCheck                   = "secret_rotations_status_check"
+	SecretRotationsTargetVersionFkey             = "secret_rotations_target_version_fkey"
+	SecretRotationsTargetVersionFkeyInUse        = "secret_rotations_target_version_fkey_in_use"
 	SessionRunStateTransitionsFromStateFkey      = "session_run_state_transitions_from_state_fkey"
 	SessionRunStateTransitionsFromStateFkeyInUse = "session_run_state_transitions_from_state_fkey_in_use"
 	SessionRunStateTransitionsPkey               = "session_run_state_transitions_pkey"
@@ -165,6 +208,40 @@ var Rules = []string{
 	ApiKeysNameLengthCheck,
 	ApiKeysPkey,
 	ApiKeysScopesKnownShapeCheck,
+	ClientSecretsCiphertextLengthCheck,
+	ClientSecretsClientIDFkey,
+	ClientSecretsClientIDFkeyInUse,
+	ClientSecretsIDVersionCheck,
+	ClientSecretsIdentityImmutable,
+	ClientSecretsKeyVersionFkey,
+	ClientSecretsKeyVersionFkeyInUse,
+	ClientSecretsMetadataCheck,
+	ClientSecretsNameKey,
+	ClientSecretsNameShapeCheck,
+	ClientSecretsPkey,
+	ClientTypesPkey,
+	ClientTypesSchemaFrozen,
+	ClientTypesSchemaObjectCheck,
+	ClientTypesSchemaVersionCheck,
+	ClientTypesTypeShapeCheck,
+	ClientsConfigObjectCheck,
+	ClientsDescriptionLengthCheck,
+	ClientsIDVersionCheck,
+	ClientsIdentityImmutable,
+	ClientsMetadataCheck,
+	ClientsNameKey,
+	ClientsNameShapeCheck,
+	ClientsOrgIDFkey,
+	ClientsOrgIDFkeyInUse,
+	ClientsPkey,
+	ClientsTypeFkey,
+	ClientsTypeFkeyInUse,
+	ClientsValidIsValidatedCheck,
+	EncryptionKeysFingerprintKey,
+	EncryptionKeysFingerprintKnown,
+	EncryptionKeysFingerprintLengthCheck,
+	EncryptionKeysPkey,
+	EncryptionKeysVersionCheck,
 	InsufficientScope,
 	MessagesDataObjectCheck,
 	MessagesIDVersionCheck,
@@ -237,6 +314,15 @@ var Rules = []string{
 	RolesOrgIDFkeyInUse,
 	RolesOriginCheck,
 	RolesPkey,
+	SecretRotationsCountsCheck,
+	SecretRotationsEndedFixed,
+	SecretRotationsEndedHasTimeCheck,
+	SecretRotationsIDVersionCheck,
+	SecretRotationsPkey,
+	SecretRotationsRunningKey,
+	SecretRotationsStatusCheck,
+	SecretRotationsTargetVersionFkey,
+	SecretRotationsTargetVersionFkeyInUse,
 	SessionRunStateTransitionsFromStateFkey,
 	SessionRunStateTransitionsFromStateFkeyInUse,
 	SessionRunStateTransitionsPkey,

@@ -44,6 +44,7 @@ type operation struct {
 	mediaOf  string   // of its request body; "" for none
 	body     *openapi3.Schema
 	streamed bool // x-body: stream
+	loopback bool // x-loopback: true: only for requests from this machine
 }
 
 // contract finds an operation by its method and echo's spelling of its path.
@@ -62,6 +63,7 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 				route:    &routers.Route{Spec: doc, Path: path, PathItem: item, Method: method, Operation: spec},
 				public:   spec.Security != nil && len(*spec.Security) == 0,
 				streamed: spec.Extensions["x-body"] == "stream",
+				loopback: spec.Extensions["x-loopback"] == true,
 			}
 			if names, ok := spec.Extensions["x-scopes"].([]any); ok {
 				for _, name := range names {
@@ -122,6 +124,9 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 				cancel()
 			}()
 
+			if op.loopback && !s.MetricsOpen && !fromThisMachine(r) {
+				return refuse("loopback_only")
+			}
 			caller := &store.Caller{Scopes: op.scopes}
 			if !op.public {
 				if caller.KeyHash, err = bearer(r.Header); err != nil {

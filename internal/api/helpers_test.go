@@ -101,6 +101,12 @@ func allScopes(t testing.TB) []string {
 // family is what most operations are about: a project, a session in it and a message in that.
 type family struct {
 	project, emptyProject, session, message string
+	client, rotation                        string
+}
+
+// ids are those of an organisation.
+func (f family) ids() []string {
+	return []string{f.project, f.emptyProject, f.session, f.message, f.client}
 }
 
 // newFamily makes one as this caller, whose key needs *.
@@ -114,6 +120,11 @@ func (h *hub) newFamily(t testing.TB, c caller) family {
 	var list struct{ Items []struct{ ID string } }
 	create("/v1/sessions/"+f.session+"/messages", `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"hello"}}]}]}`).into(t, &list)
 	f.message = list.Items[0].ID
+
+	f.client = create("/v1/clients", `{"name":"c-`+uuid.NewString()+`","type":"webhook","config":{"url":"https://example.com/"}}`).id(t)
+	h.as(t, c, "PUT", "/v1/clients/"+f.client+"/secrets/token", `{"value":"hush"}`).wants(t, http.StatusCreated)
+	h.exec(t, "INSERT INTO encryption_keys (version, fingerprint) VALUES (1000000, sha256('retired')) ON CONFLICT DO NOTHING")
+	f.rotation = h.do(t, "POST", "/v1/secret-rotations", nil).wants(t, http.StatusAccepted).id(t)
 	return f
 }
 
@@ -138,11 +149,29 @@ func (f family) samples() map[string]sample {
 		plain = "application/json"
 		merge = "application/merge-patch+json"
 	)
-	session := "/v1/sessions/" + f.session
+	session, client := "/v1/sessions/"+f.session, "/v1/clients/"+f.client
 	return map[string]sample{
 		"getHealth":    {"GET", "/healthz", "", "", 200},
 		"getReadiness": {"GET", "/readyz", "", "", 200},
 		"getVersion":   {"GET", "/v1/version", "", "", 200},
+		"getMetrics":   {"GET", "/metrics", "", "", 200},
+
+		"listClientTypes":     {"GET", "/v1/client-types", "", "", 200},
+		"createClient":        {"POST", "/v1/clients", plain, `{"name":"s-` + uuid.NewString() + `","type":"llm-provider","config":{"provider":"openai"}}`, 201},
+		"listClients":         {"GET", "/v1/clients", "", "", 200},
+		"validateClients":     {"POST", "/v1/clients/validate", "", "", 200},
+		"getClient":           {"GET", client, "", "", 200},
+		"updateClient":        {"PATCH", client, merge, `{"config":{"timeoutSeconds":5}}`, 200},
+		"deleteClient":        {"DELETE", client, "", "", 204},
+		"listClientSecrets":   {"GET", client + "/secrets", "", "", 200},
+		"putClientSecret":     {"PUT", client + "/secrets/token", plain, `{"value":"another"}`, 200},
+		"getClientSecret":     {"GET", client + "/secrets/token", "", "", 200},
+		"deleteClientSecret":  {"DELETE", client + "/secrets/token", "", "", 204},
+		"revealClientSecret":  {"POST", client + "/secrets/token/reveal", "", "", 200},
+		"listEncryptionKeys":  {"GET", "/v1/encryption-keys", "", "", 200},
+		"deleteEncryptionKey": {"DELETE", "/v1/encryption-keys/1000000", "", "", 204},
+		"startSecretRotation": {"POST", "/v1/secret-rotations", "", "", 202},
+		"getSecretRotation":   {"GET", "/v1/secret-rotations/" + f.rotation, "", "", 200},
 
 		"createProject": {"POST", "/v1/projects", plain, `{"slug":"s-` + uuid.NewString() + `","name":"sample"}`, 201},
 		"listProjects":  {"GET", "/v1/projects", "", "", 200},

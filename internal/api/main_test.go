@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,7 +40,11 @@ type hub struct {
 	admin caller
 	owner *pgx.Conn // a superuser's connection to the same database: for what the API does not offer, and to look behind it
 	log   *bytes.Buffer
+	*api.Server
 }
+
+// testKeys encrypt secrets.
+var testKeys = newRing(1)
 
 // caller is one key, and whom it belongs to.
 type caller struct {
@@ -53,7 +58,7 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 	ctx := t.Context()
 	h := &hub{log: &bytes.Buffer{}}
 	log := slog.New(slog.NewJSONHandler(&syncWriter{w: h.log}, nil))
-	config := api.Config{Log: log, Version: "test"}
+	config := api.Config{Log: log, Version: "test", Keys: testKeys}
 	url := pgtest.Database(t)
 	database, err := store.Open(ctx, store.Config{URL: url, Log: log, Configure: func(c *pgxpool.Config) {
 		for _, change := range configure {
@@ -68,9 +73,12 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 	if err != nil {
 		t.Fatal(err)
 	}
+	if err := handler.Prepare(ctx); err != nil {
+		t.Fatal(err)
+	}
 	server := httptest.NewServer(handler)
 	t.Cleanup(func() { server.Close(); database.Close() })
-	h.url = server.URL
+	h.url, h.Server = server.URL, handler
 	h.owner, err = pgx.Connect(ctx, pgtest.URL(t, "hub"))
 	if err != nil {
 		t.Fatal(err)
@@ -99,6 +107,9 @@ func (h *hub) newCaller(t testing.TB, org uuid.UUID, scopes ...string) caller {
 	}
 	h.exec(t, "BEGIN; SET CONSTRAINTS ALL DEFERRED")
 	h.scan(t, &c.account, "INSERT INTO accounts (kind, display_name) VALUES ('llm', 'somebody') RETURNING id")
+	if slices.Contains(scopes, "platform:*") {
+		h.exec(t, "UPDATE accounts SET access_level = 'admin' WHERE id = $1", c.account)
+	}
 	level := "member"
 	if org == uuid.Nil {
 		level = "owner"

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/alkdev/hub/gen/api"
 	"github.com/alkdev/hub/gen/db"
+	"github.com/alkdev/hub/internal/keyring"
 	"github.com/alkdev/hub/internal/store"
 )
 
@@ -35,6 +37,10 @@ type Config struct {
 	ImportTimeout  time.Duration // for an import or export; 10 min
 	Transfers      int           // imports and exports that use the database at once; 8
 	TempDir        string        // where imports are spooled; the system's
+
+	Keys         *keyring.Ring // what secrets are encrypted with; nil where there is none
+	RotationRate int           // secrets that a rotation encrypts anew in a second, here; 500
+	MetricsOpen  bool          // /metrics is for requests from everywhere
 }
 
 // Server implements the contract's operations.
@@ -44,16 +50,23 @@ type Server struct {
 	transfers       chan struct{} // holds one element per import or export that is using the database
 	store           *store.DB
 	db              *db.Queries // runs each query as the caller of its context, in one round trip
+	echo            *echo.Echo
+	keys            atomic.Pointer[keyring.Ring]
+	orgs            orgsOfKeys
+	metrics         *metrics
+	rotate          chan struct{} // wakes the sweep
 }
 
-// New returns the handler for all routes.
-func New(cfg Config) (http.Handler, error) {
+// New returns the handler for all routes. Prepare comes before its first request.
+func New(cfg Config) (*Server, error) {
 	cfg.MaxBody = defaultTo(cfg.MaxBody, 16<<20)
 	cfg.MaxImport = defaultTo(cfg.MaxImport, 256<<20)
 	cfg.Transfers = defaultTo(cfg.Transfers, 8)
 	cfg.RequestTimeout = defaultTo(cfg.RequestTimeout, 30*time.Second)
 	cfg.ImportTimeout = defaultTo(cfg.ImportTimeout, 10*time.Minute)
-	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers)}
+	cfg.RotationRate = defaultTo(cfg.RotationRate, 500)
+	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers), metrics: newMetrics(), rotate: make(chan struct{}, 1)}
+	s.keys.Store(cfg.Keys)
 
 	contract, version, err := loadContract(api.Contract)
 	if err != nil {
@@ -73,8 +86,12 @@ func New(cfg Config) (http.Handler, error) {
 	docs := swagger.NewWithConfig(swgui.Config{HideCurl: false, SettingsUI: map[string]string{"persistAuthorization": "true"}})("hub", "/openapi.json", "/docs/")
 	e.GET("/docs", func(c echo.Context) error { return c.Redirect(http.StatusMovedPermanently, "/docs/") })
 	e.GET("/docs/*", echo.WrapHandler(docs))
-	return e, nil
+	s.echo = e
+	return s, nil
 }
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.echo.ServeHTTP(w, r) }
 
 func defaultTo[T comparable](value, otherwise T) T {
 	var zero T
