@@ -43,9 +43,6 @@ type hub struct {
 	*api.Server
 }
 
-// testKeys encrypt secrets.
-var testKeys = newRing(1)
-
 // caller is one key, and whom it belongs to.
 type caller struct {
 	key          string

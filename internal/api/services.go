@@ -114,6 +114,7 @@ func (s *Server) UpdateClient(ctx context.Context, r api.UpdateClientRequestObje
 	var row db.Client
 	for range 4 { // a config is judged as it will be, and written if nobody was faster
 		if patch != nil {
+			change.IfMatch = expected
 			if err := s.patchConfig(ctx, patch, &change); err != nil {
 				return nil, err
 			}
