@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -51,8 +52,26 @@ type process struct {
 	dir    string
 	key    string
 	stdout string
-	stderr *bytes.Buffer
+	stderr *output
 	exited chan struct{}
+}
+
+// output is what a process writes, while it writes.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
 }
 
 // dataDir is one that PostgreSQL's own user can reach.
@@ -84,7 +103,7 @@ func hubCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
 // startHub starts the hub and waits until it says that it is ready; env may name a database.
 func startHub(t *testing.T, dir string, env ...string) *process {
 	t.Helper()
-	p := &process{Cmd: hubCommand(t, env, "serve", "--data-dir", dir, "--listen", "127.0.0.1:0"), dir: dir, stderr: &bytes.Buffer{}, exited: make(chan struct{})}
+	p := &process{Cmd: hubCommand(t, env, "serve", "--data-dir", dir, "--listen", "127.0.0.1:0"), dir: dir, stderr: &output{}, exited: make(chan struct{})}
 	p.Stderr = p.stderr
 	out, err := p.StdoutPipe()
 	if err != nil {

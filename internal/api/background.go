@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,7 +32,7 @@ func (s *Server) Prepare(ctx context.Context) error {
 	for _, schema := range clienttypes.Schemas() {
 		types.Types = append(types.Types, schema.Type)
 		types.SchemaVersions = append(types.SchemaVersions, schema.Version)
-		types.Schemas = append(types.Schemas, json.RawMessage(schema.JSON))
+		types.Schemas = append(types.Schemas, schema.JSON)
 	}
 	if err := s.store.AsHub(ctx, uuid.Nil, func(q *db.Queries) error { return q.RegisterClientTypes(ctx, types) }); err != nil {
 		return fmt.Errorf("registering the client types: %w", err)

@@ -944,7 +944,7 @@ func TestC11_TheLifeOfAKey(t *testing.T) {
 	for i := range 5 {
 		h.reveals(t, client, fmt.Sprintf("s%d", i), "hush")
 	}
-	if got := fmt.Sprint(h.do(t, "GET", "/v1/encryption-keys", nil).body); strings.Contains(got, k[2][3:20]) {
+	if got := string(h.do(t, "GET", "/v1/encryption-keys", nil).body); strings.Contains(got, k[2][3:20]) {
 		t.Error("the key is shown")
 	}
 }

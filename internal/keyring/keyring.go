@@ -131,7 +131,7 @@ func fingerprint(secret []byte) Fingerprint {
 // Generate makes a key as Parse reads it.
 func Generate(version int32) string {
 	secret := make([]byte, keySize)
-	rand.Read(secret) //nolint:errcheck // never fails: crypto/rand ends the program first
+	rand.Read(secret) // never fails: crypto/rand ends the program first
 	return fmt.Sprintf("v%d:%s", version, base64.StdEncoding.EncodeToString(secret))
 }
 
@@ -162,7 +162,7 @@ func (r *Ring) Seal(version int32, value, context []byte) ([]byte, error) {
 	}
 	sealed := make([]byte, 1+nonceSize, Overhead+len(value))
 	sealed[0] = format
-	rand.Read(sealed[1:]) //nolint:errcheck // see Generate
+	rand.Read(sealed[1:])
 	return r.aeads[version].Seal(sealed, sealed[1:], value, additional(context, version)), nil
 }
 
