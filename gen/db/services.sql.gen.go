@@ -739,7 +739,7 @@ func (q *Queries) RemoveEncryptionKey(ctx context.Context, version int32) (bool,
 }
 
 const revealClientSecret = `-- name: RevealClientSecret :one
-SELECT id, org_id, client_id, name, key_version, ciphertext, value_changed_at FROM client_secrets
+SELECT id, org_id, client_id, name, key_version, ciphertext, value_changed_at, record_secret_reveal(client_id, id, name)::boolean AS recorded FROM client_secrets
 WHERE org_id = current_org_id() AND client_id = $1 AND name = $2
 `
 
@@ -756,8 +756,10 @@ type RevealClientSecretRow struct {
 	KeyVersion     int32
 	Ciphertext     []byte
 	ValueChangedAt time.Time
+	Recorded       bool
 }
 
+// W12: and puts on record that it was revealed.
 func (q *Queries) RevealClientSecret(ctx context.Context, arg RevealClientSecretParams) (RevealClientSecretRow, error) {
 	row := q.db.QueryRow(ctx, revealClientSecret, arg.ClientID, arg.Name)
 	var i RevealClientSecretRow
@@ -769,6 +771,7 @@ func (q *Queries) RevealClientSecret(ctx context.Context, arg RevealClientSecret
 		&i.KeyVersion,
 		&i.Ciphertext,
 		&i.ValueChangedAt,
+		&i.Recorded,
 	)
 	return i, err
 }

@@ -342,7 +342,8 @@ func (s *Server) RevealClientSecret(ctx context.Context, r api.RevealClientSecre
 		return nil, refuse("secret_damaged")
 	}
 	// Towards newer keys only: while the replicas are given their keys, one by one, those that have the old list would undo it.
-	if row.KeyVersion < ring.Primary() {
+	// Nor where it would be a part of the request's own transaction, which fails with it.
+	if row.KeyVersion < ring.Primary() && !store.InTx(ctx) {
 		s.reencrypt(ctx, ring, row, value, bound)
 	}
 	return api.RevealClientSecret200JSONResponse{

@@ -25,7 +25,7 @@ func (d *DB) AsHub(ctx context.Context, org uuid.UUID, fn func(*db.Queries) erro
 		if org != uuid.Nil {
 			batch.Queue("SELECT set_config('hub.org_id', $1, true)", org.String())
 		}
-		batch.Queue("SELECT set_config('plan_cache_mode', 'force_custom_plan', true)")
+		batch.Queue("SELECT set_config('hub.actor_source', 'worker', true), set_config('plan_cache_mode', 'force_custom_plan', true)")
 		if err := tx.SendBatch(ctx, batch).Close(); err != nil {
 			return err
 		}

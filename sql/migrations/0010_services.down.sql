@@ -1,3 +1,4 @@
+DROP FUNCTION record_secret_reveal(uuid, uuid, text);
 DROP FUNCTION remove_encryption_key(integer);
 DROP FUNCTION count_secrets_under(integer);
 DROP FUNCTION orgs_with_clients();

@@ -285,6 +285,31 @@ END $$;
 COMMENT ON FUNCTION remove_encryption_key(integer) IS 'C11: forgets a key that encrypts nothing any more.';
 
 
+CREATE FUNCTION record_secret_reveal(p_client_id uuid, p_secret_id uuid, p_name text) RETURNS boolean
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    PERFORM append_audit(current_org_id(), 'secret.reveal', 'secret', p_secret_id, jsonb_build_object('client_id', p_client_id, 'name', p_name));
+    RETURN true;
+END $$;
+COMMENT ON FUNCTION record_secret_reveal(uuid, uuid, text) IS 'C11, W12: puts on record that a secret is revealed, in the statement that reads it.';
+
+
+-- What is on record (W12) ----------------------------------------------------------------------------------------
+
+CREATE CONSTRAINT TRIGGER clients_audit AFTER INSERT OR UPDATE OR DELETE ON clients DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION record_audit('client', 'description', 'config');
+CREATE CONSTRAINT TRIGGER client_secrets_audit AFTER INSERT OR DELETE ON client_secrets DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION record_audit('secret', 'ciphertext');
+CREATE CONSTRAINT TRIGGER client_secrets_change_audit AFTER UPDATE ON client_secrets DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW WHEN (NOT (OLD.key_version <> NEW.key_version AND OLD.value_changed_at = NEW.value_changed_at AND OLD.metadata::text = NEW.metadata::text))
+    EXECUTE FUNCTION record_audit('secret', 'ciphertext');
+COMMENT ON TRIGGER client_secrets_change_audit ON client_secrets IS 'W12: but not that a value is under another key now: the rotation is on record, and a million entries would say no more.';
+CREATE CONSTRAINT TRIGGER encryption_keys_audit AFTER INSERT OR DELETE ON encryption_keys DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION record_audit('encryption_key');
+CREATE CONSTRAINT TRIGGER secret_rotations_audit AFTER INSERT OR UPDATE OF status ON secret_rotations DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION record_audit('secret_rotation');
+
+
 -- Who may see what (X01) -----------------------------------------------------------------------------------------
 
 ALTER TABLE clients ENABLE ROW LEVEL SECURITY;
@@ -303,6 +328,8 @@ CREATE POLICY encryption_keys_visible ON encryption_keys FOR SELECT TO hub_app U
 CREATE POLICY secret_rotations_visible ON secret_rotations FOR SELECT TO hub_app USING (true);
 CREATE POLICY clients_counted ON clients FOR SELECT TO hub_system USING (true);
 CREATE POLICY client_secrets_counted ON client_secrets FOR SELECT TO hub_system USING (true);
+CREATE POLICY clients_purge ON clients FOR DELETE TO hub_system USING (is_deleted_organization(org_id));
+CREATE POLICY client_secrets_purge ON client_secrets FOR DELETE TO hub_system USING (is_deleted_organization(org_id));
 CREATE POLICY encryption_keys_control_plane ON encryption_keys TO hub_system USING (true);
 CREATE POLICY secret_rotations_control_plane ON secret_rotations TO hub_system USING (true);
 
@@ -314,17 +341,17 @@ GRANT SELECT, DELETE ON client_secrets TO hub_app;
 GRANT INSERT (org_id, id, client_id, name, key_version, ciphertext, metadata),
       UPDATE (key_version, ciphertext, value_changed_at, metadata) ON client_secrets TO hub_app;
 GRANT SELECT, INSERT ON client_types TO hub_system;
-GRANT SELECT (org_id) ON clients TO hub_system;
-GRANT SELECT (org_id, key_version) ON client_secrets TO hub_system; -- and no ciphertext
+GRANT SELECT (ctid, org_id), DELETE ON clients TO hub_system;
+GRANT SELECT (ctid, org_id, key_version), DELETE ON client_secrets TO hub_system; -- and no ciphertext
 GRANT SELECT, INSERT, DELETE ON encryption_keys TO hub_system;
 GRANT SELECT, INSERT, UPDATE ON secret_rotations TO hub_system;
 
 REVOKE ALL ON FUNCTION register_client_types(text[], integer[], jsonb[]), register_encryption_keys(integer[], bytea[]), start_secret_rotation(integer),
     advance_secret_rotation(uuid, bigint), complete_secret_rotation(uuid, bigint), orgs_with_secrets_under(integer), orgs_with_clients(),
-    count_secrets_under(integer), remove_encryption_key(integer) FROM PUBLIC;
+    count_secrets_under(integer), remove_encryption_key(integer), record_secret_reveal(uuid, uuid, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION register_client_types(text[], integer[], jsonb[]), register_encryption_keys(integer[], bytea[]), start_secret_rotation(integer),
     advance_secret_rotation(uuid, bigint), complete_secret_rotation(uuid, bigint), orgs_with_secrets_under(integer), orgs_with_clients(),
-    count_secrets_under(integer), remove_encryption_key(integer) TO hub_app;
+    count_secrets_under(integer), remove_encryption_key(integer), record_secret_reveal(uuid, uuid, text) TO hub_app;
 GRANT CREATE ON SCHEMA public TO hub_system;
 ALTER FUNCTION register_client_types(text[], integer[], jsonb[]) OWNER TO hub_system;
 ALTER FUNCTION register_encryption_keys(integer[], bytea[]) OWNER TO hub_system;
@@ -335,4 +362,5 @@ ALTER FUNCTION orgs_with_secrets_under(integer) OWNER TO hub_system;
 ALTER FUNCTION orgs_with_clients() OWNER TO hub_system;
 ALTER FUNCTION count_secrets_under(integer) OWNER TO hub_system;
 ALTER FUNCTION remove_encryption_key(integer) OWNER TO hub_system;
+ALTER FUNCTION record_secret_reveal(uuid, uuid, text) OWNER TO hub_system;
 REVOKE CREATE ON SCHEMA public FROM hub_system;

@@ -80,7 +80,8 @@ ORDER BY name
 LIMIT @row_limit;
 
 -- name: RevealClientSecret :one
-SELECT id, org_id, client_id, name, key_version, ciphertext, value_changed_at FROM client_secrets
+-- W12: and puts on record that it was revealed.
+SELECT id, org_id, client_id, name, key_version, ciphertext, value_changed_at, record_secret_reveal(client_id, id, name)::boolean AS recorded FROM client_secrets
 WHERE org_id = current_org_id() AND client_id = @client_id AND name = @name;
 
 -- name: DeleteClientSecret :execrows
