@@ -20,7 +20,7 @@ DECLARE
     v_account_id uuid;
 BEGIN
     IF v_org_id IS NULL THEN
-        PERFORM raise_rule('organization_not_found', format('There is no organisation %s.', p_org_slug), 'P0002');
+        RETURN NULL;
     END IF;
     PERFORM set_config('hub.actor_source', 'admin', true);
     INSERT INTO accounts (kind, access_level, display_name, email) VALUES ('human', 'admin', p_display_name, p_email) RETURNING id INTO v_account_id;
@@ -31,7 +31,7 @@ END $$;
 
 -- Name: FUNCTION admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea) IS '`hub admin create`: another platform admin, with a key, where no admin can sign in any more.';
+COMMENT ON FUNCTION public.admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea) IS '`hub admin create`: another platform admin, with a key, where no admin can sign in any more. NULL where there is no such organisation.';
 
 -- Name: admin_issue_key(uuid, text, bytea); Type: FUNCTION; Schema: public; Owner: -
 
@@ -50,7 +50,7 @@ BEGIN
     WHERE m.account_id = p_account_id AND o.deleted_at IS NULL AND o.slug = coalesce(p_org_slug, o.slug)
     ORDER BY membership_rank(m.membership_level) DESC, o.created_at LIMIT 1;
     IF v_org_id IS NULL THEN
-        PERFORM raise_rule('account_not_found', 'There is no such account in this organisation.', 'P0002');
+        RETURN NULL;
     END IF;
     PERFORM set_config('hub.actor_source', 'admin', true);
     INSERT INTO api_keys (org_id, account_id, name, key_hash, scopes)
@@ -61,7 +61,7 @@ END $$;
 
 -- Name: FUNCTION admin_issue_key(p_account_id uuid, p_org_slug text, p_key_hash bytea); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.admin_issue_key(p_account_id uuid, p_org_slug text, p_key_hash bytea) IS '`hub admin key`: a new key for somebody who lost theirs.';
+COMMENT ON FUNCTION public.admin_issue_key(p_account_id uuid, p_org_slug text, p_key_hash bytea) IS '`hub admin key`: a new key for somebody who lost theirs. NULL where the account is in no such organisation.';
 
 -- Name: admin_list_accounts(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -91,14 +91,14 @@ BEGIN
     PERFORM set_config('hub.actor_source', 'admin', true);
     UPDATE accounts a SET status = p_status WHERE a.id = p_account_id;
     IF NOT FOUND THEN
-        PERFORM raise_rule('account_not_found', 'There is no such account.', 'P0002');
+        RETURN NULL;
     END IF;
     RETURN ARRAY(SELECT o.slug FROM organizations o WHERE o.owner_id = p_account_id ORDER BY o.slug);
 END $$;
 
 -- Name: FUNCTION admin_set_account_status(p_account_id uuid, p_status text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.admin_set_account_status(p_account_id uuid, p_status text) IS '`hub admin deactivate`, the break-glass, and `activate`. Returns the organisations that the account owns: they want another owner (W02).';
+COMMENT ON FUNCTION public.admin_set_account_status(p_account_id uuid, p_status text) IS '`hub admin deactivate`, the break-glass, and `activate`. Returns the organisations that the account owns, which want another owner (W02); NULL where there is no such account.';
 
 -- Name: append_audit(uuid, text, text, uuid, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2592,7 +2592,7 @@ COMMENT ON TRIGGER accounts_deleted_by_platform_admin ON public.accounts IS 'X01
 
 -- Name: accounts accounts_email_domain; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER accounts_email_domain BEFORE INSERT OR UPDATE OF email ON public.accounts FOR EACH ROW WHEN ((new.email IS NOT NULL)) EXECUTE FUNCTION public.check_account_email_domain();
+CREATE TRIGGER accounts_email_domain BEFORE INSERT OR UPDATE OF email ON public.accounts FOR EACH ROW WHEN ((new.email ~ '^[^@\s]+@[^@\s]+$'::text)) EXECUTE FUNCTION public.check_account_email_domain();
 
 -- Name: TRIGGER accounts_email_domain ON accounts; Type: COMMENT; Schema: public; Owner: -
 

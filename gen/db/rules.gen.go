@@ -4,7 +4,6 @@ package db
 
 // The rules of the schema: what PostgreSQL names when it refuses.
 const (
-	AccountNotFound                              = "account_not_found"
 	AccountStatusTransitionsPkey                 = "account_status_transitions_pkey"
 	AccountsAccessLevelByPlatformAdmin           = "accounts_access_level_by_platform_admin"
 	AccountsAccessLevelCheck                     = "accounts_access_level_check"
@@ -112,7 +111,6 @@ const (
 	OrganizationMembersOrgIDFkey                 = "organization_members_org_id_fkey"
 	OrganizationMembersOrgIDFkeyInUse            = "organization_members_org_id_fkey_in_use"
 	OrganizationMembersPkey                      = "organization_members_pkey"
-	OrganizationNotFound                         = "organization_not_found"
 	OrganizationsDataObjectCheck                 = "organizations_data_object_check"
 	OrganizationsIDVersionCheck                  = "organizations_id_version_check"
 	OrganizationsIdentityImmutable               = "organizations_identity_immutable"
@@ -213,7 +211,6 @@ const (
 // Rules are all of them. A foreign key has two: its name for a write that refers to nothing, and _in_use for deleting what is
 // referred to.
 var Rules = []string{
-	AccountNotFound,
 	AccountStatusTransitionsPkey,
 	AccountsAccessLevelByPlatformAdmin,
 	AccountsAccessLevelCheck,
@@ -321,7 +318,6 @@ var Rules = []string{
 	OrganizationMembersOrgIDFkey,
 	OrganizationMembersOrgIDFkeyInUse,
 	OrganizationMembersPkey,
-	OrganizationNotFound,
 	OrganizationsDataObjectCheck,
 	OrganizationsIDVersionCheck,
 	OrganizationsIdentityImmutable,
