@@ -350,9 +350,9 @@ END $$;
 
 COMMENT ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) IS 'Finds the key, checks that it, its account and its organisation are in force, that it covers the scopes and its holder has the membership level, and sets the caller for this transaction. It rides in front of each request''s first statement, so a revoked key fails on the next request, on every replica. S05: every way to fail is the same 28000 unauthenticated.';
 
--- Name: bootstrap_hub(text, text, text, bytea); Type: FUNCTION; Schema: public; Owner: -
+-- Name: bootstrap_hub(text, text, text, bytea, text); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) RETURNS record
+CREATE FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text DEFAULT NULL::text, OUT org_id uuid, OUT account_id uuid) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -362,15 +362,15 @@ BEGIN
         RETURN;
     END IF;
     PERFORM set_config('hub.actor_source', 'bootstrap', true);
-    INSERT INTO accounts (kind, access_level, display_name) VALUES ('human', 'admin', p_admin_name)
+    INSERT INTO accounts (kind, access_level, display_name, email) VALUES ('human', 'admin', p_admin_name, p_admin_email)
     RETURNING id INTO account_id;
     SELECT o.id INTO org_id
     FROM make_organization(p_org_slug, p_org_name, account_id, '{}', '{}', hub_uuidv7(), 'first admin key', p_key_hash, '{*,platform:*}') o;
 END $$;
 
--- Name: FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) IS 'The first organisation, its admin and the admin''s key: once, on the first start. Returns NULLs where there is an organisation already.';
+COMMENT ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid) IS 'The first organisation, its admin and the admin''s key: once, on the first start. Returns NULLs where there is an organisation already.';
 
 -- Name: check_account_access_level(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1001,7 +1001,7 @@ BEGIN
     DELETE FROM idempotency_keys k
     WHERE (k.org_id, k.id) IN (
         SELECT d.org_id, d.id FROM organizations o, LATERAL (
-            SELECT i.org_id, i.id FROM idempotency_keys i WHERE i.org_id = o.id AND i.created_at < now() - interval '24 hours' LIMIT p_rows FOR UPDATE SKIP LOCKED) d
+            SELECT i.org_id, i.id FROM idempotency_keys i WHERE i.org_id = o.id AND i.created_at < now() - interval '24 hours' LIMIT p_rows) d
         LIMIT p_rows);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
@@ -3360,10 +3360,10 @@ GRANT SELECT,INSERT,DELETE ON TABLE public.audit_logs TO hub_system;
 REVOKE ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) TO hub_app;
 
--- Name: FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid); Type: ACL; Schema: public; Owner: -
+-- Name: FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid); Type: ACL; Schema: public; Owner: -
 
-REVOKE ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) TO hub;
+REVOKE ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid) TO hub;
 
 -- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
 

@@ -402,7 +402,7 @@ type AuditLog struct {
 	ActorSource string              `json:"actorSource"`
 	ApiKeyId    *openapi_types.UUID `json:"apiKeyId"`
 
-	// Changes Any JSON object. It comes back with the values that were given.
+	// Changes By column: {"before": ..., "after": ...}. Personal, opaque and long values only as {"changed": true}, secrets not at all.
 	Changes      JSONObject `json:"changes"`
 	CreatedAt    time.Time  `json:"createdAt"`
 	DatabaseUser string     `json:"databaseUser"`

@@ -3,7 +3,7 @@ DROP FUNCTION admin_issue_key(uuid, text, bytea);
 DROP FUNCTION admin_create_account(text, text, text, bytea);
 DROP FUNCTION admin_list_accounts();
 DROP FUNCTION hub_is_bootstrapped();
-DROP FUNCTION bootstrap_hub(text, text, text, bytea);
+DROP FUNCTION bootstrap_hub(text, text, text, bytea, text);
 DROP FUNCTION transfer_organization(uuid, uuid);
 DROP FUNCTION create_organization(text, text, uuid, jsonb, jsonb, uuid, bytea);
 DROP FUNCTION make_organization(text, text, uuid, jsonb, jsonb, uuid, text, bytea, text[]);

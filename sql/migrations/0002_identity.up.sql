@@ -612,7 +612,7 @@ COMMENT ON FUNCTION transfer_organization(uuid, uuid) IS 'W16: promotes the new 
 
 -- First start, and the operator's way in -------------------------------------------------------------------------
 
-CREATE FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid)
+CREATE FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text DEFAULT NULL, OUT org_id uuid, OUT account_id uuid)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtextextended('bootstrap_hub', 0)); -- several replicas may start at once
@@ -620,12 +620,12 @@ BEGIN
         RETURN;
     END IF;
     PERFORM set_config('hub.actor_source', 'bootstrap', true);
-    INSERT INTO accounts (kind, access_level, display_name) VALUES ('human', 'admin', p_admin_name)
+    INSERT INTO accounts (kind, access_level, display_name, email) VALUES ('human', 'admin', p_admin_name, p_admin_email)
     RETURNING id INTO account_id;
     SELECT o.id INTO org_id
     FROM make_organization(p_org_slug, p_org_name, account_id, '{}', '{}', hub_uuidv7(), 'first admin key', p_key_hash, '{*,platform:*}') o;
 END $$;
-COMMENT ON FUNCTION bootstrap_hub(text, text, text, bytea) IS
+COMMENT ON FUNCTION bootstrap_hub(text, text, text, bytea, text) IS
     'The first organisation, its admin and the admin''s key: once, on the first start. Returns NULLs where there is an organisation already.';
 
 CREATE FUNCTION hub_is_bootstrapped() RETURNS boolean
@@ -699,7 +699,7 @@ COMMENT ON FUNCTION admin_set_account_status(uuid, text) IS '`hub admin deactiva
 
 REVOKE ALL ON FUNCTION authenticate(bytea, text[], text, uuid), record_key_uses(uuid[], uuid[], timestamptz[]), search_accounts(text, integer), revoke_account_keys(),
     make_organization(text, text, uuid, jsonb, jsonb, uuid, text, bytea, text[]), create_organization(text, text, uuid, jsonb, jsonb, uuid, bytea), transfer_organization(uuid, uuid),
-    bootstrap_hub(text, text, text, bytea), admin_list_accounts(), admin_create_account(text, text, text, bytea), admin_issue_key(uuid, text, bytea), admin_set_account_status(uuid, text) FROM PUBLIC;
+    bootstrap_hub(text, text, text, bytea, text), admin_list_accounts(), admin_create_account(text, text, text, bytea), admin_issue_key(uuid, text, bytea), admin_set_account_status(uuid, text) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION authenticate(bytea, text[], text, uuid), record_key_uses(uuid[], uuid[], timestamptz[]), search_accounts(text, integer),
     create_organization(text, text, uuid, jsonb, jsonb, uuid, bytea), transfer_organization(uuid, uuid) TO hub_app;
 
@@ -712,12 +712,12 @@ ALTER FUNCTION revoke_account_keys() OWNER TO hub_system;
 ALTER FUNCTION make_organization(text, text, uuid, jsonb, jsonb, uuid, text, bytea, text[]) OWNER TO hub_system;
 ALTER FUNCTION create_organization(text, text, uuid, jsonb, jsonb, uuid, bytea) OWNER TO hub_system;
 ALTER FUNCTION transfer_organization(uuid, uuid) OWNER TO hub_system;
-ALTER FUNCTION bootstrap_hub(text, text, text, bytea) OWNER TO hub_system;
+ALTER FUNCTION bootstrap_hub(text, text, text, bytea, text) OWNER TO hub_system;
 ALTER FUNCTION hub_is_bootstrapped() OWNER TO hub_system;
 ALTER FUNCTION admin_list_accounts() OWNER TO hub_system;
 ALTER FUNCTION admin_create_account(text, text, text, bytea) OWNER TO hub_system;
 ALTER FUNCTION admin_issue_key(uuid, text, bytea) OWNER TO hub_system;
 ALTER FUNCTION admin_set_account_status(uuid, text) OWNER TO hub_system;
 REVOKE CREATE ON SCHEMA public FROM hub_auth, hub_system, hub_search;
-GRANT EXECUTE ON FUNCTION bootstrap_hub(text, text, text, bytea), admin_list_accounts(), admin_create_account(text, text, text, bytea),
+GRANT EXECUTE ON FUNCTION bootstrap_hub(text, text, text, bytea, text), admin_list_accounts(), admin_create_account(text, text, text, bytea),
     admin_issue_key(uuid, text, bytea), admin_set_account_status(uuid, text) TO CURRENT_USER;

@@ -46,7 +46,7 @@ BEGIN
     DELETE FROM idempotency_keys k
     WHERE (k.org_id, k.id) IN (
         SELECT d.org_id, d.id FROM organizations o, LATERAL (
-            SELECT i.org_id, i.id FROM idempotency_keys i WHERE i.org_id = o.id AND i.created_at < now() - interval '24 hours' LIMIT p_rows FOR UPDATE SKIP LOCKED) d
+            SELECT i.org_id, i.id FROM idempotency_keys i WHERE i.org_id = o.id AND i.created_at < now() - interval '24 hours' LIMIT p_rows) d
         LIMIT p_rows);
     GET DIAGNOSTICS v_count = ROW_COUNT;
     RETURN v_count;
