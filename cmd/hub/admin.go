@@ -18,6 +18,8 @@ import (
 
 func adminCommand() *cobra.Command {
 	cmd := &cobra.Command{
+		Args:  cobra.NoArgs,
+		RunE:  showHelp,
 		Use:   "admin",
 		Short: "The operator's way in: accounts and keys without a key",
 		Long: `The operator's way in, for whom the database trusts: the first account, a lost admin key, an account that must stop now.

@@ -22,7 +22,7 @@ import (
 )
 
 func importCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "import", Short: "Bring sessions of other programs into the hub"}
+	cmd := &cobra.Command{Args: cobra.NoArgs, RunE: showHelp, Use: "import", Short: "Bring sessions of other programs into the hub"}
 	cmd.AddCommand(importOpencodeCommand())
 	return cmd
 }

@@ -39,6 +39,9 @@ func rootCommand() *cobra.Command {
 	return root
 }
 
+// showHelp is what a command does that only groups others; with cobra.NoArgs it refuses what is none of them.
+func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+
 func programVersion() string {
 	if version != "" {
 		return version

@@ -15,6 +15,8 @@ import (
 
 func migrateCommand() *cobra.Command {
 	cmd := &cobra.Command{
+		Args:  cobra.NoArgs,
+		RunE:  showHelp,
 		Use:   "migrate",
 		Short: "Change the schema's version by hand",
 		Long: `Change the schema's version by hand. "hub serve" applies what is missing by itself.
