@@ -107,15 +107,20 @@ CREATE FUNCTION public.append_audit(p_org_id uuid, p_action text, p_target_type 
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
+    v_noted uuid[] := string_to_array(nullif(current_setting('hub.audit_chains', true), ''), ' ')::uuid[];
     v_chain audit_chains;
     v_row   audit_logs;
 BEGIN
     v_row.chain_id := coalesce(p_org_id, '00000000-0000-0000-0000-000000000000');
-    LOOP
+    SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id AND v_noted IS NULL FOR UPDATE;
+    IF NOT FOUND THEN
+        v_noted := v_noted || v_row.chain_id;
+        INSERT INTO audit_chains (chain_id)
+        SELECT n FROM unnest(v_noted) n WHERE NOT EXISTS (SELECT FROM audit_chains c WHERE c.chain_id = n) ORDER BY n ON CONFLICT DO NOTHING;
+        PERFORM FROM audit_chains c WHERE c.chain_id = ANY (v_noted) ORDER BY c.chain_id FOR UPDATE;
+        PERFORM set_config('hub.audit_chains', '', true);
         SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id FOR UPDATE;
-        EXIT WHEN FOUND;
-        INSERT INTO audit_chains (chain_id) VALUES (v_row.chain_id) ON CONFLICT DO NOTHING;
-    END LOOP;
+    END IF;
     v_row.id := hub_uuidv7();
     v_row.position := v_chain.position + 1;
     v_row.org_id := (SELECT o.id FROM organizations o WHERE o.id = v_row.chain_id);
@@ -155,6 +160,16 @@ END $$;
 -- Name: FUNCTION audit_chain_of(p_platform boolean); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.audit_chain_of(p_platform boolean) IS 'The chain that the caller asks for: its organisation''s, or the platform''s.';
+
+-- Name: audit_chain_of(name, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.audit_chain_of(p_table name, p_row jsonb) RETURNS uuid
+    LANGUAGE sql IMMUTABLE
+    RETURN COALESCE((CASE p_table WHEN 'organizations'::name THEN (p_row ->> 'id'::text) WHEN 'accounts'::name THEN (p_row ->> 'home_org_id'::text) ELSE (p_row ->> 'org_id'::text) END)::uuid, '00000000-0000-0000-0000-000000000000'::uuid);
+
+-- Name: FUNCTION audit_chain_of(p_table name, p_row jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.audit_chain_of(p_table name, p_row jsonb) IS 'The chain that a row''s changes are in: its organisation''s, or the platform''s.';
 
 -- Name: hub_uuidv7_at(bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -328,7 +343,7 @@ BEGIN
         PERFORM raise_rule('insufficient_scope', format('The key lacks the scope %s.', array_to_string(v_missing, ', ')), '42501');
     END IF;
     v_platform := 'platform:*' = ANY (v_scopes);
-    IF p_level <> 'member' AND NOT v_platform AND membership_rank(v_membership) < membership_rank(p_level) THEN
+    IF NOT v_platform AND (membership_rank(v_membership) >= membership_rank(p_level)) IS NOT TRUE THEN
         PERFORM raise_rule('insufficient_level', format('This takes the membership level %s.', p_level), '42501');
     END IF;
     IF p_session_id IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id)) THEN
@@ -954,6 +969,26 @@ END $$;
 
 COMMENT ON FUNCTION public.make_session_slug() IS 'S09: two words and six hex digits.';
 
+-- Name: note_audit_chain(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.note_audit_chain() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_noted text := coalesce(current_setting('hub.audit_chains', true), '');
+    v_chain text := audit_chain_of(TG_TABLE_NAME, CASE TG_OP WHEN 'INSERT' THEN to_jsonb(NEW) ELSE to_jsonb(OLD) END)::text;
+BEGIN
+    IF position(v_chain IN v_noted) = 0 THEN
+        PERFORM set_config('hub.audit_chains', ltrim(v_noted || ' ' || v_chain), true);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION note_audit_chain(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.note_audit_chain() IS 'X03: notes which chains the transaction will append to, so that they are taken in one order: two transactions that change rows of two organisations in opposite orders would wait for each other.';
+
 -- Name: purge_audit_logs(integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.purge_audit_logs(p_rows integer) RETURNS bigint
@@ -1106,9 +1141,8 @@ BEGIN
         WHEN v_changes ? 'rotated_to_id' THEN 'rotate'
         WHEN v_changes ? 'enabled' THEN CASE v_new ->> 'enabled' WHEN 'true' THEN 'enable' ELSE 'disable' END
         ELSE 'update' END;
-    PERFORM append_audit(
-        (CASE TG_TABLE_NAME WHEN 'organizations' THEN v_row ->> 'id' WHEN 'accounts' THEN coalesce(v_old, v_new) ->> 'home_org_id' ELSE v_row ->> 'org_id' END)::uuid,
-        TG_ARGV[0] || '.' || v_verb, TG_ARGV[0], coalesce(v_row ->> 'id', v_row ->> 'account_id', v_row ->> 'org_id')::uuid, v_changes);
+    PERFORM append_audit(audit_chain_of(TG_TABLE_NAME, coalesce(v_old, v_new)), TG_ARGV[0] || '.' || v_verb, TG_ARGV[0],
+        coalesce(v_row ->> 'id', v_row ->> 'account_id', v_row ->> 'org_id')::uuid, v_changes);
     RETURN NULL;
 END $$;
 
@@ -1200,6 +1234,24 @@ END $$;
 -- Name: FUNCTION refuse_change(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.refuse_change() IS 'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
+
+-- Name: refuse_other_key_successor(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_other_key_successor() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- ON DELETE SET NULL comes after the successor is gone: nobody else can bring that about.
+    IF NEW.rotated_to_id IS NULL AND NOT EXISTS (SELECT FROM api_keys k WHERE k.org_id = OLD.org_id AND k.id = OLD.rotated_to_id) THEN
+        RETURN NEW;
+    END IF;
+    PERFORM raise_rule(TG_NAME, 'A key is rotated once.');
+END $$;
+
+-- Name: FUNCTION refuse_other_key_successor(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_other_key_successor() IS 'A rotated key keeps its successor for as long as there is one.';
 
 -- Name: refuse_other_session_parent(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1513,19 +1565,17 @@ CREATE FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, O
     WITH chain AS (
         SELECT * FROM audit_chains c WHERE c.chain_id = p_chain_id
     ), walked AS (
-        SELECT l.position, l.id, l.hash,
-               coalesce(lag(l.position) OVER w, c.anchor_position) AS before_position,
-               coalesce(lag(l.hash) OVER w, c.anchor_hash) AS before_hash,
-               l.previous_hash, audit_hash(l) AS computed
-        FROM audit_logs l JOIN chain c ON c.chain_id = l.chain_id
-        WHERE l.chain_id = p_chain_id AND l.position > c.anchor_position
+        SELECT l.position, l.id, l.hash, l.previous_hash, audit_hash(l) AS computed,
+               lag(l.position) OVER w AS before_position, lag(l.hash) OVER w AS before_hash
+        FROM audit_logs l WHERE l.chain_id = p_chain_id
         WINDOW w AS (ORDER BY l.position)
     ), judged AS (
-        SELECT w.position, w.id, w.hash, CASE
-            WHEN w.position <> w.before_position + 1 THEN 'missing'
-            WHEN w.computed <> w.hash THEN 'altered'
-            WHEN w.previous_hash <> w.before_hash THEN 'unlinked' END AS how, w.before_position
-        FROM walked w
+        SELECT w.position, w.id, w.hash, greatest(w.before_position, c.anchor_position) AS before_position, CASE
+            WHEN w.position <= c.anchor_position OR w.position > c.position THEN 'added'
+            WHEN w.position <> greatest(w.before_position, c.anchor_position) + 1 THEN 'missing'
+            WHEN w.computed <> w.hash OR w.position = c.position AND w.hash <> c.hash THEN 'altered'
+            WHEN w.previous_hash <> CASE WHEN w.before_position > c.anchor_position THEN w.before_hash ELSE c.anchor_hash END THEN 'unlinked' END AS how
+        FROM walked w CROSS JOIN chain c
     ), summed AS (
         SELECT count(*) AS entries, max(j.position) AS last_position, min(j.position) FILTER (WHERE j.how IS NOT NULL) AS first_broken FROM judged j
     ), broken AS (
@@ -1534,12 +1584,6 @@ CREATE FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, O
         UNION ALL
         SELECT coalesce(s.last_position, c.anchor_position) + 1, NULL, 'missing' -- the newest entries
         FROM summed s, chain c WHERE s.first_broken IS NULL AND coalesce(s.last_position, c.anchor_position) < c.position
-        UNION ALL
-        SELECT j.position, j.id, 'altered' -- rewritten with its hash, but the head knows better
-        FROM summed s, chain c, judged j WHERE s.first_broken IS NULL AND j.position = s.last_position AND s.last_position = c.position AND j.hash <> c.hash
-        UNION ALL
-        SELECT j.position, j.id, 'added'
-        FROM summed s, chain c, judged j WHERE s.first_broken IS NULL AND j.position = c.position + 1
     )
     SELECT s.entries, c.position, c.hash, c.anchor_position, b.position, b.id, b.how
     FROM chain c CROSS JOIN summed s LEFT JOIN broken b ON true
@@ -1547,7 +1591,7 @@ $$;
 
 -- Name: FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) IS 'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added behind the head. With its reader''s rights.';
+COMMENT ON FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) IS 'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added outside of the chain. With its reader''s rights.';
 
 -- Name: account_status_transitions; Type: TABLE; Schema: public; Owner: -
 
@@ -2574,6 +2618,10 @@ COMMENT ON TRIGGER accounts_access_level_by_platform_admin ON public.accounts IS
 
 CREATE CONSTRAINT TRIGGER accounts_audit AFTER INSERT OR DELETE OR UPDATE ON public.accounts DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('account', 'display_name', 'email');
 
+-- Name: accounts accounts_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_audit_chain AFTER INSERT OR DELETE OR UPDATE ON public.accounts FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
+
 -- Name: accounts accounts_deactivation; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER accounts_deactivation AFTER UPDATE ON public.accounts FOR EACH ROW WHEN (((new.status = 'deactivated'::text) AND (old.status <> 'deactivated'::text))) EXECUTE FUNCTION public.revoke_account_keys();
@@ -2650,6 +2698,10 @@ CREATE TRIGGER accounts_touch BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN
 
 CREATE CONSTRAINT TRIGGER api_keys_audit AFTER INSERT OR DELETE OR UPDATE ON public.api_keys DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('key');
 
+-- Name: api_keys api_keys_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER api_keys_audit_chain AFTER INSERT OR DELETE OR UPDATE OF name, scopes, resources, tags, enabled, expires_at, revoked_at, rotated_to_id, metadata ON public.api_keys FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
+
 -- Name: api_keys api_keys_grace_only_shrinks; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER api_keys_grace_only_shrinks BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((new.rotated_to_id IS NOT NULL) AND (COALESCE(new.expires_at, 'infinity'::timestamp with time zone) > COALESCE(old.expires_at, 'infinity'::timestamp with time zone)))) EXECUTE FUNCTION public.refuse_change('The end of a rotated key, but for an earlier one,');
@@ -2672,7 +2724,7 @@ COMMENT ON TRIGGER api_keys_revoked_for_good ON public.api_keys IS 'W02';
 
 -- Name: api_keys api_keys_rotated_once; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER api_keys_rotated_once BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((old.rotated_to_id IS NOT NULL) AND (new.rotated_to_id IS NOT NULL) AND (old.rotated_to_id IS DISTINCT FROM new.rotated_to_id))) EXECUTE FUNCTION public.refuse_change('The key that follows a rotated one');
+CREATE TRIGGER api_keys_rotated_once BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((old.rotated_to_id IS NOT NULL) AND (old.rotated_to_id IS DISTINCT FROM new.rotated_to_id))) EXECUTE FUNCTION public.refuse_other_key_successor();
 
 -- Name: api_keys api_keys_touch; Type: TRIGGER; Schema: public; Owner: -
 
@@ -2750,6 +2802,10 @@ CREATE TRIGGER messages_touch BEFORE UPDATE ON public.messages FOR EACH ROW WHEN
 
 CREATE CONSTRAINT TRIGGER organization_members_audit AFTER INSERT OR DELETE OR UPDATE ON public.organization_members DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('member');
 
+-- Name: organization_members organization_members_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER organization_members_audit_chain AFTER INSERT OR DELETE OR UPDATE ON public.organization_members FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
+
 -- Name: organization_members organization_members_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER organization_members_identity_immutable BEFORE UPDATE ON public.organization_members FOR EACH ROW WHEN ((((old.org_id IS DISTINCT FROM new.org_id) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A membership''s organisation, account and creation time');
@@ -2765,6 +2821,10 @@ CREATE TRIGGER organization_members_touch BEFORE UPDATE ON public.organization_m
 -- Name: organizations organizations_audit; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE CONSTRAINT TRIGGER organizations_audit AFTER INSERT OR DELETE OR UPDATE ON public.organizations DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('organization');
+
+-- Name: organizations organizations_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER organizations_audit_chain AFTER INSERT OR DELETE OR UPDATE ON public.organizations FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
 
 -- Name: organizations organizations_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 

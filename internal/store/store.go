@@ -238,7 +238,7 @@ func (d *DB) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandT
 // Query implements db.DBTX. The rows hold a connection until they are closed.
 func (d *DB) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	if tx := txFrom(ctx); tx != nil {
-		return tx.Query(ctx, sql, args...)
+		return tx.Query(ctx, sql, args...) //nolint:sqlclosecheck // the caller closes them
 	}
 	conn, err := d.pool.Acquire(ctx)
 	if err != nil {

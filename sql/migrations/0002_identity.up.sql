@@ -362,9 +362,19 @@ CREATE TRIGGER api_keys_revoked_for_good BEFORE UPDATE ON api_keys
          OR OLD.rotated_to_id IS NULL AND NEW.rotated_to_id IS NOT NULL))
     EXECUTE FUNCTION refuse_change('A revoked key');
 COMMENT ON TRIGGER api_keys_revoked_for_good ON api_keys IS 'W02';
+CREATE FUNCTION refuse_other_key_successor() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    -- ON DELETE SET NULL comes after the successor is gone: nobody else can bring that about.
+    IF NEW.rotated_to_id IS NULL AND NOT EXISTS (SELECT FROM api_keys k WHERE k.org_id = OLD.org_id AND k.id = OLD.rotated_to_id) THEN
+        RETURN NEW;
+    END IF;
+    PERFORM raise_rule(TG_NAME, 'A key is rotated once.');
+END $$;
+COMMENT ON FUNCTION refuse_other_key_successor() IS 'A rotated key keeps its successor for as long as there is one.';
 CREATE TRIGGER api_keys_rotated_once BEFORE UPDATE ON api_keys
-    FOR EACH ROW WHEN (OLD.rotated_to_id IS NOT NULL AND NEW.rotated_to_id IS NOT NULL AND OLD.rotated_to_id IS DISTINCT FROM NEW.rotated_to_id)
-    EXECUTE FUNCTION refuse_change('The key that follows a rotated one');
+    FOR EACH ROW WHEN (OLD.rotated_to_id IS NOT NULL AND OLD.rotated_to_id IS DISTINCT FROM NEW.rotated_to_id)
+    EXECUTE FUNCTION refuse_other_key_successor();
 CREATE TRIGGER api_keys_grace_only_shrinks BEFORE UPDATE ON api_keys
     FOR EACH ROW WHEN (NEW.rotated_to_id IS NOT NULL AND coalesce(NEW.expires_at, 'infinity') > coalesce(OLD.expires_at, 'infinity'))
     EXECUTE FUNCTION refuse_change('The end of a rotated key, but for an earlier one,');
@@ -516,7 +526,7 @@ BEGIN
         PERFORM raise_rule('insufficient_scope', format('The key lacks the scope %s.', array_to_string(v_missing, ', ')), '42501');
     END IF;
     v_platform := 'platform:*' = ANY (v_scopes);
-    IF p_level <> 'member' AND NOT v_platform AND membership_rank(v_membership) < membership_rank(p_level) THEN
+    IF NOT v_platform AND (membership_rank(v_membership) >= membership_rank(p_level)) IS NOT TRUE THEN
         PERFORM raise_rule('insufficient_level', format('This takes the membership level %s.', p_level), '42501');
     END IF;
     IF p_session_id IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id)) THEN
