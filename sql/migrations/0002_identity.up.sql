@@ -526,11 +526,14 @@ BEGIN
         PERFORM raise_rule('insufficient_scope', format('The key lacks the scope %s.', array_to_string(v_missing, ', ')), '42501');
     END IF;
     v_platform := 'platform:*' = ANY (v_scopes);
-    IF NOT v_platform AND (membership_rank(v_membership) >= membership_rank(p_level)) IS NOT TRUE THEN
+    IF p_level IS DISTINCT FROM v_membership AND NOT v_platform AND (membership_rank(v_membership) >= membership_rank(p_level)) IS NOT TRUE THEN
         PERFORM raise_rule('insufficient_level', format('This takes the membership level %s.', p_level), '42501');
     END IF;
-    IF p_session_id IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id)) THEN
-        PERFORM raise_rule('acting_session_not_found', 'There is no such session.', '23503');
+    IF p_session_id IS NOT NULL THEN
+        PERFORM FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id);
+        IF NOT FOUND THEN
+            PERFORM raise_rule('acting_session_not_found', 'There is no such session.', '23503');
+        END IF;
     END IF;
 
     PERFORM set_config('hub.org_id', org_id::text, true),
