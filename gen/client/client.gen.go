@@ -307,7 +307,7 @@ type ApiKey struct {
 	Metadata Metadata `json:"metadata"`
 	Name     string   `json:"name"`
 
-	// Resources What the key is limited to. Empty for the whole organisation.
+	// Resources What the key is limited to; it ranks as a member's then, whoever holds it. Empty for the whole organisation.
 	Resources []Resource `json:"resources"`
 	Revision  int32      `json:"revision"`
 	RevokedAt *time.Time `json:"revokedAt"`
@@ -1687,7 +1687,7 @@ type ClientInterface interface {
 
 	// UpdateAccountWithBody Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -1698,7 +1698,7 @@ type ClientInterface interface {
 
 	// UpdateAccountWithApplicationMergePatchPlusJSONBody Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -1745,7 +1745,7 @@ type ClientInterface interface {
 
 	// CreateApiKeyWithBody Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -1756,7 +1756,7 @@ type ClientInterface interface {
 
 	// CreateApiKey Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -2414,7 +2414,7 @@ func (c *Client) GetAccount(ctx context.Context, accountId AccountId, reqEditors
 
 // UpdateAccountWithBody Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -2435,7 +2435,7 @@ func (c *Client) UpdateAccountWithBody(ctx context.Context, accountId AccountId,
 
 // UpdateAccountWithApplicationMergePatchPlusJSONBody Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -2532,7 +2532,7 @@ func (c *Client) ListApiKeys(ctx context.Context, params *ListApiKeysParams, req
 
 // CreateApiKeyWithBody Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -2553,7 +2553,7 @@ func (c *Client) CreateApiKeyWithBody(ctx context.Context, params *CreateApiKeyP
 
 // CreateApiKey Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -6738,7 +6738,7 @@ type ClientWithResponsesInterface interface {
 
 	// UpdateAccountWithBodyWithResponse Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -6749,7 +6749,7 @@ type ClientWithResponsesInterface interface {
 
 	// UpdateAccountWithApplicationMergePatchPlusJSONBodyWithResponse Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -6804,7 +6804,7 @@ type ClientWithResponsesInterface interface {
 
 	// CreateApiKeyWithBodyWithResponse Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -6815,7 +6815,7 @@ type ClientWithResponsesInterface interface {
 
 	// CreateApiKeyWithResponse Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -10188,7 +10188,7 @@ func (c *ClientWithResponses) GetAccountWithResponse(ctx context.Context, accoun
 
 // UpdateAccountWithBodyWithResponse Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -10205,7 +10205,7 @@ func (c *ClientWithResponses) UpdateAccountWithBodyWithResponse(ctx context.Cont
 
 // UpdateAccountWithApplicationMergePatchPlusJSONBodyWithResponse Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -10290,7 +10290,7 @@ func (c *ClientWithResponses) ListApiKeysWithResponse(ctx context.Context, param
 
 // CreateApiKeyWithBodyWithResponse Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -10307,7 +10307,7 @@ func (c *ClientWithResponses) CreateApiKeyWithBodyWithResponse(ctx context.Conte
 
 // CreateApiKeyWithResponse Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
