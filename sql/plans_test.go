@@ -36,11 +36,13 @@ const crowd = `
 		SELECT s.org_id, s.id, 'user', s.source, s.source_id, 0 FROM sessions s WHERE s.source_id LIKE 'crowd-%';
 	INSERT INTO parts (org_id, session_id, message_id, type, source, source_id, source_position)
 		SELECT m.org_id, m.session_id, m.id, 'text', m.source, m.source_id, 0 FROM messages m WHERE m.source_id LIKE 'crowd-%';
+	SET session_replication_role = replica; -- nothing of these goes on record
 	INSERT INTO clients (org_id, type, schema_version, name, valid, validated_at)
 		SELECT o.id, CASE WHEN n % 20 = 0 THEN 'webhook' ELSE 'http-api' END, 1, 'c-' || n, n % 50 > 0, now() FROM organizations o, generate_series(1, 200) n;
 	INSERT INTO client_secrets (org_id, client_id, name, key_version, ciphertext)
 		SELECT c.org_id, c.id, 's-' || n, CASE WHEN c.name = 'c-7' THEN 1 ELSE 2 END, sha256(n::text::bytea) FROM clients c, generate_series(1, 5) n;
 	INSERT INTO secret_rotations (target_version, total, status, ended_at) SELECT 1, 0, 'completed', now() FROM generate_series(1, 500);
+	SET session_replication_role = origin;
 	INSERT INTO messages (org_id, session_id, role) SELECT @org, @session, 'assistant' FROM generate_series(1, 2000);
 	INSERT INTO parts (org_id, session_id, message_id, type)
 		SELECT m.org_id, m.session_id, m.id, CASE WHEN n = 1 THEN 'tool' ELSE 'text' END

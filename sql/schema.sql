@@ -9,6 +9,36 @@ CREATE SCHEMA public;
 
 COMMENT ON SCHEMA public IS 'standard public schema';
 
+-- Name: current_account_id(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.current_account_id() RETURNS uuid
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (NULLIF(current_setting('hub.account_id'::text, true), ''::text))::uuid;
+
+-- Name: FUNCTION current_account_id(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.current_account_id() IS 'The account of the calling key.';
+
+-- Name: is_platform_admin(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.is_platform_admin() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (COALESCE(current_setting('hub.platform'::text, true), ''::text) = 'on'::text);
+
+-- Name: FUNCTION is_platform_admin(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.is_platform_admin() IS 'X01: the caller''s account is an admin''s, and its key carries platform:*. Ranks above every membership level, but sees no tenant''s rows but its own.';
+
+-- Name: acts_for_platform(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.acts_for_platform() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN ((public.current_account_id() IS NULL) OR public.is_platform_admin());
+
+-- Name: FUNCTION acts_for_platform(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.acts_for_platform() IS 'X01: whether the hub itself is at work, for nobody, or a platform admin. Nobody else learns how many secrets others have, or which organisations there are.';
+
 -- Name: admin_create_account(text, text, text, bytea); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea) RETURNS uuid
@@ -177,7 +207,7 @@ CREATE FUNCTION public.advance_secret_rotation(p_id uuid, p_rotated bigint) RETU
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     BEGIN ATOMIC
  UPDATE public.secret_rotations SET rotated = (secret_rotations.rotated + advance_secret_rotation.p_rotated)
-   WHERE ((secret_rotations.id = advance_secret_rotation.p_id) AND (secret_rotations.status = 'running'::text));
+   WHERE ((secret_rotations.id = advance_secret_rotation.p_id) AND (secret_rotations.status = 'running'::text) AND public.acts_for_platform());
 END;
 
 -- Name: FUNCTION advance_secret_rotation(p_id uuid, p_rotated bigint); Type: COMMENT; Schema: public; Owner: -
@@ -658,7 +688,7 @@ CREATE FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) RETU
     AS $$
 BEGIN
     UPDATE secret_rotations SET status = 'completed', ended_at = clock_timestamp(), failed = p_failed
-    WHERE id = p_id AND status = 'running'
+    WHERE id = p_id AND status = 'running' AND acts_for_platform()
       AND p_failed >= (SELECT count(*) FROM client_secrets s WHERE s.key_version <> target_version);
     RETURN FOUND;
 END $$;
@@ -755,7 +785,7 @@ CREATE FUNCTION public.count_secrets_under(p_version integer) RETURNS bigint
     BEGIN ATOMIC
  SELECT count(*) AS count
     FROM public.client_secrets
-   WHERE (client_secrets.key_version = count_secrets_under.p_version);
+   WHERE ((client_secrets.key_version = count_secrets_under.p_version) AND public.acts_for_platform());
 END;
 
 -- Name: FUNCTION count_secrets_under(p_version integer); Type: COMMENT; Schema: public; Owner: -
@@ -837,16 +867,6 @@ END $$;
 -- Name: FUNCTION create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) IS 'X01: by platform admins alone.';
-
--- Name: current_account_id(); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.current_account_id() RETURNS uuid
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (NULLIF(current_setting('hub.account_id'::text, true), ''::text))::uuid;
-
--- Name: FUNCTION current_account_id(); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.current_account_id() IS 'The account of the calling key.';
 
 -- Name: current_key_id(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -973,16 +993,6 @@ CREATE FUNCTION public.is_deleted_organization(p_org_id uuid) RETURNS boolean
 -- Name: FUNCTION is_deleted_organization(p_org_id uuid); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.is_deleted_organization(p_org_id uuid) IS 'W12: what the purge may delete from.';
-
--- Name: is_platform_admin(); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.is_platform_admin() RETURNS boolean
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (COALESCE(current_setting('hub.platform'::text, true), ''::text) = 'on'::text);
-
--- Name: FUNCTION is_platform_admin(); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.is_platform_admin() IS 'X01: the caller''s account is an admin''s, and its key carries platform:*. Ranks above every membership level, but sees no tenant''s rows but its own.';
 
 -- Name: issue_session_row_id(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1248,9 +1258,9 @@ CREATE FUNCTION public.orgs_with_clients() RETURNS SETOF uuid
     BEGIN ATOMIC
  SELECT o.id
     FROM public.organizations o
-   WHERE (EXISTS ( SELECT
+   WHERE ((public.current_account_id() IS NULL) AND (EXISTS ( SELECT
             FROM public.clients c
-           WHERE (c.org_id = o.id)))
+           WHERE (c.org_id = o.id))))
    ORDER BY o.id;
 END;
 
@@ -1266,7 +1276,7 @@ CREATE FUNCTION public.orgs_with_secrets_under(p_version integer) RETURNS SETOF 
     BEGIN ATOMIC
  SELECT DISTINCT client_secrets.org_id
     FROM public.client_secrets
-   WHERE (client_secrets.key_version = orgs_with_secrets_under.p_version)
+   WHERE ((client_secrets.key_version = orgs_with_secrets_under.p_version) AND (public.current_account_id() IS NULL))
    ORDER BY client_secrets.org_id;
 END;
 
@@ -1715,6 +1725,9 @@ CREATE FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerpr
 DECLARE
     v_wrong text;
 BEGIN
+    IF NOT acts_for_platform() THEN
+        PERFORM raise_rule('encryption_keys_for_admins', 'The keys of the platform are for its admins.', '42501');
+    END IF;
     SELECT string_agg(format('v%s has the fingerprint %s here and %s in the database', k.version, left(encode(n.fingerprint, 'hex'), 16), left(encode(k.fingerprint, 'hex'), 16)), '; ' ORDER BY k.version) INTO v_wrong
     FROM encryption_keys k JOIN unnest(p_versions, p_fingerprints) n(version, fingerprint) ON n.version = k.version AND n.fingerprint <> k.fingerprint;
     IF v_wrong IS NULL THEN
@@ -1740,6 +1753,9 @@ CREATE FUNCTION public.remove_encryption_key(p_version integer) RETURNS boolean
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
+    IF NOT acts_for_platform() THEN
+        PERFORM raise_rule('encryption_keys_for_admins', 'The keys of the platform are for its admins.', '42501');
+    END IF;
     DELETE FROM encryption_keys WHERE version = p_version;
     RETURN FOUND;
 END $$;
@@ -1891,6 +1907,9 @@ CREATE FUNCTION public.start_secret_rotation(p_target_version integer) RETURNS u
 DECLARE
     v_id uuid;
 BEGIN
+    IF NOT acts_for_platform() THEN
+        PERFORM raise_rule('encryption_keys_for_admins', 'The keys of the platform are for its admins.', '42501');
+    END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('start_secret_rotation', 0)); -- two that start at once start one
     SELECT id INTO v_id FROM secret_rotations WHERE status = 'running' AND target_version = p_target_version;
     IF FOUND THEN
@@ -3893,7 +3912,7 @@ CREATE POLICY encryption_keys_control_plane ON public.encryption_keys TO hub_sys
 
 -- Name: encryption_keys encryption_keys_visible; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY encryption_keys_visible ON public.encryption_keys FOR SELECT TO hub_app USING (true);
+CREATE POLICY encryption_keys_visible ON public.encryption_keys FOR SELECT TO hub_app USING (( SELECT public.acts_for_platform() AS acts_for_platform));
 
 -- Name: idempotency_keys; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -4045,7 +4064,7 @@ CREATE POLICY secret_rotations_control_plane ON public.secret_rotations TO hub_s
 
 -- Name: secret_rotations secret_rotations_visible; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY secret_rotations_visible ON public.secret_rotations FOR SELECT TO hub_app USING (true);
+CREATE POLICY secret_rotations_visible ON public.secret_rotations FOR SELECT TO hub_app USING (( SELECT public.acts_for_platform() AS acts_for_platform));
 
 -- Name: sessions; Type: ROW SECURITY; Schema: public; Owner: -
 

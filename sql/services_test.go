@@ -59,10 +59,15 @@ var servicesRules = []ruleCase{
 	{rule: "encryption_keys_fingerprint_length_check", hub: true, sql: "INSERT INTO encryption_keys (version, fingerprint) VALUES (4, ??)", bad: []string{"''", "sha224('x')", "sha512('x')"}, good: []string{"sha256('x')"}},
 	// C11: a wrong key under a known version.
 	{
-		rule: "encryption_keys_fingerprint_known", sql: "SELECT register_encryption_keys(??)",
+		rule: "encryption_keys_fingerprint_known", hub: true, sql: "SELECT register_encryption_keys(??)",
 		bad:  []string{"'{1}', ARRAY[sha256('x')]", "'{4,2}', ARRAY[sha256('4'), sha256('x')]", "'{1}', ARRAY[sha256('2')]"},
 		good: []string{"'{1}', ARRAY[sha256('1')]", "'{4,2}', ARRAY[sha256('4'), sha256('2')]", "'{}', '{}'"},
 	},
+
+	// X01: somebody who is signed in takes part in the platform's business as its admin only.
+	{rule: "encryption_keys_for_admins", state: "42501", sql: "SELECT set_config('hub.platform', ??, true), start_secret_rotation(3)", bad: []string{"''", "'off'"}, good: []string{"'on'"}},
+	{rule: "encryption_keys_for_admins", state: "42501", sql: "SELECT set_config('hub.platform', ??, true), remove_encryption_key(9)", bad: []string{"''"}, good: []string{"'on'"}},
+	{rule: "encryption_keys_for_admins", state: "42501", sql: "SELECT set_config('hub.platform', ??, true), register_encryption_keys('{}', '{}')", bad: []string{"''"}, good: []string{"'on'"}},
 
 	{rule: "client_secrets_tenant", sql: newSecret + "(??, 'x', 1, sha256('x'))", bad: []string{"@other_org, @other_client", "@new, @client"}, good: []string{"@org, @client"}},
 	{rule: "client_secrets_pkey", sql: "INSERT INTO client_secrets (org_id, id, client_id, name, key_version, ciphertext) VALUES (@org, ??, @client, 'x', 1, sha256('x'))", bad: []string{"@secret"}, good: []string{"@new", "@other_secret"}},
@@ -72,7 +77,7 @@ var servicesRules = []ruleCase{
 	{rule: "client_secrets_client_id_fkey", sql: newSecret + "(@org, ??, 'x', 1, sha256('x'))", bad: []string{"@other_client", "@new"}, good: []string{"@client"}},
 	{rule: "client_secrets_key_version_fkey", sql: newSecret + "(@org, @client, 'x', ??, sha256('x'))", bad: []string{"4", "0"}, good: []string{"1", "3"}},
 	// C11: a version in use cannot be removed.
-	{rule: "client_secrets_key_version_fkey_in_use", sql: "SELECT remove_encryption_key(??)", bad: []string{"1", "2"}, good: []string{"3", "4"}},
+	{rule: "client_secrets_key_version_fkey_in_use", hub: true, sql: "SELECT remove_encryption_key(??)", bad: []string{"1", "2"}, good: []string{"3", "4"}},
 	{rule: "client_secrets_key_version_fkey_in_use", hub: true, sql: "DELETE FROM encryption_keys WHERE version = ??", bad: []string{"1", "2"}, good: []string{"3"}},
 	{
 		rule: "client_secrets_name_shape_check", sql: newSecret + "(@org, @client, ??, 1, sha256('x'))",
@@ -128,7 +133,16 @@ func TestC11_KeysAndRotationsAreReadOnlyToRequests(t *testing.T) {
 		_, err := attempt(t, w.app, "", sql)
 		refuses(t, err, "42501", "")
 	}
-	if got := get[string](t, w.app, "SELECT (SELECT count(*) FROM encryption_keys) || ' ' || (SELECT count(*) FROM secret_rotations) || ' ' || (SELECT count(*) FROM client_types)"); got != "3 2 3" {
+	const see = "SELECT (SELECT count(*) FROM encryption_keys) || ' ' || (SELECT count(*) FROM secret_rotations) || ' ' || (SELECT count(*) FROM client_types) || ' ' || count_secrets_under(1) || ' ' || (SELECT count(*) FROM orgs_with_clients())"
+	exec(t, w.app, "BEGIN")
+	for _, c := range []struct{ platform, want string }{{"''", "0 0 3 0 0"}, {"'on'", "3 2 3 1 0"}} {
+		exec(t, w.app, "SELECT set_config('hub.platform', "+c.platform+", true)")
+		if got := get[string](t, w.app, see); got != c.want {
+			t.Errorf("with platform %s: %s, want %s", c.platform, got, c.want)
+		}
+	}
+	exec(t, w.app, "ROLLBACK")
+	if got := get[string](t, connect(t, w.url), see); got != "3 2 3 1 2" { // the hub itself
 		t.Error(got)
 	}
 }
@@ -180,36 +194,37 @@ func TestC11_AnotherKeyIsNoNewRevision(t *testing.T) {
 func TestC11_ThereIsOneRotation(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	nobody := connect(t, w.url) // as the hub itself works
 	const start = "SELECT start_secret_rotation(%d)::text"
-	if got := get[string](t, w.app, fmt.Sprintf(start, 3)); got != ids["rotation"] {
+	if got := get[string](t, nobody, fmt.Sprintf(start, 3)); got != ids["rotation"] {
 		t.Errorf("started %s beside the running one", got)
 	}
-	other := get[string](t, w.app, fmt.Sprintf(start, 2))
+	other := get[string](t, nobody, fmt.Sprintf(start, 2))
 	if got := get[string](t, w.hub, "SELECT status FROM secret_rotations WHERE id = @rotation"); other == ids["rotation"] || got != "superseded" {
 		t.Errorf("the other one is %s", got)
 	}
-	if got := get[string](t, w.app, "SELECT status || ' ' || total || ' ' || rotated FROM secret_rotations WHERE id = '"+other+"'"); got != "running 1 0" {
+	if got := get[string](t, nobody, "SELECT status || ' ' || total || ' ' || rotated FROM secret_rotations WHERE id = '"+other+"'"); got != "running 1 0" {
 		t.Errorf("status, total, rotated: %s", got)
 	}
 	// It counts, and is complete when no more is left than what cannot be decrypted.
-	exec(t, w.app, "SELECT advance_secret_rotation('"+other+"', 5)")
-	if get[bool](t, w.app, "SELECT complete_secret_rotation('"+other+"', 0)") {
+	exec(t, nobody, "SELECT advance_secret_rotation('"+other+"', 5)")
+	if get[bool](t, nobody, "SELECT complete_secret_rotation('"+other+"', 0)") {
 		t.Error("complete, and there is a secret left")
 	}
-	if !get[bool](t, w.app, "SELECT complete_secret_rotation('"+other+"', 1)") {
+	if !get[bool](t, nobody, "SELECT complete_secret_rotation('"+other+"', 1)") {
 		t.Error("not complete")
 	}
-	exec(t, w.app, "SELECT advance_secret_rotation('"+other+"', 5)")
-	if got := get[string](t, w.app, "SELECT status || ' ' || rotated || ' ' || failed FROM secret_rotations WHERE id = '"+other+"'"); got != "completed 5 1" {
+	exec(t, nobody, "SELECT advance_secret_rotation('"+other+"', 5)")
+	if got := get[string](t, nobody, "SELECT status || ' ' || rotated || ' ' || failed FROM secret_rotations WHERE id = '"+other+"'"); got != "completed 5 1" {
 		t.Errorf("status, rotated, failed: %s", got)
 	}
-	_, err := attempt(t, w.app, "", fmt.Sprintf(start, 9))
+	_, err := attempt(t, nobody, "", fmt.Sprintf(start, 9))
 	refuses(t, err, "23503", "secret_rotations_target_version_fkey")
 
 	var group sync.WaitGroup
 	started := make([]string, 8)
 	for i := range started {
-		conn := w.connect(t, "org", "owner")
+		conn := connect(t, w.url)
 		group.Go(func() {
 			if err := conn.QueryRow(t.Context(), fmt.Sprintf(start, 3)).Scan(&started[i]); err != nil {
 				t.Error(err)
@@ -228,16 +243,17 @@ func TestC11_ThereIsOneRotation(t *testing.T) {
 func TestC11_WhereThereIsWork(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
+	nobody := connect(t, w.url) // as the hub itself works
 	const where = "SELECT coalesce(string_agg(o::text, ' '), '') FROM orgs_with_secrets_under(%d) o"
 	for version, want := range map[int]string{1: ids["org"], 2: ids["other_org"], 3: ""} {
-		if got := get[string](t, w.app, fmt.Sprintf(where, version)); got != want {
+		if got := get[string](t, nobody, fmt.Sprintf(where, version)); got != want {
 			t.Errorf("under %d: %q, want %q", version, got, want)
 		}
 	}
-	if got := get[string](t, w.app, "SELECT string_agg(count_secrets_under(v)::text, ' ' ORDER BY v) FROM generate_series(1, 3) v"); got != "1 1 0" {
+	if got := get[string](t, nobody, "SELECT string_agg(count_secrets_under(v)::text, ' ' ORDER BY v) FROM generate_series(1, 3) v"); got != "1 1 0" {
 		t.Error(got)
 	}
-	if got := get[int](t, w.app, "SELECT count(*) FROM orgs_with_clients()"); got != 2 {
+	if got := get[int](t, nobody, "SELECT count(*) FROM orgs_with_clients()"); got != 2 {
 		t.Error(got)
 	}
 	exec(t, w.hub, "SET ROLE hub_system")
@@ -254,7 +270,7 @@ func TestC11_ReplicasRegisterAtOnce(t *testing.T) {
 	w := newWorld(t)
 	var group sync.WaitGroup
 	for i := range 8 {
-		conn := w.connect(t, "org", "owner")
+		conn := connect(t, w.url)
 		group.Go(func() {
 			order := []string{"4,5,6", "6,4,5"}[i%2]
 			for _, sql := range []string{
@@ -268,7 +284,7 @@ func TestC11_ReplicasRegisterAtOnce(t *testing.T) {
 		})
 	}
 	group.Wait()
-	if got := get[string](t, w.app, "SELECT (SELECT count(*) FROM encryption_keys) || ' ' || (SELECT count(*) FROM client_types)"); got != "6 6" {
+	if got := get[string](t, connect(t, w.url), "SELECT (SELECT count(*) FROM encryption_keys) || ' ' || (SELECT count(*) FROM client_types)"); got != "6 6" {
 		t.Error(got)
 	}
 }

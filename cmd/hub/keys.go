@@ -237,7 +237,7 @@ command is interrupted, and when servers are killed. Run again, the command join
 		if err != nil {
 			return err
 		}
-		started, err := hub.StartSecretRotationWithResponse(cmd.Context())
+		started, err := hub.StartSecretRotationWithResponse(cmd.Context(), &client.StartSecretRotationParams{})
 		if err != nil {
 			return err
 		}

@@ -1414,6 +1414,18 @@ type ListClientsParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// CreateClientParams defines parameters for CreateClient.
+type CreateClientParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ValidateClientsParams defines parameters for ValidateClients.
+type ValidateClientsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // DeleteClientParams defines parameters for DeleteClient.
 type DeleteClientParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
@@ -1439,6 +1451,12 @@ type ListClientSecretsParams struct {
 type DeleteClientSecretParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// RevealClientSecretParams defines parameters for RevealClientSecret.
+type RevealClientSecretParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListMembersParams defines parameters for ListMembers.
@@ -1540,6 +1558,12 @@ type UpdateProjectParams struct {
 type SetRetentionPolicyParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// StartSecretRotationParams defines parameters for StartSecretRotation.
+type StartSecretRotationParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListSessionsParams defines parameters for ListSessions.
@@ -1909,10 +1933,10 @@ type ServerInterface interface {
 	ListClients(ctx echo.Context, params ListClientsParams) error
 	// CreateClient Create a client
 	// (POST /v1/clients)
-	CreateClient(ctx echo.Context) error
+	CreateClient(ctx echo.Context, params CreateClientParams) error
 	// ValidateClients Judge all clients' configs anew
 	// (POST /v1/clients/validate)
-	ValidateClients(ctx echo.Context) error
+	ValidateClients(ctx echo.Context, params ValidateClientsParams) error
 	// DeleteClient Delete a client
 	// (DELETE /v1/clients/{clientId})
 	DeleteClient(ctx echo.Context, clientId ClientId, params DeleteClientParams) error
@@ -1936,7 +1960,7 @@ type ServerInterface interface {
 	PutClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName) error
 	// RevealClientSecret Reveal a secret's value
 	// (POST /v1/clients/{clientId}/secrets/{secretName}/reveal)
-	RevealClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName) error
+	RevealClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName, params RevealClientSecretParams) error
 	// ListEncryptionKeys List the keys that encrypt secrets
 	// (GET /v1/encryption-keys)
 	ListEncryptionKeys(ctx echo.Context) error
@@ -2002,7 +2026,7 @@ type ServerInterface interface {
 	SetRetentionPolicy(ctx echo.Context, params SetRetentionPolicyParams) error
 	// StartSecretRotation Encrypt all secrets with the present key
 	// (POST /v1/secret-rotations)
-	StartSecretRotation(ctx echo.Context) error
+	StartSecretRotation(ctx echo.Context, params StartSecretRotationParams) error
 	// GetSecretRotation Get a rotation's progress
 	// (GET /v1/secret-rotations/{rotationId})
 	GetSecretRotation(ctx echo.Context, rotationId openapi_types.UUID) error
@@ -2858,8 +2882,28 @@ func (w *ServerInterfaceWrapper) ListClients(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) CreateClient(ctx echo.Context) error {
 	var err error
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateClientParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.CreateClient(ctx)
+	err = w.Handler.CreateClient(ctx, params)
 	return err
 }
 
@@ -2867,8 +2911,28 @@ func (w *ServerInterfaceWrapper) CreateClient(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) ValidateClients(ctx echo.Context) error {
 	var err error
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ValidateClientsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ValidateClients(ctx)
+	err = w.Handler.ValidateClients(ctx, params)
 	return err
 }
 
@@ -3103,8 +3167,28 @@ func (w *ServerInterfaceWrapper) RevealClientSecret(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter secretName: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RevealClientSecretParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.RevealClientSecret(ctx, clientId, secretName)
+	err = w.Handler.RevealClientSecret(ctx, clientId, secretName, params)
 	return err
 }
 
@@ -3667,8 +3751,28 @@ func (w *ServerInterfaceWrapper) SetRetentionPolicy(ctx echo.Context) error {
 func (w *ServerInterfaceWrapper) StartSecretRotation(ctx echo.Context) error {
 	var err error
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StartSecretRotationParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.StartSecretRotation(ctx)
+	err = w.Handler.StartSecretRotation(ctx, params)
 	return err
 }
 
@@ -5266,7 +5370,8 @@ func (response ListClientsdefaultApplicationProblemPlusJSONResponse) VisitListCl
 }
 
 type CreateClientRequestObject struct {
-	Body *CreateClientJSONRequestBody
+	Params CreateClientParams
+	Body   *CreateClientJSONRequestBody
 }
 
 type CreateClientResponseObject interface {
@@ -5315,6 +5420,7 @@ func (response CreateClientdefaultApplicationProblemPlusJSONResponse) VisitCreat
 }
 
 type ValidateClientsRequestObject struct {
+	Params ValidateClientsParams
 }
 
 type ValidateClientsResponseObject interface {
@@ -5681,6 +5787,7 @@ func (response PutClientSecretdefaultApplicationProblemPlusJSONResponse) VisitPu
 type RevealClientSecretRequestObject struct {
 	ClientId   ClientId   `json:"clientId"`
 	SecretName SecretName `json:"secretName"`
+	Params     RevealClientSecretParams
 }
 
 type RevealClientSecretResponseObject interface {
@@ -6636,6 +6743,7 @@ func (response SetRetentionPolicydefaultApplicationProblemPlusJSONResponse) Visi
 }
 
 type StartSecretRotationRequestObject struct {
+	Params StartSecretRotationParams
 }
 
 type StartSecretRotationResponseObject interface {
@@ -8176,8 +8284,10 @@ func (sh *strictHandler) ListClients(ctx echo.Context, params ListClientsParams)
 }
 
 // CreateClient operation middleware
-func (sh *strictHandler) CreateClient(ctx echo.Context) error {
+func (sh *strictHandler) CreateClient(ctx echo.Context, params CreateClientParams) error {
 	var request CreateClientRequestObject
+
+	request.Params = params
 
 	var body CreateClientJSONRequestBody
 	var err error
@@ -8222,8 +8332,10 @@ func (sh *strictHandler) CreateClient(ctx echo.Context) error {
 }
 
 // ValidateClients operation middleware
-func (sh *strictHandler) ValidateClients(ctx echo.Context) error {
+func (sh *strictHandler) ValidateClients(ctx echo.Context, params ValidateClientsParams) error {
 	var request ValidateClientsRequestObject
+
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.ValidateClients(ctx.Request().Context(), request.(ValidateClientsRequestObject))
@@ -8473,11 +8585,12 @@ func (sh *strictHandler) PutClientSecret(ctx echo.Context, clientId ClientId, se
 }
 
 // RevealClientSecret operation middleware
-func (sh *strictHandler) RevealClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName) error {
+func (sh *strictHandler) RevealClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName, params RevealClientSecretParams) error {
 	var request RevealClientSecretRequestObject
 
 	request.ClientId = clientId
 	request.SecretName = secretName
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.RevealClientSecret(ctx.Request().Context(), request.(RevealClientSecretRequestObject))
@@ -9209,8 +9322,10 @@ func (sh *strictHandler) SetRetentionPolicy(ctx echo.Context, params SetRetentio
 }
 
 // StartSecretRotation operation middleware
-func (sh *strictHandler) StartSecretRotation(ctx echo.Context) error {
+func (sh *strictHandler) StartSecretRotation(ctx echo.Context, params StartSecretRotationParams) error {
 	var request StartSecretRotationRequestObject
+
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.StartSecretRotation(ctx.Request().Context(), request.(StartSecretRotationRequestObject))

@@ -1414,6 +1414,18 @@ type ListClientsParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// CreateClientParams defines parameters for CreateClient.
+type CreateClientParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ValidateClientsParams defines parameters for ValidateClients.
+type ValidateClientsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // DeleteClientParams defines parameters for DeleteClient.
 type DeleteClientParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
@@ -1439,6 +1451,12 @@ type ListClientSecretsParams struct {
 type DeleteClientSecretParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// RevealClientSecretParams defines parameters for RevealClientSecret.
+type RevealClientSecretParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListMembersParams defines parameters for ListMembers.
@@ -1540,6 +1558,12 @@ type UpdateProjectParams struct {
 type SetRetentionPolicyParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// StartSecretRotationParams defines parameters for StartSecretRotation.
+type StartSecretRotationParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListSessionsParams defines parameters for ListSessions.
@@ -2191,7 +2215,7 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/clients (the `CreateClient` operationId).
-	CreateClientWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateClientWithBody(ctx context.Context, params *CreateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// CreateClient Create a client
 	//
@@ -2202,7 +2226,7 @@ type ClientInterface interface {
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /v1/clients (the `CreateClient` operationId).
-	CreateClient(ctx context.Context, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	CreateClient(ctx context.Context, params *CreateClientParams, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ValidateClients Judge all clients' configs anew
 	//
@@ -2211,7 +2235,7 @@ type ClientInterface interface {
 	// Scope: `clients:write`.
 	//
 	// Corresponds with POST /v1/clients/validate (the `ValidateClients` operationId).
-	ValidateClients(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+	ValidateClients(ctx context.Context, params *ValidateClientsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteClient Delete a client
 	//
@@ -2305,7 +2329,7 @@ type ClientInterface interface {
 	// Scope: `secrets:admin`.
 	//
 	// Corresponds with POST /v1/clients/{clientId}/secrets/{secretName}/reveal (the `RevealClientSecret` operationId).
-	RevealClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, reqEditors ...RequestEditorFn) (*http.Response, error)
+	RevealClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, params *RevealClientSecretParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListEncryptionKeys List the keys that encrypt secrets
 	//
@@ -2583,7 +2607,7 @@ type ClientInterface interface {
 	// Scope: `platform:*`.
 	//
 	// Corresponds with POST /v1/secret-rotations (the `StartSecretRotation` operationId).
-	StartSecretRotation(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+	StartSecretRotation(ctx context.Context, params *StartSecretRotationParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetSecretRotation Get a rotation's progress
 	//
@@ -3324,8 +3348,8 @@ func (c *Client) ListClients(ctx context.Context, params *ListClientsParams, req
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/clients (the `CreateClient` operationId).
-func (c *Client) CreateClientWithBody(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateClientRequestWithBody(c.Server, contentType, body)
+func (c *Client) CreateClientWithBody(ctx context.Context, params *CreateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateClientRequestWithBody(c.Server, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3345,8 +3369,8 @@ func (c *Client) CreateClientWithBody(ctx context.Context, contentType string, b
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /v1/clients (the `CreateClient` operationId).
-func (c *Client) CreateClient(ctx context.Context, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewCreateClientRequest(c.Server, body)
+func (c *Client) CreateClient(ctx context.Context, params *CreateClientParams, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateClientRequest(c.Server, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -3364,8 +3388,8 @@ func (c *Client) CreateClient(ctx context.Context, body CreateClientJSONRequestB
 // Scope: `clients:write`.
 //
 // Corresponds with POST /v1/clients/validate (the `ValidateClients` operationId).
-func (c *Client) ValidateClients(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewValidateClientsRequest(c.Server)
+func (c *Client) ValidateClients(ctx context.Context, params *ValidateClientsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewValidateClientsRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3558,8 +3582,8 @@ func (c *Client) PutClientSecret(ctx context.Context, clientId ClientId, secretN
 // Scope: `secrets:admin`.
 //
 // Corresponds with POST /v1/clients/{clientId}/secrets/{secretName}/reveal (the `RevealClientSecret` operationId).
-func (c *Client) RevealClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewRevealClientSecretRequest(c.Server, clientId, secretName)
+func (c *Client) RevealClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, params *RevealClientSecretParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevealClientSecretRequest(c.Server, clientId, secretName, params)
 	if err != nil {
 		return nil, err
 	}
@@ -4136,8 +4160,8 @@ func (c *Client) SetRetentionPolicyWithApplicationMergePatchPlusJSONBody(ctx con
 // Scope: `platform:*`.
 //
 // Corresponds with POST /v1/secret-rotations (the `StartSecretRotation` operationId).
-func (c *Client) StartSecretRotation(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewStartSecretRotationRequest(c.Server)
+func (c *Client) StartSecretRotation(ctx context.Context, params *StartSecretRotationParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewStartSecretRotationRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -5985,18 +6009,18 @@ func NewListClientsRequest(server string, params *ListClientsParams) (*http.Requ
 }
 
 // NewCreateClientRequest calls the generic CreateClient builder with application/json body
-func NewCreateClientRequest(server string, body CreateClientJSONRequestBody) (*http.Request, error) {
+func NewCreateClientRequest(server string, params *CreateClientParams, body CreateClientJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewCreateClientRequestWithBody(server, "application/json", bodyReader)
+	return NewCreateClientRequestWithBody(server, params, "application/json", bodyReader)
 }
 
 // NewCreateClientRequestWithBody constructs an http.Request for the CreateClient method, with any body, and a specified content type
-func NewCreateClientRequestWithBody(server string, contentType string, body io.Reader) (*http.Request, error) {
+func NewCreateClientRequestWithBody(server string, params *CreateClientParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -6021,11 +6045,26 @@ func NewCreateClientRequestWithBody(server string, contentType string, body io.R
 
 	req.Header.Add("Content-Type", contentType)
 
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
 	return req, nil
 }
 
 // NewValidateClientsRequest constructs an http.Request for the ValidateClients method
-func NewValidateClientsRequest(server string) (*http.Request, error) {
+func NewValidateClientsRequest(server string, params *ValidateClientsParams) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -6046,6 +6085,21 @@ func NewValidateClientsRequest(server string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -6421,7 +6475,7 @@ func NewPutClientSecretRequestWithBody(server string, clientId ClientId, secretN
 }
 
 // NewRevealClientSecretRequest constructs an http.Request for the RevealClientSecret method
-func NewRevealClientSecretRequest(server string, clientId ClientId, secretName SecretName) (*http.Request, error) {
+func NewRevealClientSecretRequest(server string, clientId ClientId, secretName SecretName, params *RevealClientSecretParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -6456,6 +6510,21 @@ func NewRevealClientSecretRequest(server string, clientId ClientId, secretName S
 	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -7528,7 +7597,7 @@ func NewSetRetentionPolicyRequestWithBody(server string, params *SetRetentionPol
 }
 
 // NewStartSecretRotationRequest constructs an http.Request for the StartSecretRotation method
-func NewStartSecretRotationRequest(server string) (*http.Request, error) {
+func NewStartSecretRotationRequest(server string, params *StartSecretRotationParams) (*http.Request, error) {
 	var err error
 
 	serverURL, err := url.Parse(server)
@@ -7549,6 +7618,21 @@ func NewStartSecretRotationRequest(server string) (*http.Request, error) {
 	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -8609,7 +8693,7 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/clients (the `CreateClient` operationId).
-	CreateClientWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateClientResponse, error)
+	CreateClientWithBodyWithResponse(ctx context.Context, params *CreateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateClientResponse, error)
 
 	// CreateClientWithResponse Create a client
 	//
@@ -8620,7 +8704,7 @@ type ClientWithResponsesInterface interface {
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/clients (the `CreateClient` operationId).
-	CreateClientWithResponse(ctx context.Context, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateClientResponse, error)
+	CreateClientWithResponse(ctx context.Context, params *CreateClientParams, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateClientResponse, error)
 
 	// ValidateClientsWithResponse Judge all clients' configs anew
 	//
@@ -8631,7 +8715,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/clients/validate (the `ValidateClients` operationId).
-	ValidateClientsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ValidateClientsResponse, error)
+	ValidateClientsWithResponse(ctx context.Context, params *ValidateClientsParams, reqEditors ...RequestEditorFn) (*ValidateClientsResponse, error)
 
 	// DeleteClientWithResponse Delete a client
 	//
@@ -8737,7 +8821,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/clients/{clientId}/secrets/{secretName}/reveal (the `RevealClientSecret` operationId).
-	RevealClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, reqEditors ...RequestEditorFn) (*RevealClientSecretResponse, error)
+	RevealClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, params *RevealClientSecretParams, reqEditors ...RequestEditorFn) (*RevealClientSecretResponse, error)
 
 	// ListEncryptionKeysWithResponse List the keys that encrypt secrets
 	//
@@ -9043,7 +9127,7 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/secret-rotations (the `StartSecretRotation` operationId).
-	StartSecretRotationWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*StartSecretRotationResponse, error)
+	StartSecretRotationWithResponse(ctx context.Context, params *StartSecretRotationParams, reqEditors ...RequestEditorFn) (*StartSecretRotationResponse, error)
 
 	// GetSecretRotationWithResponse Get a rotation's progress
 	//
@@ -13258,8 +13342,8 @@ func (c *ClientWithResponses) ListClientsWithResponse(ctx context.Context, param
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/clients (the `CreateClient` operationId).
-func (c *ClientWithResponses) CreateClientWithBodyWithResponse(ctx context.Context, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateClientResponse, error) {
-	rsp, err := c.CreateClientWithBody(ctx, contentType, body, reqEditors...)
+func (c *ClientWithResponses) CreateClientWithBodyWithResponse(ctx context.Context, params *CreateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateClientResponse, error) {
+	rsp, err := c.CreateClientWithBody(ctx, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -13275,8 +13359,8 @@ func (c *ClientWithResponses) CreateClientWithBodyWithResponse(ctx context.Conte
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/clients (the `CreateClient` operationId).
-func (c *ClientWithResponses) CreateClientWithResponse(ctx context.Context, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateClientResponse, error) {
-	rsp, err := c.CreateClient(ctx, body, reqEditors...)
+func (c *ClientWithResponses) CreateClientWithResponse(ctx context.Context, params *CreateClientParams, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateClientResponse, error) {
+	rsp, err := c.CreateClient(ctx, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -13292,8 +13376,8 @@ func (c *ClientWithResponses) CreateClientWithResponse(ctx context.Context, body
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/clients/validate (the `ValidateClients` operationId).
-func (c *ClientWithResponses) ValidateClientsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ValidateClientsResponse, error) {
-	rsp, err := c.ValidateClients(ctx, reqEditors...)
+func (c *ClientWithResponses) ValidateClientsWithResponse(ctx context.Context, params *ValidateClientsParams, reqEditors ...RequestEditorFn) (*ValidateClientsResponse, error) {
+	rsp, err := c.ValidateClients(ctx, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -13458,8 +13542,8 @@ func (c *ClientWithResponses) PutClientSecretWithResponse(ctx context.Context, c
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/clients/{clientId}/secrets/{secretName}/reveal (the `RevealClientSecret` operationId).
-func (c *ClientWithResponses) RevealClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, reqEditors ...RequestEditorFn) (*RevealClientSecretResponse, error) {
-	rsp, err := c.RevealClientSecret(ctx, clientId, secretName, reqEditors...)
+func (c *ClientWithResponses) RevealClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, params *RevealClientSecretParams, reqEditors ...RequestEditorFn) (*RevealClientSecretResponse, error) {
+	rsp, err := c.RevealClientSecret(ctx, clientId, secretName, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -13944,8 +14028,8 @@ func (c *ClientWithResponses) SetRetentionPolicyWithApplicationMergePatchPlusJSO
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/secret-rotations (the `StartSecretRotation` operationId).
-func (c *ClientWithResponses) StartSecretRotationWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*StartSecretRotationResponse, error) {
-	rsp, err := c.StartSecretRotation(ctx, reqEditors...)
+func (c *ClientWithResponses) StartSecretRotationWithResponse(ctx context.Context, params *StartSecretRotationParams, reqEditors ...RequestEditorFn) (*StartSecretRotationResponse, error) {
+	rsp, err := c.StartSecretRotation(ctx, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}

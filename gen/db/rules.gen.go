@@ -110,6 +110,7 @@ const (
 	EncryptionKeysFingerprintKey                 = "encryption_keys_fingerprint_key"
 	EncryptionKeysFingerprintKnown               = "encryption_keys_fingerprint_known"
 	EncryptionKeysFingerprintLengthCheck         = "encryption_keys_fingerprint_length_check"
+	EncryptionKeysForAdmins                      = "encryption_keys_for_admins"
 	EncryptionKeysPkey                           = "encryption_keys_pkey"
 	EncryptionKeysVersionCheck                   = "encryption_keys_version_check"
 	IdempotencyKeysAccountIDFkey                 = "idempotency_keys_account_id_fkey"
@@ -363,6 +364,7 @@ var Rules = []string{
 	EncryptionKeysFingerprintKey,
 	EncryptionKeysFingerprintKnown,
 	EncryptionKeysFingerprintLengthCheck,
+	EncryptionKeysForAdmins,
 	EncryptionKeysPkey,
 	EncryptionKeysVersionCheck,
 	IdempotencyKeysAccountIDFkey,

@@ -165,6 +165,7 @@ var rules = map[string]rule{
 	db.ClientsTypeFkey:                       {status: invalid, detail: "There is no such client type.", pointer: "/type"},
 	db.ClientsTypeFkeyInUse:                  {status: conflict, detail: "Clients still are of this type."},
 	db.ClientsValidIsValidatedCheck:          {status: invalid, detail: "What was not validated is not valid."},
+	db.EncryptionKeysForAdmins:               {status: http.StatusForbidden, detail: "The keys of the platform are for its admins: they take the scope platform:*."},
 	db.EncryptionKeysFingerprintKey:          {status: conflict, detail: "This key is known under another version."},
 	db.EncryptionKeysFingerprintKnown:        {status: conflict, detail: "Another key is known under this version."},
 	db.EncryptionKeysFingerprintLengthCheck:  {status: invalid, detail: "A fingerprint has 32 bytes."},

@@ -29,7 +29,6 @@ import (
 	"github.com/alkdev/hub/internal/api"
 	"github.com/alkdev/hub/internal/keyring"
 	"github.com/alkdev/hub/internal/postgres/pgtest"
-	"github.com/alkdev/hub/internal/store"
 )
 
 // keys are the texts of encryption keys, by version.
@@ -63,27 +62,10 @@ func withKeys(ring *keyring.Ring) func(*api.Config, *pgxpool.Config) {
 	return func(c *api.Config, _ *pgxpool.Config) { c.Keys, c.RotationRate = ring, 1_000_000 }
 }
 
-// replica is another server on the same database, which has not registered its keys yet.
-func (h *hub) replica(t testing.TB, log *logBuffer, ring *keyring.Ring, configure ...func(*api.Config, *pgxpool.Config)) *hub {
+// beside is a replica with these keys, which it has not registered yet.
+func (h *hub) beside(t testing.TB, log *logBuffer, ring *keyring.Ring, configure ...func(*api.Config, *pgxpool.Config)) *hub {
 	t.Helper()
-	config := api.Config{Version: "replica"}
-	database, err := store.Open(t.Context(), store.Config{URL: pgtest.URL(t, "hub_app"), Configure: func(c *pgxpool.Config) {
-		for _, change := range append([]func(*api.Config, *pgxpool.Config){withKeys(ring), log.configure}, configure...) {
-			change(&config, c)
-		}
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.DB = database
-	r := &hub{admin: h.admin, owner: h.owner}
-	if r.Server, err = api.New(config); err != nil {
-		t.Fatal(err)
-	}
-	server := httptest.NewServer(r.Server)
-	t.Cleanup(func() { server.Close(); database.Close() })
-	r.url = server.URL
-	return r
+	return h.replica(t, append([]func(*api.Config, *pgxpool.Config){withKeys(ring), log.configure}, configure...)...)
 }
 
 func (h *hub) prepare(t testing.TB) *hub {
@@ -796,7 +778,7 @@ func TestC11_AMissingKeyHurtsItsSecretsAlone(t *testing.T) {
 		t.Error(got)
 	}
 	log := &logBuffer{}
-	r := h.replica(t, log, k.ring(2)).prepare(t)
+	r := h.beside(t, log, k.ring(2)).prepare(t)
 	fingerprint := k.ring(1).Keys()[0].Fingerprint.String()
 	for what, text := range map[string]string{"/readyz": r.encryptionCheck(t), "the log": log.String()} {
 		if !strings.Contains(text, "3 under v1 ("+fingerprint+")") {
@@ -825,7 +807,7 @@ func TestC11_AMissingKeyHurtsItsSecretsAlone(t *testing.T) {
 	}
 
 	// No key at all.
-	none := h.replica(t, log, nil).prepare(t)
+	none := h.beside(t, log, nil).prepare(t)
 	none.put(t, client, "x", "x").refused(t, 424, "encryption_not_configured")
 	none.do(t, "POST", "/v1/secret-rotations", nil).refused(t, 424, "encryption_not_configured")
 	none.do(t, "POST", secretPath(client, "new")+"/reveal", nil).refused(t, 424, "secret_key_unavailable")
@@ -853,7 +835,7 @@ func TestC11_AWrongKeyStopsTheStart(t *testing.T) {
 		"another key behind v2": {keys{1: wrong[1], 2: k[2]}.ring(2, 1), []string{wrong.ring(1).Keys()[0].Fingerprint.String(), "v1"}},
 		"v1's key as v3":        {keys{3: strings.Replace(k[1], "v1:", "v3:", 1)}.ring(3), []string{"encryption_keys_fingerprint_key"}},
 	} {
-		r := h.replica(t, log, c.ring)
+		r := h.beside(t, log, c.ring)
 		err := r.Prepare(t.Context())
 		if err == nil {
 			t.Errorf("%s: it starts", what)
@@ -979,7 +961,7 @@ func TestC11_RevealingRotates(t *testing.T) {
 		t.Error(got)
 	}
 	log := &logBuffer{}
-	promoted := h.replica(t, log, k.ring(2, 1)).prepare(t)
+	promoted := h.beside(t, log, k.ring(2, 1)).prepare(t)
 	promoted.reveals(t, client, "s", "hush")
 	if got := h.keyVersions(t); got != "v2:1" {
 		t.Error(got)
@@ -1040,7 +1022,7 @@ func TestC11_TheSweepUnderLoad(t *testing.T) {
 		CREATE TRIGGER moves AFTER UPDATE ON client_secrets FOR EACH ROW EXECUTE FUNCTION count_moves()`)
 	log := &logBuffer{}
 	slow := func(c *api.Config, _ *pgxpool.Config) { c.RotationRate = 400 } // so that both have a share
-	a, b := h.replica(t, log, k.ring(2, 1), slow).prepare(t), h.replica(t, log, k.ring(1, 2), slow).prepare(t)
+	a, b := h.beside(t, log, k.ring(2, 1), slow).prepare(t), h.beside(t, log, k.ring(1, 2), slow).prepare(t)
 	var started rotation
 	a.do(t, "POST", "/v1/secret-rotations", nil).wants(t, 202).into(t, &started)
 	if started.Status != "running" || started.Total != 4*perClient || started.Remaining != 4*perClient || started.TargetVersion != 2 {
@@ -1136,7 +1118,7 @@ func TestC11_TheSweepPassesByWhatItCannotDecrypt(t *testing.T) {
 	}
 	h.put(t, client, "s5", "hush").wants(t, 201)
 	log := &logBuffer{}
-	r := h.replica(t, log, k.ring(3, 1)).prepare(t) // v2 is missing
+	r := h.beside(t, log, k.ring(3, 1)).prepare(t) // v2 is missing
 	r.works(t)
 	ended := r.rotated(t, r.do(t, "POST", "/v1/secret-rotations", nil).wants(t, 202).id(t))
 	if ended.Status != "completed" || ended.Total != 6 || ended.Rotated != 4 || ended.Failed != 2 || ended.Remaining != 2 {
@@ -1176,7 +1158,7 @@ func TestC11_RotationsWaitAndAreSuperseded(t *testing.T) {
 	}
 	h.works(t) // holds v1 alone
 	other := &logBuffer{}
-	r := h.replica(t, other, k.ring(2, 1)).prepare(t)
+	r := h.beside(t, other, k.ring(2, 1)).prepare(t)
 	id := r.do(t, "POST", "/v1/secret-rotations", nil).wants(t, 202).id(t)
 	log.waitFor(t, "a rotation is left to other replicas")
 	if again := r.do(t, "POST", "/v1/secret-rotations", nil).wants(t, 202).id(t); again != id {
@@ -1199,7 +1181,7 @@ func TestC11_RotationsWaitAndAreSuperseded(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Nobody works now, but for h: which holds v1 and v2.
-	third := h.replica(t, other, k.ring(3, 2, 1)).prepare(t)
+	third := h.beside(t, other, k.ring(3, 2, 1)).prepare(t)
 	first := third.do(t, "POST", "/v1/secret-rotations", nil).wants(t, 202).id(t)
 	second := h.do(t, "POST", "/v1/secret-rotations", nil).wants(t, 202).id(t) // to v1, by the old list: an operator goes back
 	if got := h.rotated(t, first); got.Status != "superseded" || got.EndedAt == nil {
@@ -1222,7 +1204,7 @@ func TestC11_TheSweepIsThrottled(t *testing.T) {
 		h.put(t, client, fmt.Sprintf("s%d", i), "hush").wants(t, 201)
 	}
 	took := func(versions []int32, rate int) time.Duration {
-		r := h.replica(t, &logBuffer{}, k.ring(versions...), func(c *api.Config, _ *pgxpool.Config) { c.RotationRate = rate }).prepare(t)
+		r := h.beside(t, &logBuffer{}, k.ring(versions...), func(c *api.Config, _ *pgxpool.Config) { c.RotationRate = rate }).prepare(t)
 		id := r.do(t, "POST", "/v1/secret-rotations", nil).wants(t, 202).id(t)
 		start := time.Now()
 		stop := r.works(t)
@@ -1266,5 +1248,161 @@ func TestMetricsAreForThisMachine(t *testing.T) {
 	}
 	if !slices.ContainsFunc(operations(t), func(op contractOp) bool { return op.id == "getMetrics" && op.public }) {
 		t.Error("not in the contract")
+	}
+}
+
+// What is on record --------------------------------------------------------------------------------------------------
+
+// onRecord are the audit log's actions of a chain, the oldest first, with what they say of a change.
+func (h *hub) onRecord(t testing.TB, where string) []string {
+	t.Helper()
+	rows, err := h.owner.Query(t.Context(), "SELECT format('%s by %s: %s', action, actor_source, changes) FROM audit_logs WHERE "+where+" ORDER BY chain_id, position")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
+
+// Putting, revealing and deleting a secret are on record, each time; its value is not, in no form. That keys rotate is on record once,
+// not for each secret.
+func TestW12_SecretsAreOnRecord(t *testing.T) {
+	t.Parallel()
+	k := newKeys(1, 2)
+	h := newHub(t, withKeys(k.ring(1)))
+	client := h.newClient(t)
+	const where = "action LIKE 'secret.%'"
+	expect := func(what string, want ...string) {
+		t.Helper()
+		got := h.onRecord(t, where)
+		if len(got) != len(want) {
+			t.Fatalf("%s: %d entries, want %d: %s", what, len(got), len(want), strings.Join(got, "\n"))
+		}
+		for i := range want {
+			if !strings.HasPrefix(got[i], want[i]+" by api: ") {
+				t.Errorf("%s: entry %d is %s, want %s", what, i, got[i], want[i])
+			}
+		}
+	}
+	h.put(t, client, "s", "canary one").wants(t, 201)
+	expect("put", "secret.create")
+	h.put(t, client, "s", "canary two").wants(t, 200)
+	expect("put again", "secret.create", "secret.update")
+	h.reveals(t, client, "s", "canary two")
+	h.reveals(t, client, "s", "canary two")
+	expect("revealed twice", "secret.create", "secret.update", "secret.reveal", "secret.reveal")
+	h.do(t, "POST", secretPath(client, "nothing")+"/reveal", nil).refused(t, 404, "secret_not_found")
+	h.do(t, "GET", secretPath(client, "s"), nil).wants(t, 200)
+	expect("read", "secret.create", "secret.update", "secret.reveal", "secret.reveal")
+	if got := h.onRecord(t, "action = 'secret.reveal'")[0]; !strings.Contains(got, `"name": "s"`) || !strings.Contains(got, client) {
+		t.Error(got)
+	}
+
+	// Another key: lazily, and by the sweep.
+	if err := h.SetKeys(t.Context(), k.ring(2, 1)); err != nil {
+		t.Fatal(err)
+	}
+	h.put(t, client, "t", "canary three").wants(t, 201)
+	h.reveals(t, client, "s", "canary two")
+	expect("revealed under another key", "secret.create", "secret.update", "secret.reveal", "secret.reveal", "secret.create", "secret.reveal")
+	if got := h.keyVersions(t); got != "v2:2" {
+		t.Error(got)
+	}
+	if err := h.SetKeys(t.Context(), k.ring(1, 2)); err != nil {
+		t.Fatal(err)
+	}
+	h.works(t)
+	h.rotated(t, h.do(t, "POST", "/v1/secret-rotations", nil).wants(t, 202).id(t))
+	if got := h.keyVersions(t); got != "v1:2" {
+		t.Error(got)
+	}
+	expect("rotated", "secret.create", "secret.update", "secret.reveal", "secret.reveal", "secret.create", "secret.reveal")
+	got := strings.Join(h.onRecord(t, "action LIKE 'secret_rotation.%' OR action LIKE 'encryption_key.%'"), "\n")
+	for _, want := range []string{"encryption_key.create by worker", "secret_rotation.create by api", "secret_rotation.update by worker"} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s: %s", want, got)
+		}
+	}
+
+	// What psql does to a ciphertext is on record as well.
+	h.exec(t, "UPDATE client_secrets SET ciphertext = set_bit(ciphertext, 110, 1 - get_bit(ciphertext, 110)) WHERE name = 't'")
+	if got := h.onRecord(t, where+" AND actor_source = 'psql'"); len(got) != 1 || !strings.HasPrefix(got[0], `secret.update by psql: {"ciphertext": {"changed": true}}`) {
+		t.Error(got)
+	}
+	h.do(t, "POST", secretPath(client, "t")+"/reveal", nil).refused(t, 424, "secret_damaged")
+	h.do(t, "DELETE", secretPath(client, "s"), nil).wants(t, 204)
+	h.do(t, "DELETE", "/v1/clients/"+client, nil).wants(t, 204)
+	if got := h.onRecord(t, "action IN ('secret.delete', 'client.delete')"); len(got) != 3 {
+		t.Error(got)
+	}
+	var dump string
+	h.scan(t, &dump, "SELECT string_agg(l::text, ' ') FROM audit_logs l")
+	for _, text := range []string{"canary", hex.EncodeToString([]byte("canary")), `\\x01`} {
+		if strings.Contains(dump, text) {
+			t.Errorf("the audit log holds %s", text)
+		}
+	}
+}
+
+// An answer that showed a value is not kept for a retry.
+func TestX09_ARevealedValueIsNotKept(t *testing.T) {
+	t.Parallel()
+	k := newKeys(1, 2)
+	h := newHub(t, withKeys(k.ring(1)))
+	client := h.newClient(t)
+	h.put(t, client, "s", "canary").wants(t, 201)
+	if err := h.SetKeys(t.Context(), k.ring(2, 1)); err != nil {
+		t.Fatal(err)
+	}
+	h.do(t, "POST", secretPath(client, "s")+"/reveal", nil, "Idempotency-Key", "one").wants(t, 200)
+	h.do(t, "POST", secretPath(client, "s")+"/reveal", nil, "Idempotency-Key", "one").refused(t, 409, "idempotency_secret_already_shown")
+	var kept string
+	h.scan(t, &kept, "SELECT string_agg(convert_from(coalesce(body, ''), 'UTF8') || headers::text, ' ') FROM idempotency_keys")
+	if strings.Contains(kept, "canary") {
+		t.Error(kept)
+	}
+	// A retry of a rotation's start is answered as before.
+	a := h.do(t, "POST", "/v1/secret-rotations", nil, "Idempotency-Key", "two").wants(t, 202)
+	b := h.do(t, "POST", "/v1/secret-rotations", nil, "Idempotency-Key", "two").wants(t, 202)
+	if a.id(t) != b.id(t) || b.header.Get("Idempotency-Replayed") != "true" {
+		t.Errorf("%s %s", a.body, b.body)
+	}
+	body := `{"name":"once","type":"webhook","config":{"url":"https://x/"}}`
+	if a, b := h.do(t, "POST", "/v1/clients", body, "Idempotency-Key", "three"), h.do(t, "POST", "/v1/clients", body, "Idempotency-Key", "three"); a.wants(t, 201).id(t) != b.wants(t, 201).id(t) {
+		t.Errorf("%s %s", a.body, b.body)
+	}
+}
+
+// A deleted organisation's clients and secrets go with it, and keep no key in use.
+func TestW12_SecretsGoWithTheirOrganisation(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	other := h.newCaller(t, uuid.Nil, "*")
+	for _, c := range []caller{h.admin, other} {
+		id := h.as(t, c, "POST", "/v1/clients", `{"name":"c","type":"webhook","config":{"url":"https://x/"}}`).wants(t, 201).id(t)
+		h.as(t, c, "PUT", secretPath(id, "s"), `{"value":"hush"}`).wants(t, 201)
+	}
+	h.exec(t, "UPDATE organizations SET deleted_at = now() WHERE id = $1", other.org)
+	app, err := pgx.Connect(t.Context(), pgtest.URL(t, "hub_app"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer app.Close(context.Background())
+	for rows := int64(1); rows > 0; {
+		if err := app.QueryRow(t.Context(), "SELECT purge_organizations(1000)").Scan(&rows); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := h.count(t, "SELECT count(*) FROM clients WHERE org_id = $1", other.org) + h.count(t, "SELECT count(*) FROM client_secrets WHERE org_id = $1", other.org); got != 0 {
+		t.Errorf("%d rows are left", got)
+	}
+	if got := h.count(t, "SELECT count(*) FROM organizations WHERE id = $1", other.org); got != 0 {
+		t.Error("the organisation is left")
+	}
+	if got := h.count(t, "SELECT count(*) FROM client_secrets WHERE org_id = $1", h.admin.org); got != 1 {
+		t.Error("another one's secret is gone")
 	}
 }

@@ -14,3 +14,4 @@ DROP TABLE clients;
 DROP FUNCTION doubt_client_config();
 DROP FUNCTION register_client_types(text[], integer[], jsonb[]);
 DROP TABLE client_types;
+DROP FUNCTION acts_for_platform();

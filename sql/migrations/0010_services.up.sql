@@ -1,5 +1,11 @@
 -- Services: what agents talk to (clients), the schemas of their configurations (client types), their secrets and the keys that encrypt these.
 
+CREATE FUNCTION acts_for_platform() RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN current_account_id() IS NULL OR is_platform_admin();
+COMMENT ON FUNCTION acts_for_platform() IS 'X01: whether the hub itself is at work, for nobody, or a platform admin. Nobody else learns how many secrets others have, or which organisations there are.';
+
+
 -- Client types ---------------------------------------------------------------------------------------------------
 
 CREATE TABLE client_types (
@@ -120,6 +126,9 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp 
 DECLARE
     v_wrong text;
 BEGIN
+    IF NOT acts_for_platform() THEN
+        PERFORM raise_rule('encryption_keys_for_admins', 'The keys of the platform are for its admins.', '42501');
+    END IF;
     SELECT string_agg(format('v%s has the fingerprint %s here and %s in the database', k.version, left(encode(n.fingerprint, 'hex'), 16), left(encode(k.fingerprint, 'hex'), 16)), '; ' ORDER BY k.version) INTO v_wrong
     FROM encryption_keys k JOIN unnest(p_versions, p_fingerprints) n(version, fingerprint) ON n.version = k.version AND n.fingerprint <> k.fingerprint;
     IF v_wrong IS NULL THEN
@@ -225,6 +234,9 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp 
 DECLARE
     v_id uuid;
 BEGIN
+    IF NOT acts_for_platform() THEN
+        PERFORM raise_rule('encryption_keys_for_admins', 'The keys of the platform are for its admins.', '42501');
+    END IF;
     PERFORM pg_advisory_xact_lock(hashtextextended('start_secret_rotation', 0)); -- two that start at once start one
     SELECT id INTO v_id FROM secret_rotations WHERE status = 'running' AND target_version = p_target_version;
     IF FOUND THEN
@@ -241,7 +253,7 @@ COMMENT ON FUNCTION start_secret_rotation(integer) IS 'C11: the running rotation
 CREATE FUNCTION advance_secret_rotation(p_id uuid, p_rotated bigint) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 BEGIN ATOMIC
-    UPDATE secret_rotations SET rotated = rotated + p_rotated WHERE id = p_id AND status = 'running';
+    UPDATE secret_rotations SET rotated = rotated + p_rotated WHERE id = p_id AND status = 'running' AND acts_for_platform();
 END;
 COMMENT ON FUNCTION advance_secret_rotation(uuid, bigint) IS 'C11: counts a batch, in its transaction: what was killed was not counted.';
 
@@ -249,7 +261,7 @@ CREATE FUNCTION complete_secret_rotation(p_id uuid, p_failed bigint) RETURNS boo
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     UPDATE secret_rotations SET status = 'completed', ended_at = clock_timestamp(), failed = p_failed
-    WHERE id = p_id AND status = 'running'
+    WHERE id = p_id AND status = 'running' AND acts_for_platform()
       AND p_failed >= (SELECT count(*) FROM client_secrets s WHERE s.key_version <> target_version);
     RETURN FOUND;
 END $$;
@@ -258,27 +270,30 @@ COMMENT ON FUNCTION complete_secret_rotation(uuid, bigint) IS 'C11: ends the rot
 CREATE FUNCTION orgs_with_secrets_under(p_version integer) RETURNS SETOF uuid
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 BEGIN ATOMIC
-    SELECT DISTINCT org_id FROM client_secrets WHERE key_version = p_version ORDER BY org_id;
+    SELECT DISTINCT org_id FROM client_secrets WHERE key_version = p_version AND current_account_id() IS NULL ORDER BY org_id;
 END;
 COMMENT ON FUNCTION orgs_with_secrets_under(integer) IS 'C11: where the sweep has work. It then works as hub_app, in one organisation at a time.';
 
 CREATE FUNCTION orgs_with_clients() RETURNS SETOF uuid
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 BEGIN ATOMIC
-    SELECT o.id FROM organizations o WHERE EXISTS (SELECT FROM clients c WHERE c.org_id = o.id) ORDER BY o.id;
+    SELECT o.id FROM organizations o WHERE current_account_id() IS NULL AND EXISTS (SELECT FROM clients c WHERE c.org_id = o.id) ORDER BY o.id;
 END;
 COMMENT ON FUNCTION orgs_with_clients() IS 'C12: where the pass at the start has configurations to judge.';
 
 CREATE FUNCTION count_secrets_under(p_version integer) RETURNS bigint
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
 BEGIN ATOMIC
-    SELECT count(*) FROM client_secrets WHERE key_version = p_version;
+    SELECT count(*) FROM client_secrets WHERE key_version = p_version AND acts_for_platform();
 END;
 COMMENT ON FUNCTION count_secrets_under(integer) IS 'C11: how many secrets, of all organisations, a key holds.';
 
 CREATE FUNCTION remove_encryption_key(p_version integer) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
+    IF NOT acts_for_platform() THEN
+        PERFORM raise_rule('encryption_keys_for_admins', 'The keys of the platform are for its admins.', '42501');
+    END IF;
     DELETE FROM encryption_keys WHERE version = p_version;
     RETURN FOUND;
 END $$;
@@ -323,9 +338,8 @@ ALTER TABLE secret_rotations FORCE ROW LEVEL SECURITY;
 
 CREATE POLICY clients_tenant ON clients TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY client_secrets_tenant ON client_secrets TO hub_app USING (org_id = (SELECT current_org_id()));
--- Fingerprints and counts of the platform: no tenant's, and nothing to hide from the login that serves them all.
-CREATE POLICY encryption_keys_visible ON encryption_keys FOR SELECT TO hub_app USING (true);
-CREATE POLICY secret_rotations_visible ON secret_rotations FOR SELECT TO hub_app USING (true);
+CREATE POLICY encryption_keys_visible ON encryption_keys FOR SELECT TO hub_app USING ((SELECT acts_for_platform()));
+CREATE POLICY secret_rotations_visible ON secret_rotations FOR SELECT TO hub_app USING ((SELECT acts_for_platform()));
 CREATE POLICY clients_counted ON clients FOR SELECT TO hub_system USING (true);
 CREATE POLICY client_secrets_counted ON client_secrets FOR SELECT TO hub_system USING (true);
 CREATE POLICY clients_purge ON clients FOR DELETE TO hub_system USING (is_deleted_organization(org_id));
