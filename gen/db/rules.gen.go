@@ -187,6 +187,7 @@ const (
 	SessionsNotOwnParentCheck                    = "sessions_not_own_parent_check"
 	SessionsParentAcyclic                        = "sessions_parent_acyclic"
 	SessionsParentIDFkey                         = "sessions_parent_id_fkey"
+	SessionsParentIDFkey                         = "sessions_parent_id_fkey"
 	SessionsParentIDFkeyInUse                    = "sessions_parent_id_fkey_in_use"
 	SessionsParentSetOnce                        = "sessions_parent_set_once"
 	SessionsPkey                                 = "sessions_pkey"
@@ -396,6 +397,7 @@ var Rules = []string{
 	SessionsMetadataCheck,
 	SessionsNotOwnParentCheck,
 	SessionsParentAcyclic,
+	SessionsParentIDFkey,
 	SessionsParentIDFkey,
 	SessionsParentIDFkeyInUse,
 	SessionsParentSetOnce,
