@@ -187,9 +187,9 @@ const (
 	SessionsNotOwnParentCheck                    = "sessions_not_own_parent_check"
 	SessionsParentAcyclic                        = "sessions_parent_acyclic"
 	SessionsParentIDFkey                         = "sessions_parent_id_fkey"
-	SessionsParentIDFkey                         = "sessions_parent_id_fkey"
 	SessionsParentIDFkeyInUse                    = "sessions_parent_id_fkey_in_use"
 	SessionsParentSetOnce                        = "sessions_parent_set_once"
+	SessionsParentVisible                        = "sessions_parent_visible"
 	SessionsPkey                                 = "sessions_pkey"
 	SessionsProjectIDFkey                        = "sessions_project_id_fkey"
 	SessionsProjectIDFkeyInUse                   = "sessions_project_id_fkey_in_use"
@@ -398,9 +398,9 @@ var Rules = []string{
 	SessionsNotOwnParentCheck,
 	SessionsParentAcyclic,
 	SessionsParentIDFkey,
-	SessionsParentIDFkey,
 	SessionsParentIDFkeyInUse,
 	SessionsParentSetOnce,
+	SessionsParentVisible,
 	SessionsPkey,
 	SessionsProjectIDFkey,
 	SessionsProjectIDFkeyInUse,
