@@ -680,6 +680,24 @@ END $$;
 
 COMMENT ON FUNCTION public.check_session_run_state() IS 'X06, X10: legal steps are rows of session_run_state_transitions.';
 
+-- Name: claim_idempotency_key(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.claim_idempotency_key(p_key text, OUT claimed boolean, OUT id uuid, OUT request bytea, OUT status integer, OUT headers jsonb, OUT body bytea) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    claimed := pg_try_advisory_xact_lock(hashtextextended(concat_ws(' ', current_org_id(), current_account_id(), p_key), 0));
+    -- A statement of its own, whose snapshot is younger than the lock: it sees the answer of whoever held the lock before.
+    SELECT k.id, k.request, k.status, k.headers, k.body INTO id, request, status, headers, body
+    FROM idempotency_keys k
+    WHERE k.org_id = current_org_id() AND k.account_id = current_account_id() AND k.key = p_key AND k.created_at > now() - interval '24 hours';
+END $$;
+
+-- Name: FUNCTION claim_idempotency_key(p_key text, OUT claimed boolean, OUT id uuid, OUT request bytea, OUT status integer, OUT headers jsonb, OUT body bytea); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.claim_idempotency_key(p_key text, OUT claimed boolean, OUT id uuid, OUT request bytea, OUT status integer, OUT headers jsonb, OUT body bytea) IS 'X09: takes the key for this transaction, and finds the answer that was given to it. Neither: another request with the key is under way.';
+
 -- Name: complete_secret_rotation(uuid, bigint); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) RETURNS boolean
@@ -1610,6 +1628,10 @@ BEGIN
     IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
         RETURN NULL;
     END IF;
+    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it.
+    IF current_project_ids() IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id) THEN
+        PERFORM raise_rule('sessions_parent_visible', 'There is no such session.');
+    END IF;
     WHILE v_ancestor IS NOT NULL LOOP
         IF v_ancestor = NEW.id OR v_ancestor = ANY (v_seen) THEN
             PERFORM raise_rule(TG_NAME, 'A session cannot be its own ancestor.');
@@ -1948,7 +1970,7 @@ CREATE FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) R
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    IF p_org_id <> current_org_id() AND NOT is_platform_admin() THEN
+    IF p_org_id IS DISTINCT FROM current_org_id() AND NOT is_platform_admin() THEN
         RETURN; -- not there, for this caller
     END IF;
     -- The member before the organisation, as who removes a member does.
@@ -1975,7 +1997,10 @@ CREATE FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, O
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
     WITH chain AS (
-        SELECT * FROM audit_chains c WHERE c.chain_id = p_chain_id
+        SELECT c.chain_id, c.position, c.hash, c.anchor_position, c.anchor_hash FROM audit_chains c WHERE c.chain_id = p_chain_id
+        UNION ALL
+        SELECT p_chain_id, 0, decode(repeat('00', 32), 'hex'), 0, decode(repeat('00', 32), 'hex')
+        WHERE NOT EXISTS (SELECT FROM audit_chains c WHERE c.chain_id = p_chain_id) -- nothing has happened, or the head is gone
     ), walked AS (
         SELECT l.position, l.id, l.hash, l.previous_hash, audit_hash(l) AS computed,
                lag(l.position) OVER w AS before_position, lag(l.hash) OVER w AS before_hash

@@ -80,9 +80,6 @@ func (s *Server) ExportAuditLogs(ctx context.Context, r api.ExportAuditLogsReque
 // VerifyAuditLog implements the contract's operation.
 func (s *Server) VerifyAuditLog(ctx context.Context, r api.VerifyAuditLogRequestObject) (api.VerifyAuditLogResponseObject, error) {
 	row, err := s.db.VerifyAuditLog(ctx, deref(r.Params.Platform))
-	if errors.Is(err, pgx.ErrNoRows) { // nothing has happened yet
-		row, err = db.VerifyAuditLogRow{HeadHash: make([]byte, 32)}, nil
-	}
 	if err != nil {
 		return nil, err
 	}

@@ -246,6 +246,10 @@ BEGIN
     IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
         RETURN NULL;
     END IF;
+    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it.
+    IF current_project_ids() IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id) THEN
+        PERFORM raise_rule('sessions_parent_visible', 'There is no such session.');
+    END IF;
     WHILE v_ancestor IS NOT NULL LOOP
         IF v_ancestor = NEW.id OR v_ancestor = ANY (v_seen) THEN
             PERFORM raise_rule(TG_NAME, 'A session cannot be its own ancestor.');

@@ -250,7 +250,10 @@ CREATE FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head
     OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp AS $$
     WITH chain AS (
-        SELECT * FROM audit_chains c WHERE c.chain_id = p_chain_id
+        SELECT c.chain_id, c.position, c.hash, c.anchor_position, c.anchor_hash FROM audit_chains c WHERE c.chain_id = p_chain_id
+        UNION ALL
+        SELECT p_chain_id, 0, decode(repeat('00', 32), 'hex'), 0, decode(repeat('00', 32), 'hex')
+        WHERE NOT EXISTS (SELECT FROM audit_chains c WHERE c.chain_id = p_chain_id) -- nothing has happened, or the head is gone
     ), walked AS (
         SELECT l.position, l.id, l.hash, l.previous_hash, audit_hash(l) AS computed,
                lag(l.position) OVER w AS before_position, lag(l.hash) OVER w AS before_hash
