@@ -179,6 +179,7 @@ func TestC11_AnotherKeyIsNoNewRevision(t *testing.T) {
 	}{
 		{"key_version = 2, ciphertext = sha256('x')", 0},
 		{"ciphertext = sha256('y'), value_changed_at = clock_timestamp()", 1},
+		{"ciphertext = sha256('z')", 1}, // under the same key it is another value, whoever forgets to say so
 		{`metadata = '{"_a": {}}'`, 1},
 		{"ciphertext = ciphertext", 0},
 	} {

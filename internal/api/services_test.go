@@ -1329,7 +1329,7 @@ func TestW12_SecretsAreOnRecord(t *testing.T) {
 
 	// What psql does to a ciphertext is on record as well.
 	h.exec(t, "UPDATE client_secrets SET ciphertext = set_bit(ciphertext, 110, 1 - get_bit(ciphertext, 110)) WHERE name = 't'")
-	if got := h.onRecord(t, where+" AND actor_source = 'psql'"); len(got) != 1 || !strings.HasPrefix(got[0], `secret.update by psql: {"ciphertext": {"changed": true}}`) {
+	if got := h.onRecord(t, where+" AND actor_source = 'psql'"); len(got) != 1 || !strings.HasPrefix(got[0], `secret.update by psql: {"value_changed_at": {`) {
 		t.Error(got)
 	}
 	h.do(t, "POST", secretPath(client, "t")+"/reveal", nil).refused(t, 424, "secret_damaged")

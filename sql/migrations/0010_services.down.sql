@@ -8,6 +8,7 @@ DROP FUNCTION advance_secret_rotation(uuid, bigint);
 DROP FUNCTION start_secret_rotation(integer);
 DROP TABLE secret_rotations;
 DROP TABLE client_secrets;
+DROP FUNCTION note_secret_value_change();
 DROP FUNCTION register_encryption_keys(integer[], bytea[]);
 DROP TABLE encryption_keys;
 DROP TABLE clients;

@@ -183,6 +183,17 @@ COMMENT ON CONSTRAINT client_secrets_metadata_check ON client_secrets IS 'W01';
 CREATE INDEX client_secrets_key_version_idx ON client_secrets (key_version, org_id, id);
 COMMENT ON INDEX client_secrets_key_version_idx IS 'C11: the secrets that are still under a key: for the sweep, which takes them in this order, and for that foreign key.';
 
+CREATE FUNCTION note_secret_value_change() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.value_changed_at := greatest(clock_timestamp(), OLD.value_changed_at + interval '1 microsecond');
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION note_secret_value_change() IS 'C11: another ciphertext under the same key is another value.';
+CREATE TRIGGER client_secrets_altered BEFORE UPDATE ON client_secrets
+    FOR EACH ROW WHEN (OLD.ciphertext <> NEW.ciphertext AND OLD.key_version = NEW.key_version AND OLD.value_changed_at = NEW.value_changed_at)
+    EXECUTE FUNCTION note_secret_value_change();
+COMMENT ON TRIGGER client_secrets_altered ON client_secrets IS 'C11, W12: whoever wrote it, so that it is a revision and on record. Its name comes before those of the triggers that look at value_changed_at.';
 CREATE TRIGGER client_secrets_touch BEFORE UPDATE ON client_secrets
     FOR EACH ROW WHEN ((OLD.value_changed_at, OLD.metadata::text, OLD.revision) IS DISTINCT FROM (NEW.value_changed_at, NEW.metadata::text, NEW.revision))
     EXECUTE FUNCTION touch_row();
@@ -313,15 +324,12 @@ COMMENT ON FUNCTION record_secret_reveal(uuid, uuid, text) IS 'C11, W12: puts on
 
 CREATE CONSTRAINT TRIGGER clients_audit AFTER INSERT OR UPDATE OR DELETE ON clients DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION record_audit('client', 'description', 'config');
-CREATE CONSTRAINT TRIGGER client_secrets_audit AFTER INSERT OR DELETE ON client_secrets DEFERRABLE INITIALLY DEFERRED
-    FOR EACH ROW EXECUTE FUNCTION record_audit('secret', 'ciphertext');
-CREATE CONSTRAINT TRIGGER client_secrets_change_audit AFTER UPDATE ON client_secrets DEFERRABLE INITIALLY DEFERRED
-    FOR EACH ROW WHEN (NOT (OLD.key_version <> NEW.key_version AND OLD.value_changed_at = NEW.value_changed_at AND OLD.metadata::text = NEW.metadata::text))
-    EXECUTE FUNCTION record_audit('secret', 'ciphertext');
-COMMENT ON TRIGGER client_secrets_change_audit ON client_secrets IS 'W12: but not that a value is under another key now: the rotation is on record, and a million entries would say no more.';
-CREATE CONSTRAINT TRIGGER encryption_keys_audit AFTER INSERT OR DELETE ON encryption_keys DEFERRABLE INITIALLY DEFERRED
+CREATE CONSTRAINT TRIGGER client_secrets_audit AFTER INSERT OR UPDATE OR DELETE ON client_secrets DEFERRABLE INITIALLY DEFERRED
+    FOR EACH ROW EXECUTE FUNCTION record_audit('secret');
+COMMENT ON TRIGGER client_secrets_audit ON client_secrets IS 'W12: but not that a value is under another key now: the rotation is on record, and a million entries would say no more.';
+CREATE CONSTRAINT TRIGGER encryption_keys_audit AFTER INSERT OR UPDATE OR DELETE ON encryption_keys DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION record_audit('encryption_key');
-CREATE CONSTRAINT TRIGGER secret_rotations_audit AFTER INSERT OR UPDATE OF status ON secret_rotations DEFERRABLE INITIALLY DEFERRED
+CREATE CONSTRAINT TRIGGER secret_rotations_audit AFTER INSERT OR UPDATE OR DELETE ON secret_rotations DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION record_audit('secret_rotation');
 
 
