@@ -304,7 +304,7 @@ func keysRetireCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		deleted, err := hub.DeleteEncryptionKeyWithResponse(cmd.Context(), int32(version))
+		deleted, err := hub.DeleteEncryptionKeyWithResponse(cmd.Context(), int32(version), &client.DeleteEncryptionKeyParams{})
 		if err != nil {
 			return err
 		}

@@ -1465,6 +1465,12 @@ type RevealClientSecretParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// DeleteEncryptionKeyParams defines parameters for DeleteEncryptionKey.
+type DeleteEncryptionKeyParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -1972,7 +1978,7 @@ type ServerInterface interface {
 	ListEncryptionKeys(ctx echo.Context) error
 	// DeleteEncryptionKey Forget a retired key
 	// (DELETE /v1/encryption-keys/{keyVersion})
-	DeleteEncryptionKey(ctx echo.Context, keyVersion int32) error
+	DeleteEncryptionKey(ctx echo.Context, keyVersion int32, params DeleteEncryptionKeyParams) error
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx echo.Context) error
@@ -3232,8 +3238,28 @@ func (w *ServerInterfaceWrapper) DeleteEncryptionKey(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter keyVersion: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteEncryptionKeyParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.DeleteEncryptionKey(ctx, keyVersion)
+	err = w.Handler.DeleteEncryptionKey(ctx, keyVersion, params)
 	return err
 }
 
@@ -5816,6 +5842,7 @@ type RevealClientSecretResponseObject interface {
 
 type RevealClientSecret200ResponseHeaders struct {
 	CacheControl string
+	Location     string
 }
 
 type RevealClientSecret200JSONResponse struct {
@@ -5831,6 +5858,7 @@ func (response RevealClientSecret200JSONResponse) VisitRevealClientSecretRespons
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", fmt.Sprint(response.Headers.CacheControl))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
 	w.WriteHeader(200)
 	_, err := buf.WriteTo(w)
 	return err
@@ -5893,6 +5921,7 @@ func (response ListEncryptionKeysdefaultApplicationProblemPlusJSONResponse) Visi
 
 type DeleteEncryptionKeyRequestObject struct {
 	KeyVersion int32 `json:"keyVersion"`
+	Params     DeleteEncryptionKeyParams
 }
 
 type DeleteEncryptionKeyResponseObject interface {
@@ -8655,10 +8684,11 @@ func (sh *strictHandler) ListEncryptionKeys(ctx echo.Context) error {
 }
 
 // DeleteEncryptionKey operation middleware
-func (sh *strictHandler) DeleteEncryptionKey(ctx echo.Context, keyVersion int32) error {
+func (sh *strictHandler) DeleteEncryptionKey(ctx echo.Context, keyVersion int32, params DeleteEncryptionKeyParams) error {
 	var request DeleteEncryptionKeyRequestObject
 
 	request.KeyVersion = keyVersion
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.DeleteEncryptionKey(ctx.Request().Context(), request.(DeleteEncryptionKeyRequestObject))

@@ -1465,6 +1465,12 @@ type RevealClientSecretParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// DeleteEncryptionKeyParams defines parameters for DeleteEncryptionKey.
+type DeleteEncryptionKeyParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -2348,12 +2354,12 @@ type ClientInterface interface {
 
 	// DeleteEncryptionKey Forget a retired key
 	//
-	// Refused while secrets are under it, and while this hub holds it.
+	// Refused while secrets are under it, and while this hub holds it. A key never changes, so its ETag is always `"1"`.
 	//
 	// Scope: `platform:*`.
 	//
 	// Corresponds with DELETE /v1/encryption-keys/{keyVersion} (the `DeleteEncryptionKey` operationId).
-	DeleteEncryptionKey(ctx context.Context, keyVersion int32, reqEditors ...RequestEditorFn) (*http.Response, error)
+	DeleteEncryptionKey(ctx context.Context, keyVersion int32, params *DeleteEncryptionKeyParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetMe Say who is asking
 	//
@@ -3621,13 +3627,13 @@ func (c *Client) ListEncryptionKeys(ctx context.Context, reqEditors ...RequestEd
 
 // DeleteEncryptionKey Forget a retired key
 //
-// Refused while secrets are under it, and while this hub holds it.
+// Refused while secrets are under it, and while this hub holds it. A key never changes, so its ETag is always `"1"`.
 //
 // Scope: `platform:*`.
 //
 // Corresponds with DELETE /v1/encryption-keys/{keyVersion} (the `DeleteEncryptionKey` operationId).
-func (c *Client) DeleteEncryptionKey(ctx context.Context, keyVersion int32, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewDeleteEncryptionKeyRequest(c.Server, keyVersion)
+func (c *Client) DeleteEncryptionKey(ctx context.Context, keyVersion int32, params *DeleteEncryptionKeyParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteEncryptionKeyRequest(c.Server, keyVersion, params)
 	if err != nil {
 		return nil, err
 	}
@@ -6588,7 +6594,7 @@ func NewListEncryptionKeysRequest(server string) (*http.Request, error) {
 }
 
 // NewDeleteEncryptionKeyRequest constructs an http.Request for the DeleteEncryptionKey method
-func NewDeleteEncryptionKeyRequest(server string, keyVersion int32) (*http.Request, error) {
+func NewDeleteEncryptionKeyRequest(server string, keyVersion int32, params *DeleteEncryptionKeyParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -6616,6 +6622,21 @@ func NewDeleteEncryptionKeyRequest(server string, keyVersion int32) (*http.Reque
 	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -8866,14 +8887,14 @@ type ClientWithResponsesInterface interface {
 
 	// DeleteEncryptionKeyWithResponse Forget a retired key
 	//
-	// Refused while secrets are under it, and while this hub holds it.
+	// Refused while secrets are under it, and while this hub holds it. A key never changes, so its ETag is always `"1"`.
 	//
 	// Scope: `platform:*`.
 	//
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with DELETE /v1/encryption-keys/{keyVersion} (the `DeleteEncryptionKey` operationId).
-	DeleteEncryptionKeyWithResponse(ctx context.Context, keyVersion int32, reqEditors ...RequestEditorFn) (*DeleteEncryptionKeyResponse, error)
+	DeleteEncryptionKeyWithResponse(ctx context.Context, keyVersion int32, params *DeleteEncryptionKeyParams, reqEditors ...RequestEditorFn) (*DeleteEncryptionKeyResponse, error)
 
 	// GetMeWithResponse Say who is asking
 	//
@@ -11079,6 +11100,7 @@ func (r PutClientSecretResponse) ContentType() string {
 // RevealClientSecretResponse200Headers the declared response headers of an HTTP 200 response for RevealClientSecret
 type RevealClientSecretResponse200Headers struct {
 	CacheControl string
+	Location     string
 }
 
 type RevealClientSecretResponse struct {
@@ -13599,15 +13621,15 @@ func (c *ClientWithResponses) ListEncryptionKeysWithResponse(ctx context.Context
 
 // DeleteEncryptionKeyWithResponse Forget a retired key
 //
-// Refused while secrets are under it, and while this hub holds it.
+// Refused while secrets are under it, and while this hub holds it. A key never changes, so its ETag is always `"1"`.
 //
 // Scope: `platform:*`.
 //
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with DELETE /v1/encryption-keys/{keyVersion} (the `DeleteEncryptionKey` operationId).
-func (c *ClientWithResponses) DeleteEncryptionKeyWithResponse(ctx context.Context, keyVersion int32, reqEditors ...RequestEditorFn) (*DeleteEncryptionKeyResponse, error) {
-	rsp, err := c.DeleteEncryptionKey(ctx, keyVersion, reqEditors...)
+func (c *ClientWithResponses) DeleteEncryptionKeyWithResponse(ctx context.Context, keyVersion int32, params *DeleteEncryptionKeyParams, reqEditors ...RequestEditorFn) (*DeleteEncryptionKeyResponse, error) {
+	rsp, err := c.DeleteEncryptionKey(ctx, keyVersion, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -15757,6 +15779,13 @@ func ParseRevealClientSecretResponse(rsp *http.Response) (*RevealClientSecretRes
 				return nil, err
 			}
 			headers.CacheControl = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
 		}
 		response.Headers200 = &headers
 	}

@@ -270,7 +270,7 @@ func (s *Server) PutClientSecret(ctx context.Context, r api.PutClientSecretReque
 	})
 	if row.Created {
 		return api.PutClientSecret201JSONResponse{Body: secret, Headers: api.PutClientSecret201ResponseHeaders{
-			ETag: etag(row.Revision), Location: fmt.Sprintf("/v1/clients/%s/secrets/%s", row.ClientID, row.Name),
+			ETag: etag(row.Revision), Location: secretPath(row.ClientID, row.Name),
 		}}, nil
 	}
 	return api.PutClientSecret200JSONResponse{Body: secret, Headers: api.PutClientSecret200ResponseHeaders{ETag: etag(row.Revision)}}, nil
@@ -348,7 +348,7 @@ func (s *Server) RevealClientSecret(ctx context.Context, r api.RevealClientSecre
 	}
 	return api.RevealClientSecret200JSONResponse{
 		Body:    api.RevealedSecret{Name: row.Name, Value: string(value), ValueChangedAt: row.ValueChangedAt},
-		Headers: api.RevealClientSecret200ResponseHeaders{CacheControl: "no-store"},
+		Headers: api.RevealClientSecret200ResponseHeaders{CacheControl: "no-store", Location: secretPath(row.ClientID, row.Name)},
 	}, nil
 }
 
@@ -385,6 +385,13 @@ func (s *Server) ListEncryptionKeys(ctx context.Context, _ api.ListEncryptionKey
 
 // DeleteEncryptionKey implements the contract's operation.
 func (s *Server) DeleteEncryptionKey(ctx context.Context, r api.DeleteEncryptionKeyRequestObject) (api.DeleteEncryptionKeyResponseObject, error) {
+	expected, err := ifMatch(r.Params.IfMatch)
+	if err != nil {
+		return nil, err
+	}
+	if expected != nil && *expected != 1 {
+		return nil, refuse("precondition_failed")
+	}
 	if s.keys.Load().Holds(r.KeyVersion) {
 		return nil, refuse("encryption_key_held")
 	}
@@ -435,6 +442,10 @@ func client(c db.Client) api.ServiceClient {
 		Id: c.ID, Name: c.Name, Type: c.Type, SchemaVersion: c.SchemaVersion, Description: c.Description, Enabled: c.Enabled, Config: given(c.Config),
 		Valid: c.Valid, ValidatedAt: c.ValidatedAt, Metadata: given(c.Metadata), Revision: c.Revision, CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt,
 	}
+}
+
+func secretPath(client uuid.UUID, name string) string {
+	return fmt.Sprintf("/v1/clients/%s/secrets/%s", client, name)
 }
 
 func clientSecret(c db.GetClientSecretRow) api.ClientSecret {
