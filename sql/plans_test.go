@@ -40,6 +40,7 @@ const crowd = `
 	INSERT INTO parts (org_id, session_id, message_id, type)
 		SELECT m.org_id, m.session_id, m.id, CASE WHEN n = 1 THEN 'tool' ELSE 'text' END
 		FROM messages m, generate_series(1, 5) n WHERE m.session_id = @session;
+	INSERT INTO part_deltas (org_id, part_id, start_offset, text) SELECT org_id, id, 0, 'x' FROM parts WHERE source_id LIKE 'crowd-%';
 	ANALYZE;`
 
 // arguments are what the queries' parameters are, by name; NULL for the filters that are not asked for.
@@ -50,6 +51,7 @@ var arguments = map[string]string{
 	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
 	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
 	"roles": "'{user,user}'", "part_messages": "'{1,2}'", "part_types": "'{text,tool}'", "part_data": "'{\"{}\",\"{}\"}'", "part_raw": "'{\"\",\"\"}'", "part_metadata": "'{\"{}\",\"{}\"}'",
+	"summary": "false", "type": "'tool'", "text": "'x'", "start_offset": "5",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
 
@@ -59,6 +61,7 @@ var argumentsOf = map[string]map[string]string{
 	"ImportMessages":     {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`, "created_at": "ARRAY[now(), now()]"},
 	"ImportParts":        {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`, "created_at": "ARRAY[now(), now()]"},
 	"ImportSession":      {"source_id": "'x'", "project_id": "@project"},
+	"AppendParts":        {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`},
 	"CreateSession":      {"project_id": "@project"},
 	"CreateProject":      {"slug": "'x'"},
 	"GetSessionBySource": {"source_id": "'crowd-7'"},
@@ -151,7 +154,7 @@ func explain(t testing.TB, conn *pgx.Conn, sql string) string {
 	return strings.Join(list[string](t, conn, "EXPLAIN "+sql), "\n")
 }
 
-var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|projects)\b`)
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|part_deltas|projects)\b`)
 
 // onlyCustomPlans are queries whose generic plan, which PostgreSQL turns to after five executions, reads more than they ask for.
 // They run in store.Tx, which has its statements planned for their arguments.
@@ -212,6 +215,11 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 	}
 
 	// S10: all tool parts of a session.
+	q := queryNamed(t, "ListPartsByType")
+	q.prepare(t, conn)
+	if plan := explain(t, conn, q.execute(t)); !strings.Contains(plan, "parts_type_session_id_idx") || strings.Contains(plan, "Sort") {
+		t.Errorf("%s:\n%s", q.name, plan)
+	}
 	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 		exec(t, conn, "SET plan_cache_mode = "+mode)
 		exec(t, conn, "PREPARE parts_by_type_"+mode+" AS SELECT * FROM parts WHERE org_id = current_org_id() AND session_id = $1 AND type = $2 ORDER BY id")

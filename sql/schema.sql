@@ -82,6 +82,46 @@ END $$;
 
 COMMENT ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) IS 'The first organisation, its admin and the admin''s key: once, on the first start. Returns NULLs where there is an organisation already.';
 
+-- Name: check_part_delta(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_part_delta() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_session_id uuid;
+    v_path       text[];
+    v_expected   bigint;
+BEGIN
+    SELECT p.session_id INTO v_session_id FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id;
+    IF NOT FOUND THEN
+        RETURN NEW; -- the foreign key refuses it
+    END IF;
+    -- The session's row first, as everywhere, and rarely: it is everybody's.
+    UPDATE sessions s SET last_activity_at = clock_timestamp()
+    WHERE s.org_id = NEW.org_id AND s.id = v_session_id AND s.last_activity_at < clock_timestamp() - interval '10 seconds';
+    PERFORM FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id FOR NO KEY UPDATE;
+    SELECT d.end_offset INTO v_expected FROM part_deltas d
+    WHERE d.org_id = NEW.org_id AND d.part_id = NEW.part_id ORDER BY d.start_offset DESC LIMIT 1;
+    IF NOT FOUND THEN -- only now is the part's data read, which may be long
+        SELECT growing_text_path(p.type, p.data), json_text_length(coalesce(p.data #>> growing_text_path(p.type, p.data), ''))
+        INTO v_path, v_expected
+        FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id;
+        IF v_path IS NULL THEN
+            PERFORM raise_rule('part_takes_no_deltas', 'Text grows in text and reasoning parts, and in tools that are pending or running.');
+        END IF;
+    END IF;
+    IF NEW.start_offset <> v_expected THEN
+        PERFORM raise_rule(TG_NAME, format('The text so far has %s code units.', v_expected));
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_part_delta(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_part_delta() IS 'X08: deltas follow each other without gap or overlap. Writers of one part queue for its row.';
+
 -- Name: check_session_run_state(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.check_session_run_state() RETURNS trigger
@@ -98,6 +138,23 @@ END $$;
 -- Name: FUNCTION check_session_run_state(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.check_session_run_state() IS 'X06, X10: legal steps are rows of session_run_state_transitions.';
+
+-- Name: check_tool_state(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_tool_state() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM tool_state_transitions t WHERE t.from_state = OLD.tool_state AND t.to_state = NEW.tool_state) THEN
+        PERFORM raise_rule(TG_NAME, format('A tool call that is %s cannot become %s.', OLD.tool_state, coalesce(NEW.tool_state, 'nothing')));
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION check_tool_state(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_tool_state() IS 'X06: legal steps are rows of tool_state_transitions. After the update, for only then generated columns are known.';
 
 -- Name: current_account_id(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -128,6 +185,104 @@ CREATE FUNCTION public.current_org_id() RETURNS uuid
 -- Name: FUNCTION current_org_id(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.current_org_id() IS 'X01: the organisation of the calling key. NULL when nobody is signed in, and then no row is visible.';
+
+-- Name: delete_part_deltas(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.delete_part_deltas() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM part_deltas d WHERE d.org_id = NEW.org_id AND d.part_id = NEW.id;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION delete_part_deltas(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.delete_part_deltas() IS 'X08: whoever writes a part''s data writes all of it, so what was to be added to the old one goes. Runs as hub_system, because hub_app deletes no deltas.';
+
+-- Name: fold_many_part_deltas(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fold_many_part_deltas() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_folded bigint := (SELECT d.start_offset FROM part_deltas d WHERE d.org_id = NEW.org_id AND d.part_id = NEW.part_id ORDER BY d.start_offset LIMIT 1);
+BEGIN
+    -- As long as the text before them, but at least 64 Ki: what is written over the life of a text stays within a few times its length.
+    IF NEW.end_offset - v_folded >= least(greatest(v_folded, 65536), 2097152) THEN
+        UPDATE parts p SET data = c.content::jsonb, raw = CASE WHEN p.raw IS NOT NULL THEN c.content END
+        FROM part_contents c WHERE c.org_id = p.org_id AND c.id = p.id AND p.org_id = NEW.org_id AND p.id = NEW.part_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION fold_many_part_deltas(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fold_many_part_deltas() IS 'X08: writes deltas into their part once they have become many.';
+
+-- Name: fold_part_deltas(interval, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fold_part_deltas(p_idle interval, p_limit integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_part   record;
+    v_folded integer := 0;
+BEGIN
+    FOR v_part IN
+        SELECT d.org_id, d.part_id FROM part_deltas d
+        GROUP BY d.org_id, d.part_id HAVING max(d.created_at) < clock_timestamp() - p_idle
+        LIMIT p_limit
+    LOOP
+        -- Who is writing the part takes care of it.
+        PERFORM FROM parts p WHERE p.org_id = v_part.org_id AND p.id = v_part.part_id FOR NO KEY UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            UPDATE parts p SET data = c.content::jsonb, raw = CASE WHEN p.raw IS NOT NULL THEN c.content END
+            FROM (SELECT p2.org_id, p2.id, grow_part(p2.type, p2.data, p2.raw, string_agg(d.text, '' ORDER BY d.start_offset)) AS content
+                  FROM parts p2 JOIN part_deltas d ON d.org_id = p2.org_id AND d.part_id = p2.id
+                  WHERE p2.org_id = v_part.org_id AND p2.id = v_part.part_id GROUP BY p2.org_id, p2.id) c
+            WHERE p.org_id = c.org_id AND p.id = c.id;
+            v_folded := v_folded + 1;
+        END IF;
+    END LOOP;
+    RETURN v_folded;
+END $$;
+
+-- Name: FUNCTION fold_part_deltas(p_idle interval, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fold_part_deltas(p_idle interval, p_limit integer) IS 'X08: a sweeper: writes the deltas of parts into which nothing has streamed for so long into them, for so many parts at most, and returns how many it were. For texts whose writer never said that they end.';
+
+-- Name: grow_part(text, jsonb, text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.grow_part(p_type text, p_data jsonb, p_raw text, p_text text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+DECLARE
+    v_path text[] := public.growing_text_path(p_type, p_data);
+BEGIN
+    IF p_raw IS NULL THEN
+        RETURN jsonb_set(p_data, v_path, to_jsonb(coalesce(p_data #>> v_path, '') || p_text));
+    END IF;
+    RETURN public.set_json_text(p_raw::json, v_path, coalesce(p_data #>> v_path, '') || p_text);
+END $$;
+
+-- Name: FUNCTION grow_part(p_type text, p_data jsonb, p_raw text, p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.grow_part(p_type text, p_data jsonb, p_raw text, p_text text) IS 'X08: a part''s data, to the letter, with more text.';
+
+-- Name: growing_text_path(text, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.growing_text_path(p_type text, p_data jsonb) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN (p_type = 'tool'::text) THEN (CASE (p_data #>> '{state,status}'::text[]) WHEN 'pending'::text THEN '{state,raw}'::text WHEN 'running'::text THEN '{state,output}'::text ELSE NULL::text END)::text[] WHEN (p_type = ANY (ARRAY['file'::text, 'step-start'::text, 'step-finish'::text, 'snapshot'::text, 'patch'::text, 'agent'::text, 'subtask'::text, 'compaction'::text, 'retry'::text])) THEN NULL::text[] WHEN (jsonb_typeof((p_data -> 'text'::text)) <> 'string'::text) THEN NULL::text[] ELSE '{text}'::text[] END;
+
+-- Name: FUNCTION growing_text_path(p_type text, p_data jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.growing_text_path(p_type text, p_data jsonb) IS 'X08: where in a part''s data the text stands that deltas are added to: a tool''s raw input while it is pending and its output while it runs, else text. NULL where there is none.';
 
 -- Name: hub_uuidv7_at(bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -296,6 +451,16 @@ END $$;
 -- Name: FUNCTION issue_session_row_id(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.issue_session_row_id() IS 'C02: an id that is not above the last one of its session becomes the next one.';
+
+-- Name: json_text_length(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.json_text_length(p_text text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN ((octet_length(p_text) = char_length(p_text)) AND (strpos(p_text, chr(16)) = 0)) THEN char_length(p_text) ELSE (char_length(regexp_replace(p_text, '\u0010(?:0|u[0-9a-f]{4}|\u0010)'::text, '.'::text, 'g'::text)) + regexp_count(p_text, '[\U00010000-\U0010FFFF]'::text)) END;
+
+-- Name: FUNCTION json_text_length(p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.json_text_length(p_text text) IS 'The length of a string that was escaped for storage (X07), in UTF-16 code units as it was given.';
 
 -- Name: jsonb_merge_patch(jsonb, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -575,6 +740,25 @@ END $_$;
 
 COMMENT ON FUNCTION public.refuse_unless_cascade() IS 'Append-only tables. Arguments: parent table, own column with the parent''s org, own column with the parent''s id, then the columns that a SET NULL may clear. Without arguments nothing passes.';
 
+-- Name: set_json_text(json, text[], text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.set_json_text(p_object json, p_path text[], p_text text) RETURNS json
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+BEGIN
+    RETURN (SELECT json_object_agg(e.key, e.value)
+            FROM (SELECT o.key, CASE WHEN o.key <> p_path[1] THEN o.value
+                                     WHEN cardinality(p_path) = 1 THEN to_json(p_text)
+                                     ELSE public.set_json_text(o.value, p_path[2:], p_text) END AS value
+                  FROM json_each(p_object) o
+                  UNION ALL
+                  SELECT p_path[1], to_json(p_text) WHERE p_object -> p_path[1] IS NULL) e);
+END $$;
+
+-- Name: FUNCTION set_json_text(p_object json, p_path text[], p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.set_json_text(p_object json, p_path text[], p_text text) IS 'jsonb_set for a string in JSON that keeps its numbers'' spelling (X07).';
+
 -- Name: set_updated_at(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.set_updated_at() RETURNS trigger
@@ -588,6 +772,52 @@ END $$;
 -- Name: FUNCTION set_updated_at(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.set_updated_at() IS 'W22: updated_at moves with every change, also with the second one of a transaction, where now() stands still.';
+
+-- Name: shorten_jsonb(jsonb, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.shorten_jsonb(p_value jsonb, p_depth integer) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+DECLARE
+    v_text text;
+BEGIN
+    CASE jsonb_typeof(p_value)
+    WHEN 'string' THEN
+        v_text := p_value #>> '{}';
+        RETURN CASE WHEN char_length(v_text) > 200 THEN to_jsonb(left(v_text, 200)) ELSE p_value END;
+    WHEN 'object' THEN
+        RETURN (SELECT coalesce(jsonb_object_agg(e.key, public.shorten_jsonb(e.value, p_depth - 1)), '{}')
+                FROM (SELECT key, value FROM jsonb_each(p_value) WHERE p_depth > 0 AND octet_length(key) <= 200 LIMIT 30) e);
+    WHEN 'array' THEN
+        RETURN (SELECT coalesce(jsonb_agg(public.shorten_jsonb(e.value, p_depth - 1) ORDER BY e.n), '[]')
+                FROM (SELECT value, n FROM jsonb_array_elements(p_value) WITH ORDINALITY a(value, n) WHERE p_depth > 0 LIMIT 10) e);
+    ELSE
+        RETURN CASE WHEN octet_length(p_value::text) > 200 THEN 'null' ELSE p_value END;
+    END CASE;
+END $$;
+
+-- Name: FUNCTION shorten_jsonb(p_value jsonb, p_depth integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.shorten_jsonb(p_value jsonb, p_depth integer) IS 'The same value with long strings cut behind 200 characters, 30 members of an object and 10 elements of an array at most, and nothing below the depth.';
+
+-- Name: summarize_part(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.summarize_part(p_data jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+DECLARE
+    v_summary jsonb;
+BEGIN
+    IF octet_length(p_data::text) <= 2048 THEN
+        RETURN NULL;
+    END IF;
+    v_summary := public.shorten_jsonb(p_data, 4);
+    RETURN CASE WHEN octet_length(v_summary::text) > 4096 THEN public.shorten_jsonb(p_data, 2) ELSE v_summary END;
+END $$;
+
+-- Name: FUNCTION summarize_part(p_data jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.summarize_part(p_data jsonb) IS 'What a list shows of a part whose data is longer than 2,048 bytes; NULL for a shorter one, which is shown as it is.';
 
 -- Name: touch_row(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -838,6 +1068,42 @@ COMMENT ON COLUMN public.organization_members.revision IS 'Counts changes: the E
 
 COMMENT ON CONSTRAINT organization_members_metadata_check ON public.organization_members IS 'W01';
 
+-- Name: part_deltas; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.part_deltas (
+    org_id uuid NOT NULL,
+    part_id uuid NOT NULL,
+    start_offset bigint NOT NULL,
+    end_offset bigint GENERATED ALWAYS AS ((start_offset + public.json_text_length(text))) STORED NOT NULL,
+    text text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT part_deltas_text_length_check CHECK (((octet_length(text) >= 1) AND (octet_length(text) <= 8388608))),
+    CONSTRAINT part_deltas_whole_length_check CHECK (((start_offset >= 0) AND (end_offset <= 16777216)))
+)
+WITH (vacuum_truncate=off);
+
+ALTER TABLE ONLY public.part_deltas FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.part_deltas IS 'X08: text that has streamed into a part since its data was last written. Read with it: the view part_contents. It fills and empties within seconds: plans that were made while it was small must not read all of it later (enable_seqscan, vacuum_truncate).';
+
+-- Name: COLUMN part_deltas.start_offset; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.part_deltas.start_offset IS 'Where the delta begins in the whole text, in UTF-16 code units.';
+
+-- Name: COLUMN part_deltas.end_offset; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.part_deltas.end_offset IS 'Where the next one begins.';
+
+-- Name: COLUMN part_deltas.text; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.part_deltas.text IS 'Escaped as in data (X07).';
+
+-- Name: CONSTRAINT part_deltas_whole_length_check ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT part_deltas_whole_length_check ON public.part_deltas IS 'A text that streams in has at most 16 Mi code units.';
+
 -- Name: parts; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.parts (
@@ -852,6 +1118,12 @@ CREATE TABLE public.parts (
     data jsonb DEFAULT '{}'::jsonb NOT NULL,
     raw text,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    tool_state text GENERATED ALWAYS AS (
+CASE
+    WHEN ((type = 'tool'::text) AND (source_id IS NULL)) THEN (data #>> '{state,status}'::text[])
+    ELSE NULL::text
+END) STORED,
+    summary jsonb GENERATED ALWAYS AS (public.summarize_part(data)) STORED,
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -910,9 +1182,17 @@ COMMENT ON COLUMN public.parts.raw IS 'X07: data to the letter, where jsonb woul
 
 COMMENT ON COLUMN public.parts.metadata IS 'W01: opaque, one object per subsystem.';
 
+-- Name: COLUMN parts.tool_state; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.parts.tool_state IS 'X06: the state of a tool call that was born here. NULL for an imported one: its source may know other states, and goes its own ways.';
+
+-- Name: COLUMN parts.summary; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.parts.summary IS 'What lists show that do not ask for the whole content, so that large parts are not read for them; NULL where data is short.';
+
 -- Name: COLUMN parts.revision; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.parts.revision IS 'Counts changes: the ETag.';
+COMMENT ON COLUMN public.parts.revision IS 'Counts changes: the ETag. Text that streams in moves it when it ends (X08).';
 
 -- Name: CONSTRAINT parts_id_version_check ON parts; Type: COMMENT; Schema: public; Owner: -
 
@@ -921,6 +1201,35 @@ COMMENT ON CONSTRAINT parts_id_version_check ON public.parts IS 'C02';
 -- Name: CONSTRAINT parts_metadata_check ON parts; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT parts_metadata_check ON public.parts IS 'W01';
+
+-- Name: part_contents; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.part_contents WITH (security_invoker='true') AS
+ SELECT p.org_id,
+    p.id,
+    p.session_id,
+    p.message_id,
+    p.type,
+    p.source,
+    p.source_id,
+    p.source_position,
+    p.data,
+    p.raw,
+    p.metadata,
+    p.tool_state,
+    p.summary,
+    p.revision,
+    p.created_at,
+    p.updated_at,
+    COALESCE(( SELECT public.grow_part(p.type, p.data, p.raw, string_agg(d.text, ''::text ORDER BY d.start_offset)) AS grow_part
+           FROM public.part_deltas d
+          WHERE ((d.org_id = p.org_id) AND (d.part_id = p.id))
+         HAVING (count(*) > 0)), p.raw, (p.data)::text) AS content
+   FROM public.parts p;
+
+-- Name: VIEW part_contents; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.part_contents IS 'X07, X08: parts with their data to the letter, the text included that is still streaming in. Escaped.';
 
 -- Name: projects; Type: TABLE; Schema: public; Owner: -
 
@@ -1198,6 +1507,30 @@ COMMENT ON CONSTRAINT sessions_id_version_check ON public.sessions IS 'C02';
 
 COMMENT ON CONSTRAINT sessions_metadata_check ON public.sessions IS 'W01';
 
+-- Name: tool_state_transitions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.tool_state_transitions (
+    from_state text NOT NULL,
+    to_state text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE tool_state_transitions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.tool_state_transitions IS 'X06: which state of a tool call may follow which. completed and error are terminal. A call that was never run (its input was wrong, the turn was aborted) goes from pending to error.';
+
+-- Name: tool_states; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.tool_states (
+    tool_state text NOT NULL,
+    description text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE tool_states; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.tool_states IS 'X06: how a tool call is.';
+
 -- Name: accounts accounts_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.accounts
@@ -1263,6 +1596,15 @@ ALTER TABLE ONLY public.organizations
 
 ALTER TABLE ONLY public.organizations
     ADD CONSTRAINT organizations_slug_key UNIQUE (slug);
+
+-- Name: part_deltas part_deltas_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.part_deltas
+    ADD CONSTRAINT part_deltas_pkey PRIMARY KEY (org_id, part_id, start_offset);
+
+-- Name: CONSTRAINT part_deltas_pkey ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT part_deltas_pkey ON public.part_deltas IS 'X08: a delta is known by its place.';
 
 -- Name: parts parts_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -1339,6 +1681,16 @@ ALTER TABLE ONLY public.sessions
 -- Name: CONSTRAINT sessions_source_source_id_key ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_source_source_id_key ON public.sessions IS 'C02: importing twice never duplicates.';
+
+-- Name: tool_state_transitions tool_state_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_state_transitions
+    ADD CONSTRAINT tool_state_transitions_pkey PRIMARY KEY (from_state, to_state);
+
+-- Name: tool_states tool_states_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_states
+    ADD CONSTRAINT tool_states_pkey PRIMARY KEY (tool_state);
 
 -- Name: accounts_email_key; Type: INDEX; Schema: public; Owner: -
 
@@ -1428,6 +1780,10 @@ CREATE INDEX sessions_unarchived_idx ON public.sessions USING btree (org_id, id)
 
 COMMENT ON INDEX public.sessions_unarchived_idx IS 'S02';
 
+-- Name: tool_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX tool_state_transitions_to_state_idx ON public.tool_state_transitions USING btree (to_state);
+
 -- Name: accounts accounts_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER accounts_identity_immutable BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN ((((old.id IS DISTINCT FROM new.id) OR (old.kind IS DISTINCT FROM new.kind)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('An account''s id, kind and creation time');
@@ -1496,6 +1852,26 @@ CREATE TRIGGER organizations_identity_immutable BEFORE UPDATE ON public.organiza
 
 CREATE TRIGGER organizations_touch BEFORE UPDATE ON public.organizations FOR EACH ROW WHEN (((((((((old.slug IS DISTINCT FROM new.slug) OR (old.name IS DISTINCT FROM new.name)) OR (old.owner_id IS DISTINCT FROM new.owner_id)) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
 
+-- Name: part_deltas part_deltas_append_only; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_append_only BEFORE UPDATE ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.refuse_unless_cascade();
+
+-- Name: TRIGGER part_deltas_append_only ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER part_deltas_append_only ON public.part_deltas IS 'X08';
+
+-- Name: part_deltas part_deltas_contiguous; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_contiguous BEFORE INSERT ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.check_part_delta();
+
+-- Name: TRIGGER part_deltas_contiguous ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER part_deltas_contiguous ON public.part_deltas IS 'X08';
+
+-- Name: part_deltas part_deltas_fold; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_fold AFTER INSERT ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.fold_many_part_deltas();
+
 -- Name: parts parts_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER parts_identity_immutable BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.source IS DISTINCT FROM new.source)) OR (old.source_id IS DISTINCT FROM new.source_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A part''s organisation, id, source and creation time');
@@ -1520,9 +1896,25 @@ CREATE TRIGGER parts_session_immutable BEFORE UPDATE ON public.parts FOR EACH RO
 
 COMMENT ON TRIGGER parts_session_immutable ON public.parts IS 'C04';
 
+-- Name: parts parts_supersede_deltas; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_supersede_deltas AFTER UPDATE ON public.parts FOR EACH ROW WHEN (((old.data)::text <> (new.data)::text)) EXECUTE FUNCTION public.delete_part_deltas();
+
+-- Name: TRIGGER parts_supersede_deltas ON parts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER parts_supersede_deltas ON public.parts IS 'X08';
+
+-- Name: parts parts_tool_state_transition; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_tool_state_transition AFTER UPDATE ON public.parts FOR EACH ROW WHEN (((old.tool_state IS DISTINCT FROM new.tool_state) AND (old.tool_state IS NOT NULL))) EXECUTE FUNCTION public.check_tool_state();
+
+-- Name: TRIGGER parts_tool_state_transition ON parts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER parts_tool_state_transition ON public.parts IS 'X06';
+
 -- Name: parts parts_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER parts_touch BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER parts_touch BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((((((((old.type IS DISTINCT FROM new.type) OR (old.source_position IS DISTINCT FROM new.source_position)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
 
 -- Name: projects projects_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1642,6 +2034,11 @@ ALTER TABLE ONLY public.organizations
 
 COMMENT ON CONSTRAINT organizations_owner_is_member_fkey ON public.organizations IS 'C13: the accountable owner is a member at level owner. Demoting or removing them needs a transfer first. NO ACTION, so that deleting the whole organisation can pass.';
 
+-- Name: part_deltas part_deltas_part_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.part_deltas
+    ADD CONSTRAINT part_deltas_part_id_fkey FOREIGN KEY (org_id, part_id) REFERENCES public.parts(org_id, id) ON DELETE CASCADE;
+
 -- Name: parts parts_message_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.parts
@@ -1650,6 +2047,11 @@ ALTER TABLE ONLY public.parts
 -- Name: CONSTRAINT parts_message_id_fkey ON parts; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT parts_message_id_fkey ON public.parts IS 'C04: through the session, so that a part''s session is its message''s session.';
+
+-- Name: parts parts_tool_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.parts
+    ADD CONSTRAINT parts_tool_state_fkey FOREIGN KEY (tool_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
 
 -- Name: projects projects_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -1733,6 +2135,16 @@ ALTER TABLE ONLY public.sessions
 
 COMMENT ON CONSTRAINT sessions_version_fkey ON public.sessions IS 'W10';
 
+-- Name: tool_state_transitions tool_state_transitions_from_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_state_transitions
+    ADD CONSTRAINT tool_state_transitions_from_state_fkey FOREIGN KEY (from_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
+
+-- Name: tool_state_transitions tool_state_transitions_to_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_state_transitions
+    ADD CONSTRAINT tool_state_transitions_to_state_fkey FOREIGN KEY (to_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
+
 -- Name: accounts; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.accounts ENABLE ROW LEVEL SECURITY;
@@ -1803,9 +2215,25 @@ CREATE POLICY organizations_control_plane ON public.organizations TO hub_system 
 
 CREATE POLICY organizations_tenant ON public.organizations FOR SELECT TO hub_app USING ((id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: part_deltas; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.part_deltas ENABLE ROW LEVEL SECURITY;
+
+-- Name: part_deltas part_deltas_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY part_deltas_bookkeeping ON public.part_deltas TO hub_system USING (true);
+
+-- Name: part_deltas part_deltas_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY part_deltas_tenant ON public.part_deltas TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: parts; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.parts ENABLE ROW LEVEL SECURITY;
+
+-- Name: parts parts_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_bookkeeping ON public.parts TO hub_system USING (true);
 
 -- Name: parts parts_tenant; Type: POLICY; Schema: public; Owner: -
 
@@ -1855,6 +2283,15 @@ GRANT ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT
 
 REVOKE ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) TO hub;
+
+-- Name: FUNCTION delete_part_deltas(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.delete_part_deltas() FROM PUBLIC;
+
+-- Name: FUNCTION fold_part_deltas(p_idle interval, p_limit integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.fold_part_deltas(p_idle interval, p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.fold_part_deltas(p_idle interval, p_limit integer) TO hub_app;
 
 -- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
 
@@ -1978,9 +2415,31 @@ GRANT INSERT(created_at) ON TABLE public.messages TO hub_app;
 GRANT SELECT ON TABLE public.organization_members TO hub_app;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organization_members TO hub_system;
 
+-- Name: TABLE part_deltas; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.part_deltas TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.part_deltas TO hub_system;
+
+-- Name: COLUMN part_deltas.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.part_deltas TO hub_app;
+
+-- Name: COLUMN part_deltas.part_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(part_id) ON TABLE public.part_deltas TO hub_app;
+
+-- Name: COLUMN part_deltas.start_offset; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(start_offset) ON TABLE public.part_deltas TO hub_app;
+
+-- Name: COLUMN part_deltas.text; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(text) ON TABLE public.part_deltas TO hub_app;
+
 -- Name: TABLE parts; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE,UPDATE ON TABLE public.parts TO hub_app;
+GRANT SELECT ON TABLE public.parts TO hub_system;
 
 -- Name: COLUMN parts.org_id; Type: ACL; Schema: public; Owner: -
 
@@ -2017,10 +2476,12 @@ GRANT INSERT(source_position) ON TABLE public.parts TO hub_app;
 -- Name: COLUMN parts.data; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(data) ON TABLE public.parts TO hub_app;
+GRANT UPDATE(data) ON TABLE public.parts TO hub_system;
 
 -- Name: COLUMN parts.raw; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(raw) ON TABLE public.parts TO hub_app;
+GRANT UPDATE(raw) ON TABLE public.parts TO hub_system;
 
 -- Name: COLUMN parts.metadata; Type: ACL; Schema: public; Owner: -
 
@@ -2029,6 +2490,10 @@ GRANT INSERT(metadata) ON TABLE public.parts TO hub_app;
 -- Name: COLUMN parts.created_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(created_at) ON TABLE public.parts TO hub_app;
+
+-- Name: TABLE part_contents; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.part_contents TO hub_app;
 
 -- Name: TABLE projects; Type: ACL; Schema: public; Owner: -
 
@@ -2207,3 +2672,12 @@ GRANT UPDATE(last_part_id) ON TABLE public.sessions TO hub_system;
 -- Name: COLUMN sessions.created_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: TABLE tool_state_transitions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.tool_state_transitions TO hub_app;
+GRANT SELECT ON TABLE public.tool_state_transitions TO hub_system;
+
+-- Name: TABLE tool_states; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.tool_states TO hub_app;

@@ -64,6 +64,14 @@ const (
 	OrganizationsPkey                            = "organizations_pkey"
 	OrganizationsSlugKey                         = "organizations_slug_key"
 	OrganizationsSlugShapeCheck                  = "organizations_slug_shape_check"
+	PartDeltasAppendOnly                         = "part_deltas_append_only"
+	PartDeltasContiguous                         = "part_deltas_contiguous"
+	PartDeltasPartIDFkey                         = "part_deltas_part_id_fkey"
+	PartDeltasPartIDFkeyInUse                    = "part_deltas_part_id_fkey_in_use"
+	PartDeltasPkey                               = "part_deltas_pkey"
+	PartDeltasTextLengthCheck                    = "part_deltas_text_length_check"
+	PartDeltasWholeLengthCheck                   = "part_deltas_whole_length_check"
+	PartTakesNoDeltas                            = "part_takes_no_deltas"
 	PartsDataObjectCheck                         = "parts_data_object_check"
 	PartsIDVersionCheck                          = "parts_id_version_check"
 	PartsIdentityImmutable                       = "parts_identity_immutable"
@@ -77,6 +85,9 @@ const (
 	PartsSourceShapeCheck                        = "parts_source_shape_check"
 	PartsSourceSourceIDKey                       = "parts_source_source_id_key"
 	PartsSourceWholeCheck                        = "parts_source_whole_check"
+	PartsToolStateFkey                           = "parts_tool_state_fkey"
+	PartsToolStateFkeyInUse                      = "parts_tool_state_fkey_in_use"
+	PartsToolStateTransition                     = "parts_tool_state_transition"
 	PartsTypeLengthCheck                         = "parts_type_length_check"
 	ProjectsDataObjectCheck                      = "projects_data_object_check"
 	ProjectsDescriptionLengthCheck               = "projects_description_length_check"
@@ -136,6 +147,12 @@ const (
 	SessionsTitleLengthCheck                     = "sessions_title_length_check"
 	SessionsVersionFkey                          = "sessions_version_fkey"
 	SessionsVersionFkeyInUse                     = "sessions_version_fkey_in_use"
+	ToolStateTransitionsFromStateFkey            = "tool_state_transitions_from_state_fkey"
+	ToolStateTransitionsFromStateFkeyInUse       = "tool_state_transitions_from_state_fkey_in_use"
+	ToolStateTransitionsPkey                     = "tool_state_transitions_pkey"
+	ToolStateTransitionsToStateFkey              = "tool_state_transitions_to_state_fkey"
+	ToolStateTransitionsToStateFkeyInUse         = "tool_state_transitions_to_state_fkey_in_use"
+	ToolStatesPkey                               = "tool_states_pkey"
 	Unauthenticated                              = "unauthenticated"
 )
 
@@ -202,6 +219,14 @@ var Rules = []string{
 	OrganizationsPkey,
 	OrganizationsSlugKey,
 	OrganizationsSlugShapeCheck,
+	PartDeltasAppendOnly,
+	PartDeltasContiguous,
+	PartDeltasPartIDFkey,
+	PartDeltasPartIDFkeyInUse,
+	PartDeltasPkey,
+	PartDeltasTextLengthCheck,
+	PartDeltasWholeLengthCheck,
+	PartTakesNoDeltas,
 	PartsDataObjectCheck,
 	PartsIDVersionCheck,
 	PartsIdentityImmutable,
@@ -215,6 +240,9 @@ var Rules = []string{
 	PartsSourceShapeCheck,
 	PartsSourceSourceIDKey,
 	PartsSourceWholeCheck,
+	PartsToolStateFkey,
+	PartsToolStateFkeyInUse,
+	PartsToolStateTransition,
 	PartsTypeLengthCheck,
 	ProjectsDataObjectCheck,
 	ProjectsDescriptionLengthCheck,
@@ -274,5 +302,11 @@ var Rules = []string{
 	SessionsTitleLengthCheck,
 	SessionsVersionFkey,
 	SessionsVersionFkeyInUse,
+	ToolStateTransitionsFromStateFkey,
+	ToolStateTransitionsFromStateFkeyInUse,
+	ToolStateTransitionsPkey,
+	ToolStateTransitionsToStateFkey,
+	ToolStateTransitionsToStateFkeyInUse,
+	ToolStatesPkey,
 	Unauthenticated,
 }

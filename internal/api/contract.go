@@ -54,6 +54,8 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("the contract: %w", err)
 	}
+	doc.Components.Schemas["PartCreate"].Value.AnyOf = nil // partTypes knows better where a fault is
+	doc.Components.Schemas["PartCreate"].Value.Required = []string{"type"}
 	ops = contract{}
 	for path, item := range doc.Paths.Map() {
 		for method, spec := range item.Operations() {
@@ -295,6 +297,9 @@ func fieldErrors(err error) []api.FieldError {
 		for _, token := range schema.JSONPointer() {
 			pointer += pointerToken(token)
 		}
+		if inner := memberErrors(schema); len(inner) > 0 {
+			return inner
+		}
 		if name, unknown := unknownProperty(schema); unknown {
 			pointer, message = pointer+pointerToken(name), "is not a field of this object"
 		}
@@ -303,6 +308,15 @@ func fieldErrors(err error) []api.FieldError {
 		faults = append(faults, api.FieldError{Pointer: "", Message: request.Reason})
 	}
 	return faults
+}
+
+// memberErrors are those of the member that a union's discriminator has chosen; without one all members were tried.
+func memberErrors(err *openapi3.SchemaError) []api.FieldError {
+	var member openapi3.MultiError
+	if err.SchemaField != "oneOf" || !errors.As(err.Origin, &member) || len(member) != 1 {
+		return nil
+	}
+	return fieldErrors(member)
 }
 
 func pointerToken(name string) string {
@@ -402,5 +416,5 @@ func freeForm(schema *openapi3.Schema, tokens []string) bool {
 
 func holdsAnything(schema *openapi3.Schema) bool {
 	extra := schema.AdditionalProperties
-	return extra.Has != nil && *extra.Has || extra.Schema != nil
+	return extra.Has != nil && *extra.Has || extra.Schema != nil || schema.Extensions["x-any-text"] == true
 }

@@ -7,10 +7,12 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -41,6 +43,7 @@ type Config struct {
 type Server struct {
 	Config
 	contractVersion string
+	partTypes       partTypes
 	transfers       chan struct{} // holds one element per import or export that is using the database
 	store           *store.DB
 	db              *db.Queries // runs each query as the caller of its context, in one round trip
@@ -60,6 +63,9 @@ func New(cfg Config) (http.Handler, error) {
 		return nil, err
 	}
 	s.contractVersion = version
+	if s.partTypes, err = loadPartTypes(api.Contract); err != nil {
+		return nil, err
+	}
 	e := echo.New()
 	e.HideBanner = true
 	e.HidePort = true
@@ -179,7 +185,11 @@ func (binder) Bind(target any, c echo.Context) error {
 	if streamsBody(c) {
 		return nil // the operation reads it itself: requestBody(ctx)
 	}
-	return json.NewDecoder(c.Request().Body).Decode(target)
+	err := json.NewDecoder(c.Request().Body).Decode(target)
+	if number := new(json.UnmarshalTypeError); errors.As(err, &number) { // for JSON 1.0 and 1e2 are whole numbers
+		return refuse("invalid_request", api.FieldError{Pointer: "/" + strings.ReplaceAll(number.Field, ".", "/"), Message: "must be written as a whole number"})
+	}
+	return err
 }
 
 type bodyKey struct{}
