@@ -346,7 +346,7 @@ func (s *Server) pointAt(ctx context.Context, refusal error, in *importer) error
 // ExportSession implements the contract's operation. The file is made from one snapshot and put aside, and only then sent: a client
 // that reads slowly holds no connection to the database.
 func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestObject) (api.ExportSessionResponseObject, error) {
-	out := &exportFile{spool: &spool{dir: s.TempDir}}
+	out := &exportFile{media: "application/json", spool: &spool{dir: s.TempDir}}
 	done, err := s.beginTransfer(ctx)
 	if err != nil {
 		return nil, err
@@ -357,7 +357,7 @@ func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestOb
 		if err != nil {
 			return missing("session", err)
 		}
-		out.name = cmp.Or(deref(row.SourceID), row.Slug)
+		out.name = cmp.Or(deref(row.SourceID), row.Slug) + ".json"
 		return writeExport(ctx, q, row, out.spool)
 	})
 	if err != nil {
@@ -372,19 +372,26 @@ func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestOb
 
 // exportFile is the answer: a finished export.
 type exportFile struct {
+	media string
 	name  string
 	spool *spool
 }
 
-// VisitExportSessionResponse sends the file and gives its storage back.
-func (f *exportFile) VisitExportSessionResponse(w http.ResponseWriter) error {
+// VisitExportSessionResponse implements the contract's answer.
+func (f *exportFile) VisitExportSessionResponse(w http.ResponseWriter) error { return f.send(w) }
+
+// VisitExportAuditLogsResponse implements the contract's answer.
+func (f *exportFile) VisitExportAuditLogsResponse(w http.ResponseWriter) error { return f.send(w) }
+
+// send writes the file to the client and gives its storage back.
+func (f *exportFile) send(w http.ResponseWriter) error {
 	defer f.spool.Close()
 	text, err := f.spool.Reader()
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", f.name+".json"))
+	w.Header().Set("Content-Type", f.media)
+	w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", f.name))
 	_, err = io.Copy(w, text)
 	return err
 }

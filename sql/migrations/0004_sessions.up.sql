@@ -780,9 +780,19 @@ CREATE POLICY sessions_tenant ON sessions TO hub_app USING (org_id = (SELECT cur
 CREATE POLICY messages_tenant ON messages TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY parts_tenant ON parts TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY part_deltas_tenant ON part_deltas TO hub_app USING (org_id = (SELECT current_org_id()));
-CREATE POLICY sessions_bookkeeping ON sessions TO hub_system USING (true);
 CREATE POLICY parts_bookkeeping ON parts TO hub_system USING (true);
 CREATE POLICY part_deltas_bookkeeping ON part_deltas TO hub_system USING (true);
+-- What api_keys.resources limits a key to. Messages and parts follow their session, which is asked for only where there is a limit.
+CREATE POLICY sessions_limited ON sessions AS RESTRICTIVE TO hub_app
+    USING ((SELECT current_project_ids()) IS NULL OR project_id = ANY ((SELECT current_project_ids())::uuid[]));
+CREATE POLICY messages_limited ON messages AS RESTRICTIVE TO hub_app
+    USING ((SELECT current_project_ids()) IS NULL OR EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (messages.org_id, messages.session_id)));
+CREATE POLICY parts_limited ON parts AS RESTRICTIVE TO hub_app
+    USING ((SELECT current_project_ids()) IS NULL OR EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (parts.org_id, parts.session_id)));
+CREATE POLICY part_deltas_limited ON part_deltas AS RESTRICTIVE TO hub_app
+    USING ((SELECT current_project_ids()) IS NULL OR EXISTS (SELECT FROM parts p WHERE (p.org_id, p.id) = (part_deltas.org_id, part_deltas.part_id)));
+CREATE POLICY sessions_bookkeeping ON sessions TO hub_system USING (true);
+CREATE POLICY sessions_authentication ON sessions FOR SELECT TO hub_auth USING (true);
 
 GRANT SELECT ON session_versions, session_run_states, session_run_state_transitions, tool_states, tool_state_transitions, part_contents, part_deltas TO hub_app;
 GRANT INSERT (org_id, part_id, start_offset, text) ON part_deltas TO hub_app;
@@ -796,7 +806,7 @@ GRANT INSERT (org_id, id, project_id, parent_id, account_id, role_name, slug, ti
               source, source_id, source_parent_id, source_updated_at, data, raw, metadata, created_at),
       UPDATE (project_id, parent_id, account_id, role_name, slug, title, run_state, last_activity_at, archived_at,
               source_parent_id, source_updated_at, data, raw, metadata) ON sessions TO hub_app;
-GRANT SELECT ON sessions TO hub_system;
+GRANT SELECT ON sessions TO hub_system, hub_auth;
 GRANT UPDATE (last_message_id, last_part_id, last_activity_at) ON sessions TO hub_system;
 GRANT SELECT ON parts, tool_state_transitions TO hub_system;
 GRANT UPDATE (data, raw) ON parts TO hub_system;
