@@ -143,13 +143,17 @@ func intersection(a, b []string) []string {
 // notByOrganisation are the indexes and foreign keys of tables with an org_id that do not start with it, and why.
 var notByOrganisation = map[string]string{
 	"api_keys_key_hash_key":                "found before the organisation is known",
+	"pending_events_writer_idx":            "one sequencer works for all organisations",
 	"organization_members_account_id_fkey": "an account belongs to no organisation",
 	"organization_members_account_id_idx":  "an account's memberships, for that foreign key",
 }
 
 // notByID are the tables with an org_id whose rows have no id, and what they are known by.
 var notByID = map[string]string{
-	"part_deltas": "its place in a part",
+	"part_deltas":    "its place in a part",
+	"pending_events": "its row and transaction",
+	"event_heads":    "the organisation",
+	"events":         "its place in the feed",
 }
 
 func TestX01_OrgIDComesFirst(t *testing.T) {

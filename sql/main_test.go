@@ -22,8 +22,8 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, eventsFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, eventsRules)
 	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes)
 )
 

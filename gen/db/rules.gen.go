@@ -76,6 +76,12 @@ const (
 	AuditLogsRemovedBehindAnchor                 = "audit_logs_removed_behind_anchor"
 	AuditLogsSessionIDFkey                       = "audit_logs_session_id_fkey"
 	AuditLogsSessionIDFkeyInUse                  = "audit_logs_session_id_fkey_in_use"
+	EventHeadsPkey                               = "event_heads_pkey"
+	EventHeadsPurgedBehindLastCheck              = "event_heads_purged_behind_last_check"
+	EventSequencersPkey                          = "event_sequencers_pkey"
+	EventSequencersSingletonCheck                = "event_sequencers_singleton_check"
+	EventsAppendOnly                             = "events_append_only"
+	EventsPkey                                   = "events_pkey"
 	IdempotencyKeysAccountIDFkey                 = "idempotency_keys_account_id_fkey"
 	IdempotencyKeysAccountIDFkeyInUse            = "idempotency_keys_account_id_fkey_in_use"
 	IdempotencyKeysIDVersionCheck                = "idempotency_keys_id_version_check"
@@ -150,6 +156,9 @@ const (
 	PartsToolStateFkeyInUse                      = "parts_tool_state_fkey_in_use"
 	PartsToolStateTransition                     = "parts_tool_state_transition"
 	PartsTypeLengthCheck                         = "parts_type_length_check"
+	PendingEventsActionCheck                     = "pending_events_action_check"
+	PendingEventsKindCheck                       = "pending_events_kind_check"
+	PendingEventsPkey                            = "pending_events_pkey"
 	ProjectsDataObjectCheck                      = "projects_data_object_check"
 	ProjectsDescriptionLengthCheck               = "projects_description_length_check"
 	ProjectsIDVersionCheck                       = "projects_id_version_check"
@@ -300,6 +309,12 @@ var Rules = []string{
 	AuditLogsRemovedBehindAnchor,
 	AuditLogsSessionIDFkey,
 	AuditLogsSessionIDFkeyInUse,
+	EventHeadsPkey,
+	EventHeadsPurgedBehindLastCheck,
+	EventSequencersPkey,
+	EventSequencersSingletonCheck,
+	EventsAppendOnly,
+	EventsPkey,
 	IdempotencyKeysAccountIDFkey,
 	IdempotencyKeysAccountIDFkeyInUse,
 	IdempotencyKeysIDVersionCheck,
@@ -374,6 +389,9 @@ var Rules = []string{
 	PartsToolStateFkeyInUse,
 	PartsToolStateTransition,
 	PartsTypeLengthCheck,
+	PendingEventsActionCheck,
+	PendingEventsKindCheck,
+	PendingEventsPkey,
 	ProjectsDataObjectCheck,
 	ProjectsDescriptionLengthCheck,
 	ProjectsIDVersionCheck,

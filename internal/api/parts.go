@@ -190,6 +190,12 @@ func (s *Server) AppendPartDelta(ctx context.Context, r api.AppendPartDeltaReque
 	if err := json.Unmarshal(escaped.JSON, &text); err != nil {
 		return nil, err
 	}
+	inTx := store.InTx(ctx) // a refusal must not end the transaction
+	if inTx {
+		if _, err := s.store.Exec(ctx, "SAVEPOINT delta"); err != nil {
+			return nil, err
+		}
+	}
 	end, err := s.db.AppendPartDelta(ctx, db.AppendPartDeltaParams{SessionID: r.SessionId, ID: r.PartId, StartOffset: r.Body.Offset, Text: text})
 	var refusal *pgconn.PgError
 	if !errors.As(err, &refusal) || refusal.ConstraintName != db.PartDeltasContiguous && refusal.ConstraintName != db.PartTakesNoDeltas {
@@ -197,6 +203,11 @@ func (s *Server) AppendPartDelta(ctx context.Context, r api.AppendPartDeltaReque
 			return nil, missing("part", err)
 		}
 		return api.AppendPartDelta200JSONResponse{Offset: end}, nil
+	}
+	if inTx {
+		if _, err := s.store.Exec(ctx, "ROLLBACK TO SAVEPOINT delta"); err != nil {
+			return nil, err
+		}
 	}
 	stored, lookErr := s.db.GetGrowingText(ctx, db.GetGrowingTextParams{SessionID: r.SessionId, ID: r.PartId})
 	if lookErr != nil {

@@ -1,4 +1,4 @@
-DROP FUNCTION fold_part_deltas(interval, integer);
+DROP FUNCTION fold_part_deltas(integer);
 DROP VIEW part_contents;
 DROP TABLE part_deltas;
 DROP FUNCTION fold_many_part_deltas();

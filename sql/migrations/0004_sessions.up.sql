@@ -652,16 +652,16 @@ CREATE TRIGGER parts_supersede_deltas AFTER UPDATE ON parts
     FOR EACH ROW WHEN (OLD.data::text <> NEW.data::text) EXECUTE FUNCTION delete_part_deltas();
 COMMENT ON TRIGGER parts_supersede_deltas ON parts IS 'X08';
 
-CREATE FUNCTION fold_part_deltas(p_idle interval, p_limit integer) RETURNS integer
+CREATE FUNCTION fold_part_deltas(p_rows integer) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     v_part   record;
-    v_folded integer := 0;
+    v_folded bigint := 0;
 BEGIN
     FOR v_part IN
         SELECT d.org_id, d.part_id FROM part_deltas d
-        GROUP BY d.org_id, d.part_id HAVING max(d.created_at) < clock_timestamp() - p_idle
-        LIMIT p_limit
+        GROUP BY d.org_id, d.part_id HAVING max(d.created_at) < clock_timestamp() - interval '1 minute'
+        LIMIT least(p_rows, 100)
     LOOP
         -- Who is writing the part takes care of it.
         PERFORM FROM parts p WHERE p.org_id = v_part.org_id AND p.id = v_part.part_id FOR NO KEY UPDATE SKIP LOCKED;
@@ -676,8 +676,8 @@ BEGIN
     END LOOP;
     RETURN v_folded;
 END $$;
-COMMENT ON FUNCTION fold_part_deltas(interval, integer) IS
-    'X08: a sweeper: writes the deltas of parts into which nothing has streamed for so long into them, for so many parts at most, and returns how many it were. For texts whose writer never said that they end.';
+COMMENT ON FUNCTION fold_part_deltas(integer) IS
+    'X08: writes the deltas of parts into which nothing has streamed for a minute into them, and returns how many parts it were: 0 when none is due. For texts whose writer never said that they end.';
 
 
 -- Ids follow the order of writing (C02) --------------------------------------------------------------------------
@@ -753,12 +753,12 @@ CREATE TRIGGER parts_in_order AFTER INSERT ON parts
 COMMENT ON TRIGGER parts_in_order ON parts IS 'C02';
 
 -- Not from PUBLIC: as the trigger of somebody's temporary table it would write into any organisation (X01).
-REVOKE ALL ON FUNCTION record_session_rows(), delete_part_deltas(), fold_part_deltas(interval, integer) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION fold_part_deltas(interval, integer) TO hub_app;
+REVOKE ALL ON FUNCTION record_session_rows(), delete_part_deltas(), fold_part_deltas(integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION fold_part_deltas(integer) TO hub_app;
 GRANT CREATE ON SCHEMA public TO hub_system;
 ALTER FUNCTION record_session_rows() OWNER TO hub_system;
 ALTER FUNCTION delete_part_deltas() OWNER TO hub_system;
-ALTER FUNCTION fold_part_deltas(interval, integer) OWNER TO hub_system;
+ALTER FUNCTION fold_part_deltas(integer) OWNER TO hub_system;
 REVOKE CREATE ON SCHEMA public FROM hub_system;
 
 
