@@ -133,6 +133,51 @@ func (e CompactionPartType) Valid() bool {
 	}
 }
 
+// Defines values for EventAction.
+const (
+	EventActionCreated  EventAction = "created"
+	EventActionDeleted  EventAction = "deleted"
+	EventActionStreamed EventAction = "streamed"
+	EventActionUpdated  EventAction = "updated"
+)
+
+// Valid indicates whether the value is a known member of the EventAction enum.
+func (e EventAction) Valid() bool {
+	switch e {
+	case EventActionCreated:
+		return true
+	case EventActionDeleted:
+		return true
+	case EventActionStreamed:
+		return true
+	case EventActionUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventKind.
+const (
+	EventKindMessage EventKind = "message"
+	EventKindPart    EventKind = "part"
+	EventKindSession EventKind = "session"
+)
+
+// Valid indicates whether the value is a known member of the EventKind enum.
+func (e EventKind) Valid() bool {
+	switch e {
+	case EventKindMessage:
+		return true
+	case EventKindPart:
+		return true
+	case EventKindSession:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for FilePartType.
 const (
 	FilePartTypeFile FilePartType = "file"
@@ -863,6 +908,50 @@ type CompactionPartData struct {
 type DeactivatedAccount struct {
 	Account            Account        `json:"account"`
 	OwnedOrganizations []Organization `json:"ownedOrganizations"`
+}
+
+// Event A change, as it stands in the `data` of the feed's events.
+type Event struct {
+	// Action streamed: text was added to a part, whose revision moves when the text ends.
+	Action EventAction `json:"action"`
+
+	// At When the transaction that made the change began.
+	At time.Time `json:"at"`
+
+	// Id The id of what has changed.
+	Id openapi_types.UUID `json:"id"`
+
+	// Kind What has changed.
+	Kind EventKind `json:"kind"`
+
+	// Offset Of a text that streams in, how long it is, in UTF-16 code units.
+	Offset *int64 `json:"offset,omitempty"`
+
+	// Position Its place in the feed, which counts up by one from event to event; also the id of the event.
+	Position int64 `json:"position"`
+
+	// ProjectId The project that it is in.
+	ProjectId *openapi_types.UUID `json:"projectId"`
+
+	// Revision Its revision after the change.
+	Revision int32 `json:"revision"`
+
+	// SessionId The session that it is, or is in.
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// EventAction streamed: text was added to a part, whose revision moves when the text ends.
+type EventAction string
+
+// EventKind What has changed.
+type EventKind string
+
+// EventReset What the `data` of the event `reset` says. The feed goes on behind its position, but what came before it is no longer kept.
+type EventReset struct {
+	Position int64 `json:"position"`
+
+	// Reread The paths of what may have changed meanwhile.
+	Reread []string `json:"reread"`
 }
 
 // FieldError defines model for FieldError.
@@ -1976,6 +2065,24 @@ type VerifyAuditLogParams struct {
 	Platform *bool `form:"platform,omitempty" json:"platform,omitempty"`
 }
 
+// FollowEventsParams defines parameters for FollowEvents.
+type FollowEventsParams struct {
+	// SessionId Only what happens in this session.
+	SessionId *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+
+	// ProjectId Only what happens in this project.
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+
+	// Kind Only changes of these kinds, separated by commas.
+	Kind *[]EventKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// After As `Last-Event-ID`, which goes first.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The `id` of the last event that was received.
+	LastEventID *int64 `json:"Last-Event-ID,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -2178,6 +2285,12 @@ type ListPartsParams struct {
 // ListPartsParamsContent defines parameters for ListParts.
 type ListPartsParamsContent string
 
+// AppendPartsParams defines parameters for AppendParts.
+type AppendPartsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // GetPartParams defines parameters for GetPart.
 type GetPartParams struct {
 	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
@@ -2193,6 +2306,12 @@ type GetPartParamsContent string
 type UpdatePartParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// AppendPartDeltaParams defines parameters for AppendPartDelta.
+type AppendPartDeltaParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
@@ -3260,6 +3379,9 @@ type ServerInterface interface {
 	// VerifyAuditLog Verify the audit log
 	// (GET /v1/audit-logs/verification)
 	VerifyAuditLog(ctx echo.Context, params VerifyAuditLogParams) error
+	// FollowEvents Follow what changes
+	// (GET /v1/events)
+	FollowEvents(ctx echo.Context, params FollowEventsParams) error
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx echo.Context) error
@@ -3352,7 +3474,7 @@ type ServerInterface interface {
 	ListParts(ctx echo.Context, sessionId SessionId, params ListPartsParams) error
 	// AppendParts Append parts to a message
 	// (POST /v1/sessions/{sessionId}/parts)
-	AppendParts(ctx echo.Context, sessionId SessionId) error
+	AppendParts(ctx echo.Context, sessionId SessionId, params AppendPartsParams) error
 	// GetPart Get a part
 	// (GET /v1/sessions/{sessionId}/parts/{partId})
 	GetPart(ctx echo.Context, sessionId SessionId, partId PartId, params GetPartParams) error
@@ -3361,7 +3483,7 @@ type ServerInterface interface {
 	UpdatePart(ctx echo.Context, sessionId SessionId, partId PartId, params UpdatePartParams) error
 	// AppendPartDelta Let a part's text grow
 	// (POST /v1/sessions/{sessionId}/parts/{partId}/deltas)
-	AppendPartDelta(ctx echo.Context, sessionId SessionId, partId PartId) error
+	AppendPartDelta(ctx echo.Context, sessionId SessionId, partId PartId, params AppendPartDeltaParams) error
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx echo.Context) error
@@ -4106,6 +4228,62 @@ func (w *ServerInterfaceWrapper) VerifyAuditLog(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.VerifyAuditLog(ctx, params)
+	return err
+}
+
+// FollowEvents converts echo context to params.
+func (w *ServerInterfaceWrapper) FollowEvents(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FollowEventsParams
+	// ------------- Optional query parameter "sessionId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sessionId", ctx.QueryParams(), &params.SessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Optional query parameter "projectId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "projectId", ctx.QueryParams(), &params.ProjectId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// ------------- Optional query parameter "kind" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", false, false, "kind", ctx.QueryParams(), &params.Kind, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter kind: %s", err))
+	}
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", ctx.QueryParams(), &params.After, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter after: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Last-Event-ID" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Last-Event-ID")]; found {
+		var LastEventID int64
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Last-Event-ID, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Last-Event-ID", valueList[0], &LastEventID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Last-Event-ID: %s", err))
+		}
+
+		params.LastEventID = &LastEventID
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.FollowEvents(ctx, params)
 	return err
 }
 
@@ -5029,8 +5207,28 @@ func (w *ServerInterfaceWrapper) AppendParts(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AppendPartsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.AppendParts(ctx, sessionId)
+	err = w.Handler.AppendParts(ctx, sessionId, params)
 	return err
 }
 
@@ -5130,8 +5328,28 @@ func (w *ServerInterfaceWrapper) AppendPartDelta(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter partId: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AppendPartDeltaParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.AppendPartDelta(ctx, sessionId, partId)
+	err = w.Handler.AppendPartDelta(ctx, sessionId, partId, params)
 	return err
 }
 
@@ -5213,6 +5431,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/audit-logs", wrapper.ListAuditLogs, options.OperationMiddlewares["listAuditLogs"]...)
 	router.GET(options.BaseURL+"/v1/audit-logs/export", wrapper.ExportAuditLogs, options.OperationMiddlewares["exportAuditLogs"]...)
 	router.GET(options.BaseURL+"/v1/audit-logs/verification", wrapper.VerifyAuditLog, options.OperationMiddlewares["verifyAuditLog"]...)
+	router.GET(options.BaseURL+"/v1/events", wrapper.FollowEvents, options.OperationMiddlewares["followEvents"]...)
 	router.GET(options.BaseURL+"/v1/me", wrapper.GetMe, options.OperationMiddlewares["getMe"]...)
 	router.GET(options.BaseURL+"/v1/members", wrapper.ListMembers, options.OperationMiddlewares["listMembers"]...)
 	router.POST(options.BaseURL+"/v1/members", wrapper.AddMember, options.OperationMiddlewares["addMember"]...)
@@ -6260,6 +6479,74 @@ type VerifyAuditLogdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response VerifyAuditLogdefaultApplicationProblemPlusJSONResponse) VisitVerifyAuditLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FollowEventsRequestObject struct {
+	Params FollowEventsParams
+}
+
+type FollowEventsResponseObject interface {
+	VisitFollowEventsResponse(w http.ResponseWriter) error
+}
+
+type FollowEvents200TexteventStreamResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response FollowEvents200TexteventStreamResponse) VisitFollowEventsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/event-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+type FollowEventsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response FollowEventsdefaultApplicationProblemPlusJSONResponse) VisitFollowEventsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -7601,6 +7888,7 @@ func (response ListPartsdefaultApplicationProblemPlusJSONResponse) VisitListPart
 
 type AppendPartsRequestObject struct {
 	SessionId SessionId `json:"sessionId"`
+	Params    AppendPartsParams
 	Body      *AppendPartsJSONRequestBody
 }
 
@@ -7741,6 +8029,7 @@ func (response UpdatePartdefaultApplicationProblemPlusJSONResponse) VisitUpdateP
 type AppendPartDeltaRequestObject struct {
 	SessionId SessionId `json:"sessionId"`
 	PartId    PartId    `json:"partId"`
+	Params    AppendPartDeltaParams
 	Body      *AppendPartDeltaJSONRequestBody
 }
 
@@ -7885,6 +8174,9 @@ type StrictServerInterface interface {
 	// VerifyAuditLog Verify the audit log
 	// (GET /v1/audit-logs/verification)
 	VerifyAuditLog(ctx context.Context, request VerifyAuditLogRequestObject) (VerifyAuditLogResponseObject, error)
+	// FollowEvents Follow what changes
+	// (GET /v1/events)
+	FollowEvents(ctx context.Context, request FollowEventsRequestObject) (FollowEventsResponseObject, error)
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx context.Context, request GetMeRequestObject) (GetMeResponseObject, error)
@@ -8672,6 +8964,31 @@ func (sh *strictHandler) VerifyAuditLog(ctx echo.Context, params VerifyAuditLogP
 		return err
 	} else if validResponse, ok := response.(VerifyAuditLogResponseObject); ok {
 		return validResponse.VisitVerifyAuditLogResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// FollowEvents operation middleware
+func (sh *strictHandler) FollowEvents(ctx echo.Context, params FollowEventsParams) error {
+	var request FollowEventsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.FollowEvents(ctx.Request().Context(), request.(FollowEventsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FollowEvents")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(FollowEventsResponseObject); ok {
+		return validResponse.VisitFollowEventsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -9715,10 +10032,11 @@ func (sh *strictHandler) ListParts(ctx echo.Context, sessionId SessionId, params
 }
 
 // AppendParts operation middleware
-func (sh *strictHandler) AppendParts(ctx echo.Context, sessionId SessionId) error {
+func (sh *strictHandler) AppendParts(ctx echo.Context, sessionId SessionId, params AppendPartsParams) error {
 	var request AppendPartsRequestObject
 
 	request.SessionId = sessionId
+	request.Params = params
 
 	var body AppendPartsJSONRequestBody
 	var err error
@@ -9840,11 +10158,12 @@ func (sh *strictHandler) UpdatePart(ctx echo.Context, sessionId SessionId, partI
 }
 
 // AppendPartDelta operation middleware
-func (sh *strictHandler) AppendPartDelta(ctx echo.Context, sessionId SessionId, partId PartId) error {
+func (sh *strictHandler) AppendPartDelta(ctx echo.Context, sessionId SessionId, partId PartId, params AppendPartDeltaParams) error {
 	var request AppendPartDeltaRequestObject
 
 	request.SessionId = sessionId
 	request.PartId = partId
+	request.Params = params
 
 	var body AppendPartDeltaJSONRequestBody
 	var err error

@@ -134,6 +134,51 @@ func (e CompactionPartType) Valid() bool {
 	}
 }
 
+// Defines values for EventAction.
+const (
+	EventActionCreated  EventAction = "created"
+	EventActionDeleted  EventAction = "deleted"
+	EventActionStreamed EventAction = "streamed"
+	EventActionUpdated  EventAction = "updated"
+)
+
+// Valid indicates whether the value is a known member of the EventAction enum.
+func (e EventAction) Valid() bool {
+	switch e {
+	case EventActionCreated:
+		return true
+	case EventActionDeleted:
+		return true
+	case EventActionStreamed:
+		return true
+	case EventActionUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventKind.
+const (
+	EventKindMessage EventKind = "message"
+	EventKindPart    EventKind = "part"
+	EventKindSession EventKind = "session"
+)
+
+// Valid indicates whether the value is a known member of the EventKind enum.
+func (e EventKind) Valid() bool {
+	switch e {
+	case EventKindMessage:
+		return true
+	case EventKindPart:
+		return true
+	case EventKindSession:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for FilePartType.
 const (
 	FilePartTypeFile FilePartType = "file"
@@ -864,6 +909,50 @@ type CompactionPartData struct {
 type DeactivatedAccount struct {
 	Account            Account        `json:"account"`
 	OwnedOrganizations []Organization `json:"ownedOrganizations"`
+}
+
+// Event A change, as it stands in the `data` of the feed's events.
+type Event struct {
+	// Action streamed: text was added to a part, whose revision moves when the text ends.
+	Action EventAction `json:"action"`
+
+	// At When the transaction that made the change began.
+	At time.Time `json:"at"`
+
+	// Id The id of what has changed.
+	Id openapi_types.UUID `json:"id"`
+
+	// Kind What has changed.
+	Kind EventKind `json:"kind"`
+
+	// Offset Of a text that streams in, how long it is, in UTF-16 code units.
+	Offset *int64 `json:"offset,omitempty"`
+
+	// Position Its place in the feed, which counts up by one from event to event; also the id of the event.
+	Position int64 `json:"position"`
+
+	// ProjectId The project that it is in.
+	ProjectId *openapi_types.UUID `json:"projectId"`
+
+	// Revision Its revision after the change.
+	Revision int32 `json:"revision"`
+
+	// SessionId The session that it is, or is in.
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// EventAction streamed: text was added to a part, whose revision moves when the text ends.
+type EventAction string
+
+// EventKind What has changed.
+type EventKind string
+
+// EventReset What the `data` of the event `reset` says. The feed goes on behind its position, but what came before it is no longer kept.
+type EventReset struct {
+	Position int64 `json:"position"`
+
+	// Reread The paths of what may have changed meanwhile.
+	Reread []string `json:"reread"`
 }
 
 // FieldError defines model for FieldError.
@@ -1979,6 +2068,24 @@ type VerifyAuditLogParams struct {
 	Platform *bool `form:"platform,omitempty" json:"platform,omitempty"`
 }
 
+// FollowEventsParams defines parameters for FollowEvents.
+type FollowEventsParams struct {
+	// SessionId Only what happens in this session.
+	SessionId *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+
+	// ProjectId Only what happens in this project.
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+
+	// Kind Only changes of these kinds, separated by commas.
+	Kind *[]EventKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// After As `Last-Event-ID`, which goes first.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The `id` of the last event that was received.
+	LastEventID *int64 `json:"Last-Event-ID,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -2181,6 +2288,12 @@ type ListPartsParams struct {
 // ListPartsParamsContent defines parameters for ListParts.
 type ListPartsParamsContent string
 
+// AppendPartsParams defines parameters for AppendParts.
+type AppendPartsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // GetPartParams defines parameters for GetPart.
 type GetPartParams struct {
 	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
@@ -2196,6 +2309,12 @@ type GetPartParamsContent string
 type UpdatePartParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// AppendPartDeltaParams defines parameters for AppendPartDelta.
+type AppendPartDeltaParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
@@ -3849,6 +3968,27 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/audit-logs/verification (the `VerifyAuditLog` operationId).
 	VerifyAuditLog(ctx context.Context, params *VerifyAuditLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// FollowEvents Follow what changes
+	//
+	// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+	// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+	// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+	// streams in comes, several times a second at most, how long it is by now.
+	//
+	// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+	// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+	// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+	// far the feed has come, also past what the filters hold back.
+	//
+	// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+	// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+	// and may come back at once; one whose key is revoked, within seconds and for good.
+	//
+	// Scope: `events:read`.
+	//
+	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetMe Say who is asking
 	//
 	// Any valid key may ask.
@@ -4257,7 +4397,7 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
-	AppendPartsWithBody(ctx context.Context, sessionId SessionId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	AppendPartsWithBody(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// AppendParts Append parts to a message
 	//
@@ -4268,7 +4408,7 @@ type ClientInterface interface {
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
-	AppendParts(ctx context.Context, sessionId SessionId, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	AppendParts(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetPart Get a part
 	//
@@ -4320,7 +4460,7 @@ type ClientInterface interface {
 	// Takes any type of body and a specified content type.
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
-	AppendPartDeltaWithBody(ctx context.Context, sessionId SessionId, partId PartId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+	AppendPartDeltaWithBody(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// AppendPartDelta Let a part's text grow
 	//
@@ -4339,7 +4479,7 @@ type ClientInterface interface {
 	// Takes a body of the `application/json` content type.
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
-	AppendPartDelta(ctx context.Context, sessionId SessionId, partId PartId, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+	AppendPartDelta(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetVersion Which hub this is
 	//
@@ -4860,6 +5000,37 @@ func (c *Client) ExportAuditLogs(ctx context.Context, params *ExportAuditLogsPar
 // Corresponds with GET /v1/audit-logs/verification (the `VerifyAuditLog` operationId).
 func (c *Client) VerifyAuditLog(ctx context.Context, params *VerifyAuditLogParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewVerifyAuditLogRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// FollowEvents Follow what changes
+//
+// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+// streams in comes, several times a second at most, how long it is by now.
+//
+// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+// far the feed has come, also past what the filters hold back.
+//
+// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+// and may come back at once; one whose key is revoked, within seconds and for good.
+//
+// Scope: `events:read`.
+//
+// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFollowEventsRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -5698,8 +5869,8 @@ func (c *Client) ListParts(ctx context.Context, sessionId SessionId, params *Lis
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
-func (c *Client) AppendPartsWithBody(ctx context.Context, sessionId SessionId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewAppendPartsRequestWithBody(c.Server, sessionId, contentType, body)
+func (c *Client) AppendPartsWithBody(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartsRequestWithBody(c.Server, sessionId, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5719,8 +5890,8 @@ func (c *Client) AppendPartsWithBody(ctx context.Context, sessionId SessionId, c
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
-func (c *Client) AppendParts(ctx context.Context, sessionId SessionId, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewAppendPartsRequest(c.Server, sessionId, body)
+func (c *Client) AppendParts(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartsRequest(c.Server, sessionId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5811,8 +5982,8 @@ func (c *Client) UpdatePartWithApplicationMergePatchPlusJSONBody(ctx context.Con
 // Takes any type of body and a specified content type.
 //
 // Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
-func (c *Client) AppendPartDeltaWithBody(ctx context.Context, sessionId SessionId, partId PartId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewAppendPartDeltaRequestWithBody(c.Server, sessionId, partId, contentType, body)
+func (c *Client) AppendPartDeltaWithBody(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartDeltaRequestWithBody(c.Server, sessionId, partId, params, contentType, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5840,8 +6011,8 @@ func (c *Client) AppendPartDeltaWithBody(ctx context.Context, sessionId SessionI
 // Takes a body of the `application/json` content type.
 //
 // Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
-func (c *Client) AppendPartDelta(ctx context.Context, sessionId SessionId, partId PartId, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewAppendPartDeltaRequest(c.Server, sessionId, partId, body)
+func (c *Client) AppendPartDelta(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartDeltaRequest(c.Server, sessionId, partId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -7221,6 +7392,111 @@ func NewVerifyAuditLogRequest(server string, params *VerifyAuditLogParams) (*htt
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewFollowEventsRequest constructs an http.Request for the FollowEvents method
+func NewFollowEventsRequest(server string, params *FollowEventsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/events")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.SessionId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "sessionId", *params.SessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ProjectId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "projectId", *params.ProjectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Kind != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "kind", *params.Kind, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.LastEventID != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "integer", Format: "int64"})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -8991,18 +9267,18 @@ func NewListPartsRequest(server string, sessionId SessionId, params *ListPartsPa
 }
 
 // NewAppendPartsRequest calls the generic AppendParts builder with application/json body
-func NewAppendPartsRequest(server string, sessionId SessionId, body AppendPartsJSONRequestBody) (*http.Request, error) {
+func NewAppendPartsRequest(server string, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewAppendPartsRequestWithBody(server, sessionId, "application/json", bodyReader)
+	return NewAppendPartsRequestWithBody(server, sessionId, params, "application/json", bodyReader)
 }
 
 // NewAppendPartsRequestWithBody constructs an http.Request for the AppendParts method, with any body, and a specified content type
-func NewAppendPartsRequestWithBody(server string, sessionId SessionId, contentType string, body io.Reader) (*http.Request, error) {
+func NewAppendPartsRequestWithBody(server string, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -9033,6 +9309,21 @@ func NewAppendPartsRequestWithBody(server string, sessionId SessionId, contentTy
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
 
 	return req, nil
 }
@@ -9175,18 +9466,18 @@ func NewUpdatePartRequestWithBody(server string, sessionId SessionId, partId Par
 }
 
 // NewAppendPartDeltaRequest calls the generic AppendPartDelta builder with application/json body
-func NewAppendPartDeltaRequest(server string, sessionId SessionId, partId PartId, body AppendPartDeltaJSONRequestBody) (*http.Request, error) {
+func NewAppendPartDeltaRequest(server string, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody) (*http.Request, error) {
 	var bodyReader io.Reader
 	buf, err := json.Marshal(body)
 	if err != nil {
 		return nil, err
 	}
 	bodyReader = bytes.NewReader(buf)
-	return NewAppendPartDeltaRequestWithBody(server, sessionId, partId, "application/json", bodyReader)
+	return NewAppendPartDeltaRequestWithBody(server, sessionId, partId, params, "application/json", bodyReader)
 }
 
 // NewAppendPartDeltaRequestWithBody constructs an http.Request for the AppendPartDelta method, with any body, and a specified content type
-func NewAppendPartDeltaRequestWithBody(server string, sessionId SessionId, partId PartId, contentType string, body io.Reader) (*http.Request, error) {
+func NewAppendPartDeltaRequestWithBody(server string, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -9224,6 +9515,21 @@ func NewAppendPartDeltaRequestWithBody(server string, sessionId SessionId, partI
 	}
 
 	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
 
 	return req, nil
 }
@@ -9583,6 +9889,29 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/audit-logs/verification (the `VerifyAuditLog` operationId).
 	VerifyAuditLogWithResponse(ctx context.Context, params *VerifyAuditLogParams, reqEditors ...RequestEditorFn) (*VerifyAuditLogResponse, error)
+
+	// FollowEventsWithResponse Follow what changes
+	//
+	// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+	// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+	// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+	// streams in comes, several times a second at most, how long it is by now.
+	//
+	// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+	// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+	// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+	// far the feed has come, also past what the filters hold back.
+	//
+	// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+	// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+	// and may come back at once; one whose key is revoked, within seconds and for good.
+	//
+	// Scope: `events:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+	FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error)
 
 	// GetMeWithResponse Say who is asking
 	//
@@ -10028,7 +10357,7 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
-	AppendPartsWithBodyWithResponse(ctx context.Context, sessionId SessionId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error)
+	AppendPartsWithBodyWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error)
 
 	// AppendPartsWithResponse Append parts to a message
 	//
@@ -10039,7 +10368,7 @@ type ClientWithResponsesInterface interface {
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
-	AppendPartsWithResponse(ctx context.Context, sessionId SessionId, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error)
+	AppendPartsWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error)
 
 	// GetPartWithResponse Get a part
 	//
@@ -10093,7 +10422,7 @@ type ClientWithResponsesInterface interface {
 	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
-	AppendPartDeltaWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error)
+	AppendPartDeltaWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error)
 
 	// AppendPartDeltaWithResponse Let a part's text grow
 	//
@@ -10112,7 +10441,7 @@ type ClientWithResponsesInterface interface {
 	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
-	AppendPartDeltaWithResponse(ctx context.Context, sessionId SessionId, partId PartId, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error)
+	AppendPartDeltaWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error)
 
 	// GetVersionWithResponse Which hub this is
 	//
@@ -11261,6 +11590,47 @@ func (r VerifyAuditLogResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r VerifyAuditLogResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type FollowEventsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r FollowEventsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r FollowEventsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r FollowEventsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FollowEventsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r FollowEventsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -13510,6 +13880,35 @@ func (c *ClientWithResponses) VerifyAuditLogWithResponse(ctx context.Context, pa
 	return ParseVerifyAuditLogResponse(rsp)
 }
 
+// FollowEventsWithResponse Follow what changes
+//
+// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+// streams in comes, several times a second at most, how long it is by now.
+//
+// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+// far the feed has come, also past what the filters hold back.
+//
+// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+// and may come back at once; one whose key is revoked, within seconds and for good.
+//
+// Scope: `events:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error) {
+	rsp, err := c.FollowEvents(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFollowEventsResponse(rsp)
+}
+
 // GetMeWithResponse Say who is asking
 //
 // Any valid key may ask.
@@ -14206,8 +14605,8 @@ func (c *ClientWithResponses) ListPartsWithResponse(ctx context.Context, session
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
-func (c *ClientWithResponses) AppendPartsWithBodyWithResponse(ctx context.Context, sessionId SessionId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error) {
-	rsp, err := c.AppendPartsWithBody(ctx, sessionId, contentType, body, reqEditors...)
+func (c *ClientWithResponses) AppendPartsWithBodyWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error) {
+	rsp, err := c.AppendPartsWithBody(ctx, sessionId, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -14223,8 +14622,8 @@ func (c *ClientWithResponses) AppendPartsWithBodyWithResponse(ctx context.Contex
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
-func (c *ClientWithResponses) AppendPartsWithResponse(ctx context.Context, sessionId SessionId, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error) {
-	rsp, err := c.AppendParts(ctx, sessionId, body, reqEditors...)
+func (c *ClientWithResponses) AppendPartsWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error) {
+	rsp, err := c.AppendParts(ctx, sessionId, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -14301,8 +14700,8 @@ func (c *ClientWithResponses) UpdatePartWithApplicationMergePatchPlusJSONBodyWit
 // Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
-func (c *ClientWithResponses) AppendPartDeltaWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error) {
-	rsp, err := c.AppendPartDeltaWithBody(ctx, sessionId, partId, contentType, body, reqEditors...)
+func (c *ClientWithResponses) AppendPartDeltaWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error) {
+	rsp, err := c.AppendPartDeltaWithBody(ctx, sessionId, partId, params, contentType, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -14326,8 +14725,8 @@ func (c *ClientWithResponses) AppendPartDeltaWithBodyWithResponse(ctx context.Co
 // Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
 //
 // Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
-func (c *ClientWithResponses) AppendPartDeltaWithResponse(ctx context.Context, sessionId SessionId, partId PartId, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error) {
-	rsp, err := c.AppendPartDelta(ctx, sessionId, partId, body, reqEditors...)
+func (c *ClientWithResponses) AppendPartDeltaWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error) {
+	rsp, err := c.AppendPartDelta(ctx, sessionId, partId, params, body, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
@@ -15249,6 +15648,32 @@ func ParseVerifyAuditLogResponse(rsp *http.Response) (*VerifyAuditLogResponse, e
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseFollowEventsResponse parses an HTTP response from a FollowEventsWithResponse call
+func ParseFollowEventsResponse(rsp *http.Response) (*FollowEventsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FollowEventsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Error
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {

@@ -46,6 +46,7 @@ type operation struct {
 	body     *openapi3.Schema
 	optional bool // the request body
 	streamed bool // x-body: stream
+	endless  bool // x-response: stream: it goes on until somebody ends it
 	long     bool // x-long: takes as long as an import may
 	secret   bool // x-secret: its answer holds a secret
 }
@@ -69,6 +70,7 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 				public:   spec.Security != nil && len(*spec.Security) == 0,
 				level:    "member",
 				streamed: spec.Extensions["x-body"] == "stream",
+				endless:  spec.Extensions["x-response"] == "stream",
 				long:     spec.Extensions["x-long"] == true,
 				secret:   spec.Extensions["x-secret"] == true,
 			}
@@ -195,6 +197,9 @@ func isRefusal(err error) bool {
 }
 
 func (s *Server) timeout(op *operation) time.Duration {
+	if op != nil && op.endless {
+		return 100 * 365 * 24 * time.Hour
+	}
 	if op != nil && (op.streamed || op.long) {
 		return s.ImportTimeout
 	}

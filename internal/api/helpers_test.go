@@ -166,6 +166,8 @@ func (f family) samples() map[string]sample {
 		"listMessages":  {"GET", session + "/messages", "", "", 200},
 		"getMessage":    {"GET", session + "/messages/" + f.message, "", "", 200},
 
+		"followEvents": {"GET", "/v1/events", "", "", 200},
+
 		"appendParts":     {"POST", session + "/parts", plain, `{"messageId":"` + f.message + `","parts":[{"type":"text","data":{"text":"more"}}]}`, 201},
 		"listParts":       {"GET", session + "/parts", "", "", 200},
 		"getPart":         {"GET", session + "/parts/" + f.part, "", "", 200},

@@ -38,6 +38,10 @@ type Config struct {
 	Transfers      int           // imports and exports that use the database at once; 8
 	RateLimit      int           // requests per minute and key, on this server; 60000; below zero: no limit
 	TempDir        string        // where imports are spooled; the system's
+
+	Streams    context.Context // ends all event streams when it ends; they would go on while the server waits for its last requests
+	Heartbeat  time.Duration   // of event streams; 15 s
+	SlowReader time.Duration   // how long the reader of an event stream may take for what it was sent; 20 s
 }
 
 // Server implements the contract's operations.
@@ -45,6 +49,7 @@ type Server struct {
 	Config
 	contractVersion string
 	partTypes       partTypes
+	feeds           feeds
 	transfers       chan struct{} // holds one element per import or export that is using the database
 	limits          *limits
 	store           *store.DB
@@ -59,6 +64,11 @@ func New(cfg Config) (http.Handler, error) {
 	cfg.RateLimit = defaultTo(cfg.RateLimit, 60_000)
 	cfg.RequestTimeout = defaultTo(cfg.RequestTimeout, 30*time.Second)
 	cfg.ImportTimeout = defaultTo(cfg.ImportTimeout, 10*time.Minute)
+	cfg.Heartbeat = defaultTo(cfg.Heartbeat, 15*time.Second)
+	cfg.SlowReader = defaultTo(cfg.SlowReader, 20*time.Second)
+	if cfg.Streams == nil {
+		cfg.Streams = context.Background()
+	}
 	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers), limits: newLimits(cfg.RateLimit)}
 
 	contract, version, err := loadContract(api.Contract)
