@@ -107,15 +107,23 @@ CREATE FUNCTION public.append_audit(p_org_id uuid, p_action text, p_target_type 
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
+    v_noted uuid[] := string_to_array(nullif(current_setting('hub.audit_chains', true), ''), ' ')::uuid[];
     v_chain audit_chains;
     v_row   audit_logs;
 BEGIN
     v_row.chain_id := coalesce(p_org_id, '00000000-0000-0000-0000-000000000000');
-    LOOP
+    -- What the entry refers to is locked before the chain: who holds these rows already will want the chain.
+    PERFORM FROM organizations o WHERE o.id = ANY (v_noted || v_row.chain_id) ORDER BY o.id FOR KEY SHARE;
+    PERFORM FROM accounts a WHERE a.id = current_account_id() FOR KEY SHARE;
+    SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id AND v_noted IS NULL FOR UPDATE;
+    IF NOT FOUND THEN
+        v_noted := v_noted || v_row.chain_id;
+        INSERT INTO audit_chains (chain_id)
+        SELECT n FROM unnest(v_noted) n WHERE NOT EXISTS (SELECT FROM audit_chains c WHERE c.chain_id = n) ORDER BY n ON CONFLICT DO NOTHING;
+        PERFORM FROM audit_chains c WHERE c.chain_id = ANY (v_noted) ORDER BY c.chain_id FOR UPDATE;
+        PERFORM set_config('hub.audit_chains', '', true);
         SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id FOR UPDATE;
-        EXIT WHEN FOUND;
-        INSERT INTO audit_chains (chain_id) VALUES (v_row.chain_id) ON CONFLICT DO NOTHING;
-    END LOOP;
+    END IF;
     v_row.id := hub_uuidv7();
     v_row.position := v_chain.position + 1;
     v_row.org_id := (SELECT o.id FROM organizations o WHERE o.id = v_row.chain_id);
@@ -147,7 +155,7 @@ CREATE FUNCTION public.audit_chain_of(p_platform boolean) RETURNS uuid
     AS $$
 BEGIN
     IF p_platform AND NOT public.is_platform_admin() THEN
-        PERFORM public.raise_rule('insufficient_scope', 'The platform''s audit log is for platform admins.', '42501');
+        PERFORM public.raise_rule('audit_platform_for_admins', 'The platform''s audit log is for platform admins.', '42501');
     END IF;
     RETURN CASE WHEN p_platform THEN '00000000-0000-0000-0000-000000000000' ELSE public.current_org_id() END;
 END $$;
@@ -155,6 +163,16 @@ END $$;
 -- Name: FUNCTION audit_chain_of(p_platform boolean); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.audit_chain_of(p_platform boolean) IS 'The chain that the caller asks for: its organisation''s, or the platform''s.';
+
+-- Name: audit_chain_of(name, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.audit_chain_of(p_table name, p_row jsonb) RETURNS uuid
+    LANGUAGE sql IMMUTABLE
+    RETURN COALESCE((CASE p_table WHEN 'organizations'::name THEN (p_row ->> 'id'::text) WHEN 'accounts'::name THEN (p_row ->> 'home_org_id'::text) ELSE (p_row ->> 'org_id'::text) END)::uuid, '00000000-0000-0000-0000-000000000000'::uuid);
+
+-- Name: FUNCTION audit_chain_of(p_table name, p_row jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.audit_chain_of(p_table name, p_row jsonb) IS 'The chain that a row''s changes are in: its organisation''s, or the platform''s.';
 
 -- Name: hub_uuidv7_at(bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -315,6 +333,10 @@ BEGIN
         PERFORM raise_rule('unauthenticated', 'The key is not valid.', '28000');
     END IF;
 
+    IF v_resources <> '{}' THEN -- limited to projects: whoever holds it, it does not reach what is above them
+        v_membership := 'member';
+        v_level := 'member';
+    END IF;
     -- '*' covers every scope of the organisation, and none of the platform's: those take platform:* and an admin's account.
     IF v_level <> 'admin' THEN
         v_scopes := array_remove(v_scopes, 'platform:*');
@@ -328,11 +350,15 @@ BEGIN
         PERFORM raise_rule('insufficient_scope', format('The key lacks the scope %s.', array_to_string(v_missing, ', ')), '42501');
     END IF;
     v_platform := 'platform:*' = ANY (v_scopes);
-    IF p_level <> 'member' AND NOT v_platform AND membership_rank(v_membership) < membership_rank(p_level) THEN
+    IF p_level IS DISTINCT FROM v_membership AND NOT v_platform AND (membership_rank(v_membership) >= membership_rank(p_level)) IS NOT TRUE THEN
         PERFORM raise_rule('insufficient_level', format('This takes the membership level %s.', p_level), '42501');
     END IF;
-    IF p_session_id IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id)) THEN
-        PERFORM raise_rule('acting_session_not_found', 'There is no such session.', '23503');
+    IF p_session_id IS NOT NULL THEN
+        PERFORM FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id)
+            AND (v_resources = '{}' OR 'project:' || s.project_id = ANY (v_resources));
+        IF NOT FOUND THEN
+            PERFORM raise_rule('acting_session_not_found', 'There is no such session.', '23503');
+        END IF;
     END IF;
 
     PERFORM set_config('hub.org_id', org_id::text, true),
@@ -396,7 +422,7 @@ CREATE FUNCTION public.check_account_email_domain() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    v_host text := lower(split_part(NEW.email, '@', 2));
+    v_host text := rtrim(lower(split_part(NEW.email, '@', 2)), '.');
 BEGIN
     IF EXISTS (SELECT FROM reserved_email_domains d WHERE v_host = d.domain OR right(v_host, length(d.domain) + 1) = '.' || d.domain)
        <> (NEW.kind IN ('llm', 'service')) THEN
@@ -417,16 +443,17 @@ CREATE FUNCTION public.check_account_profile() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    IF public.current_account_id() <> NEW.id AND NOT public.is_platform_admin()
-       AND NOT (NEW.home_org_id IS NOT DISTINCT FROM public.current_org_id() AND public.current_membership_rank() >= 2) THEN
-        PERFORM public.raise_rule(TG_NAME, 'A profile is changed by its account, an admin of its home organisation or a platform admin.', '42501');
+    IF public.current_account_id() IS NOT NULL AND NOT public.is_platform_admin()
+       AND NOT (NEW.home_org_id IS NOT DISTINCT FROM public.current_org_id()
+                AND (public.current_membership_rank() >= 2 OR NEW.id = public.current_account_id())) THEN
+        PERFORM public.raise_rule(TG_NAME, 'A profile is changed with a key of its home organisation, by its account or an admin there, or by a platform admin.', '42501');
     END IF;
     RETURN NEW;
 END $$;
 
 -- Name: FUNCTION check_account_profile(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.check_account_profile() IS 'X01: an organisation that an account merely works in does not rewrite it for all others.';
+COMMENT ON FUNCTION public.check_account_profile() IS 'X01: an organisation that an account merely works in does not rewrite it for all others, not even with a key that it made for the account.';
 
 -- Name: check_account_status(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -492,10 +519,16 @@ BEGIN
        AND (current_membership_rank() < 2 OR membership_rank(v_holder.membership_level) > current_membership_rank()) THEN
         PERFORM raise_rule('api_keys_holder_within_level', 'Keys of others are made and changed by admins, and owners'' keys by owners.', '42501');
     END IF;
+    IF TG_OP = 'INSERT' AND NEW.account_id <> current_account_id() AND NOT is_platform_admin()
+       AND EXISTS (SELECT FROM organizations o WHERE (o.id, o.owner_id) = (NEW.org_id, NEW.account_id)) THEN -- it could hand over the organisation (W16)
+        PERFORM raise_rule('api_keys_holder_within_level', 'Keys of the accountable owner are theirs to make.', '42501');
+    END IF;
     IF EXISTS (SELECT FROM unnest(v_added) s WHERE NOT (s = ANY (v_held) OR NOT starts_with(s, 'platform:') AND '*' = ANY (v_held))) THEN
         PERFORM raise_rule('api_keys_scopes_granted', 'A key grants no scope that the key that makes it lacks.', '42501');
     END IF;
-    IF current_project_ids() IS NOT NULL AND (NEW.resources = '{}' OR NOT NEW.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p)) THEN
+    IF current_project_ids() IS NOT NULL AND (
+           NEW.resources = '{}' OR NOT NEW.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p)
+           OR TG_OP = 'UPDATE' AND (OLD.resources = '{}' OR NOT OLD.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p))) THEN
         PERFORM raise_rule('api_keys_resources_granted', 'A limited key makes and changes only keys that are limited as much.', '42501');
     END IF;
     RETURN NEW;
@@ -1190,6 +1223,26 @@ END $$;
 
 COMMENT ON FUNCTION public.make_session_slug() IS 'S09: two words and six hex digits.';
 
+-- Name: note_audit_chain(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.note_audit_chain() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_noted text := coalesce(current_setting('hub.audit_chains', true), '');
+    v_chain text := audit_chain_of(TG_TABLE_NAME, CASE TG_OP WHEN 'INSERT' THEN to_jsonb(NEW) ELSE to_jsonb(OLD) END)::text;
+BEGIN
+    IF position(v_chain IN v_noted) = 0 THEN
+        PERFORM set_config('hub.audit_chains', ltrim(v_noted || ' ' || v_chain), true);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION note_audit_chain(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.note_audit_chain() IS 'X03: notes which chains the transaction will append to, so that they are taken in one order: two transactions that change rows of two organisations in opposite orders would wait for each other.';
+
 -- Name: number_events(uuid, integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.number_events(p_holder uuid, p_rows integer) RETURNS integer
@@ -1466,9 +1519,8 @@ BEGIN
         WHEN v_changes ? 'rotated_to_id' THEN 'rotate'
         WHEN v_changes ? 'enabled' THEN CASE v_new ->> 'enabled' WHEN 'true' THEN 'enable' ELSE 'disable' END
         ELSE 'update' END;
-    PERFORM append_audit(
-        (CASE TG_TABLE_NAME WHEN 'organizations' THEN v_row ->> 'id' WHEN 'accounts' THEN coalesce(v_old, v_new) ->> 'home_org_id' ELSE v_row ->> 'org_id' END)::uuid,
-        TG_ARGV[0] || '.' || v_verb, TG_ARGV[0], coalesce(v_row ->> 'id', v_row ->> 'account_id', v_row ->> 'org_id')::uuid, v_changes);
+    PERFORM append_audit(audit_chain_of(TG_TABLE_NAME, coalesce(v_old, v_new)), TG_ARGV[0] || '.' || v_verb, TG_ARGV[0],
+        coalesce(v_row ->> 'id', v_row ->> 'account_id', v_row ->> 'org_id')::uuid, v_changes);
     RETURN NULL;
 END $$;
 
@@ -1660,6 +1712,24 @@ END $$;
 -- Name: FUNCTION refuse_change(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.refuse_change() IS 'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
+
+-- Name: refuse_other_key_successor(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_other_key_successor() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- ON DELETE SET NULL comes after the successor is gone: nobody else can bring that about.
+    IF NEW.rotated_to_id IS NULL AND NOT EXISTS (SELECT FROM api_keys k WHERE k.org_id = OLD.org_id AND k.id = OLD.rotated_to_id) THEN
+        RETURN NEW;
+    END IF;
+    PERFORM raise_rule(TG_NAME, 'A key is rotated once.');
+END $$;
+
+-- Name: FUNCTION refuse_other_key_successor(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_other_key_successor() IS 'A rotated key keeps its successor for as long as there is one.';
 
 -- Name: refuse_other_session_parent(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2014,7 +2084,9 @@ BEGIN
     IF p_org_id <> current_org_id() AND NOT is_platform_admin() THEN
         RETURN; -- not there, for this caller
     END IF;
-    PERFORM FROM organizations o WHERE o.id = p_org_id FOR UPDATE;
+    -- The member before the organisation, as who removes a member does.
+    PERFORM FROM organization_members m WHERE (m.org_id, m.account_id) = (p_org_id, p_account_id) FOR UPDATE;
+    PERFORM FROM organizations o WHERE o.id = p_org_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -2038,19 +2110,17 @@ CREATE FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, O
     WITH chain AS (
         SELECT * FROM audit_chains c WHERE c.chain_id = p_chain_id
     ), walked AS (
-        SELECT l.position, l.id, l.hash,
-               coalesce(lag(l.position) OVER w, c.anchor_position) AS before_position,
-               coalesce(lag(l.hash) OVER w, c.anchor_hash) AS before_hash,
-               l.previous_hash, audit_hash(l) AS computed
-        FROM audit_logs l JOIN chain c ON c.chain_id = l.chain_id
-        WHERE l.chain_id = p_chain_id AND l.position > c.anchor_position
+        SELECT l.position, l.id, l.hash, l.previous_hash, audit_hash(l) AS computed,
+               lag(l.position) OVER w AS before_position, lag(l.hash) OVER w AS before_hash
+        FROM audit_logs l WHERE l.chain_id = p_chain_id
         WINDOW w AS (ORDER BY l.position)
     ), judged AS (
-        SELECT w.position, w.id, w.hash, CASE
-            WHEN w.position <> w.before_position + 1 THEN 'missing'
-            WHEN w.computed <> w.hash THEN 'altered'
-            WHEN w.previous_hash <> w.before_hash THEN 'unlinked' END AS how, w.before_position
-        FROM walked w
+        SELECT w.position, w.id, w.hash, greatest(w.before_position, c.anchor_position) AS before_position, CASE
+            WHEN w.position <= c.anchor_position OR w.position > c.position THEN 'added'
+            WHEN w.position <> greatest(w.before_position, c.anchor_position) + 1 THEN 'missing'
+            WHEN w.computed <> w.hash OR w.position = c.position AND w.hash <> c.hash THEN 'altered'
+            WHEN w.previous_hash <> CASE WHEN w.before_position > c.anchor_position THEN w.before_hash ELSE c.anchor_hash END THEN 'unlinked' END AS how
+        FROM walked w CROSS JOIN chain c
     ), summed AS (
         SELECT count(*) AS entries, max(j.position) AS last_position, min(j.position) FILTER (WHERE j.how IS NOT NULL) AS first_broken FROM judged j
     ), broken AS (
@@ -2059,12 +2129,6 @@ CREATE FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, O
         UNION ALL
         SELECT coalesce(s.last_position, c.anchor_position) + 1, NULL, 'missing' -- the newest entries
         FROM summed s, chain c WHERE s.first_broken IS NULL AND coalesce(s.last_position, c.anchor_position) < c.position
-        UNION ALL
-        SELECT j.position, j.id, 'altered' -- rewritten with its hash, but the head knows better
-        FROM summed s, chain c, judged j WHERE s.first_broken IS NULL AND j.position = s.last_position AND s.last_position = c.position AND j.hash <> c.hash
-        UNION ALL
-        SELECT j.position, j.id, 'added'
-        FROM summed s, chain c, judged j WHERE s.first_broken IS NULL AND j.position = c.position + 1
     )
     SELECT s.entries, c.position, c.hash, c.anchor_position, b.position, b.id, b.how
     FROM chain c CROSS JOIN summed s LEFT JOIN broken b ON true
@@ -2072,7 +2136,7 @@ $$;
 
 -- Name: FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) IS 'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added behind the head. With its reader''s rights.';
+COMMENT ON FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) IS 'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added outside of the chain. With its reader''s rights.';
 
 -- Name: account_status_transitions; Type: TABLE; Schema: public; Owner: -
 
@@ -2107,14 +2171,15 @@ CREATE TABLE public.api_keys (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT api_keys_expires_after_creation_check CHECK ((expires_at > created_at)),
+    CONSTRAINT api_keys_expires_in_reach_check CHECK ((expires_at < '9999-12-31 00:00:00+00'::timestamp with time zone)),
     CONSTRAINT api_keys_id_version_check CHECK (public.is_uuidv7(id)),
     CONSTRAINT api_keys_key_hash_length_check CHECK ((octet_length(key_hash) = 32)),
     CONSTRAINT api_keys_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT api_keys_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
-    CONSTRAINT api_keys_resources_shape_check CHECK (((cardinality(resources) <= 100) AND (array_position(resources, NULL::text) IS NULL) AND (array_to_string(resources, ' '::text) ~ '^(project:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}( (?!$)|$))*$'::text))),
+    CONSTRAINT api_keys_resources_shape_check CHECK (((cardinality(resources) <= 100) AND (array_position(resources, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(resources, ' '::text), ' '::text)) = cardinality(resources)) AND (array_to_string(resources, ' '::text) ~ '^(project:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}( (?!$)|$))*$'::text))),
     CONSTRAINT api_keys_rotated_to_another_check CHECK ((rotated_to_id <> id)),
     CONSTRAINT api_keys_scopes_known_shape_check CHECK (((array_position(scopes, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(scopes, ' '::text), ' '::text)) = cardinality(scopes)) AND (array_to_string(scopes, ' '::text) ~ '^((\*|platform:\*|(?!platform:)[a-z]+:(read|write|admin))( (?!$)|$))*$'::text))),
-    CONSTRAINT api_keys_tags_shape_check CHECK (((cardinality(tags) <= 50) AND (array_position(tags, NULL::text) IS NULL) AND (array_to_string(tags, ' '::text) ~ '^([a-z0-9][a-z0-9._:/-]{0,49}( (?!$)|$))*$'::text)))
+    CONSTRAINT api_keys_tags_shape_check CHECK (((cardinality(tags) <= 50) AND (array_position(tags, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(tags, ' '::text), ' '::text)) = cardinality(tags)) AND (array_to_string(tags, ' '::text) ~ '^([a-z0-9][a-z0-9._:/-]{0,49}( (?!$)|$))*$'::text)))
 );
 
 ALTER TABLE ONLY public.api_keys FORCE ROW LEVEL SECURITY;
@@ -2367,7 +2432,8 @@ CREATE TABLE public.organization_members (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT organization_members_level_check CHECK ((membership_level = ANY (ARRAY['owner'::text, 'admin'::text, 'member'::text]))),
-    CONSTRAINT organization_members_metadata_check CHECK (public.is_metadata(metadata))
+    CONSTRAINT organization_members_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT organization_members_not_system_check CHECK ((account_id <> '00000000-0000-7000-8000-000000000001'::uuid))
 );
 
 ALTER TABLE ONLY public.organization_members FORCE ROW LEVEL SECURITY;
@@ -2391,6 +2457,10 @@ COMMENT ON COLUMN public.organization_members.revision IS 'Counts changes: the E
 -- Name: CONSTRAINT organization_members_metadata_check ON organization_members; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT organization_members_metadata_check ON public.organization_members IS 'W01';
+
+-- Name: CONSTRAINT organization_members_not_system_check ON organization_members; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT organization_members_not_system_check ON public.organization_members IS 'C01: nobody signs in as the system account.';
 
 -- Name: part_deltas; Type: TABLE; Schema: public; Owner: -
 
@@ -3354,6 +3424,10 @@ COMMENT ON TRIGGER accounts_access_level_by_platform_admin ON public.accounts IS
 
 CREATE CONSTRAINT TRIGGER accounts_audit AFTER INSERT OR DELETE OR UPDATE ON public.accounts DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('account', 'display_name', 'email');
 
+-- Name: accounts accounts_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_audit_chain AFTER INSERT OR DELETE OR UPDATE ON public.accounts FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
+
 -- Name: accounts accounts_deactivation; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER accounts_deactivation AFTER UPDATE ON public.accounts FOR EACH ROW WHEN (((new.status = 'deactivated'::text) AND (old.status <> 'deactivated'::text))) EXECUTE FUNCTION public.revoke_account_keys();
@@ -3430,6 +3504,10 @@ CREATE TRIGGER accounts_touch BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN
 
 CREATE CONSTRAINT TRIGGER api_keys_audit AFTER INSERT OR DELETE OR UPDATE ON public.api_keys DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('key');
 
+-- Name: api_keys api_keys_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER api_keys_audit_chain AFTER INSERT OR DELETE OR UPDATE OF name, scopes, resources, tags, enabled, expires_at, revoked_at, rotated_to_id, metadata ON public.api_keys FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
+
 -- Name: api_keys api_keys_grace_only_shrinks; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER api_keys_grace_only_shrinks BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((new.rotated_to_id IS NOT NULL) AND (COALESCE(new.expires_at, 'infinity'::timestamp with time zone) > COALESCE(old.expires_at, 'infinity'::timestamp with time zone)))) EXECUTE FUNCTION public.refuse_change('The end of a rotated key, but for an earlier one,');
@@ -3452,7 +3530,7 @@ COMMENT ON TRIGGER api_keys_revoked_for_good ON public.api_keys IS 'W02';
 
 -- Name: api_keys api_keys_rotated_once; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER api_keys_rotated_once BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((old.rotated_to_id IS NOT NULL) AND (new.rotated_to_id IS NOT NULL) AND (old.rotated_to_id IS DISTINCT FROM new.rotated_to_id))) EXECUTE FUNCTION public.refuse_change('The key that follows a rotated one');
+CREATE TRIGGER api_keys_rotated_once BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((old.rotated_to_id IS NOT NULL) AND (old.rotated_to_id IS DISTINCT FROM new.rotated_to_id))) EXECUTE FUNCTION public.refuse_other_key_successor();
 
 -- Name: api_keys api_keys_touch; Type: TRIGGER; Schema: public; Owner: -
 
@@ -3558,6 +3636,10 @@ CREATE TRIGGER messages_touch BEFORE UPDATE ON public.messages FOR EACH ROW WHEN
 
 CREATE CONSTRAINT TRIGGER organization_members_audit AFTER INSERT OR DELETE OR UPDATE ON public.organization_members DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('member');
 
+-- Name: organization_members organization_members_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER organization_members_audit_chain AFTER INSERT OR DELETE OR UPDATE ON public.organization_members FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
+
 -- Name: organization_members organization_members_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER organization_members_identity_immutable BEFORE UPDATE ON public.organization_members FOR EACH ROW WHEN ((((old.org_id IS DISTINCT FROM new.org_id) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A membership''s organisation, account and creation time');
@@ -3573,6 +3655,10 @@ CREATE TRIGGER organization_members_touch BEFORE UPDATE ON public.organization_m
 -- Name: organizations organizations_audit; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE CONSTRAINT TRIGGER organizations_audit AFTER INSERT OR DELETE OR UPDATE ON public.organizations DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('organization');
+
+-- Name: organizations organizations_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER organizations_audit_chain AFTER INSERT OR DELETE OR UPDATE ON public.organizations FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
 
 -- Name: organizations organizations_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 

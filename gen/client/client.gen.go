@@ -745,7 +745,7 @@ type ApiKey struct {
 	Metadata Metadata `json:"metadata"`
 	Name     string   `json:"name"`
 
-	// Resources What the key is limited to. Empty for the whole organisation.
+	// Resources What the key is limited to; it ranks as a member's then, whoever holds it. Empty for the whole organisation.
 	Resources []Resource `json:"resources"`
 	Revision  int32      `json:"revision"`
 	RevokedAt *time.Time `json:"revokedAt"`
@@ -3791,7 +3791,7 @@ type ClientInterface interface {
 
 	// UpdateAccountWithBody Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -3802,7 +3802,7 @@ type ClientInterface interface {
 
 	// UpdateAccountWithApplicationMergePatchPlusJSONBody Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -3849,7 +3849,7 @@ type ClientInterface interface {
 
 	// CreateApiKeyWithBody Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -3860,7 +3860,7 @@ type ClientInterface interface {
 
 	// CreateApiKey Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -4643,7 +4643,7 @@ func (c *Client) GetAccount(ctx context.Context, accountId AccountId, reqEditors
 
 // UpdateAccountWithBody Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -4664,7 +4664,7 @@ func (c *Client) UpdateAccountWithBody(ctx context.Context, accountId AccountId,
 
 // UpdateAccountWithApplicationMergePatchPlusJSONBody Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -4761,7 +4761,7 @@ func (c *Client) ListApiKeys(ctx context.Context, params *ListApiKeysParams, req
 
 // CreateApiKeyWithBody Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -4782,7 +4782,7 @@ func (c *Client) CreateApiKeyWithBody(ctx context.Context, params *CreateApiKeyP
 
 // CreateApiKey Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -9691,7 +9691,7 @@ type ClientWithResponsesInterface interface {
 
 	// UpdateAccountWithBodyWithResponse Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -9702,7 +9702,7 @@ type ClientWithResponsesInterface interface {
 
 	// UpdateAccountWithApplicationMergePatchPlusJSONBodyWithResponse Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -9757,7 +9757,7 @@ type ClientWithResponsesInterface interface {
 
 	// CreateApiKeyWithBodyWithResponse Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -9768,7 +9768,7 @@ type ClientWithResponsesInterface interface {
 
 	// CreateApiKeyWithResponse Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -13567,7 +13567,7 @@ func (c *ClientWithResponses) GetAccountWithResponse(ctx context.Context, accoun
 
 // UpdateAccountWithBodyWithResponse Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -13584,7 +13584,7 @@ func (c *ClientWithResponses) UpdateAccountWithBodyWithResponse(ctx context.Cont
 
 // UpdateAccountWithApplicationMergePatchPlusJSONBodyWithResponse Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -13669,7 +13669,7 @@ func (c *ClientWithResponses) ListApiKeysWithResponse(ctx context.Context, param
 
 // CreateApiKeyWithBodyWithResponse Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -13686,7 +13686,7 @@ func (c *ClientWithResponses) CreateApiKeyWithBodyWithResponse(ctx context.Conte
 
 // CreateApiKeyWithResponse Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //

@@ -47,9 +47,11 @@ const recordIdempotentAnswer = `-- name: RecordIdempotentAnswer :exec
 WITH expired AS (
     DELETE FROM idempotency_keys
     WHERE org_id = current_org_id() AND account_id = current_account_id() AND key = $1 AND created_at <= now() - interval '24 hours'
+    RETURNING id
 )
 INSERT INTO idempotency_keys (org_id, account_id, key, request, status, headers, body)
-VALUES (current_org_id(), current_account_id(), $1, $2, $3, $4, $5)
+SELECT current_org_id(), current_account_id(), $1, $2, $3, $4, $5
+FROM (SELECT count(*) FROM expired) first
 `
 
 type RecordIdempotentAnswerParams struct {

@@ -364,7 +364,7 @@ func (s *Server) RemoveMember(ctx context.Context, r api.RemoveMemberRequestObje
 // API keys ------------------------------------------------------------------------------------------------------------
 
 // CreateApiKey implements the contract's operation.
-func (s *Server) CreateApiKey(ctx context.Context, r api.CreateApiKeyRequestObject) (api.CreateApiKeyResponseObject, error) { //nolint:revive // the generated name
+func (s *Server) CreateApiKey(ctx context.Context, r api.CreateApiKeyRequestObject) (api.CreateApiKeyResponseObject, error) {
 	_, metadata, err := storables(nil, r.Body.Metadata)
 	if err != nil {
 		return nil, err
@@ -384,7 +384,7 @@ func (s *Server) CreateApiKey(ctx context.Context, r api.CreateApiKeyRequestObje
 }
 
 // GetApiKey implements the contract's operation.
-func (s *Server) GetApiKey(ctx context.Context, r api.GetApiKeyRequestObject) (api.GetApiKeyResponseObject, error) { //nolint:revive // the generated name
+func (s *Server) GetApiKey(ctx context.Context, r api.GetApiKeyRequestObject) (api.GetApiKeyResponseObject, error) {
 	row, err := s.db.GetAPIKey(ctx, r.ApiKeyId)
 	if err != nil {
 		return nil, missing("api_key", err)
@@ -393,7 +393,7 @@ func (s *Server) GetApiKey(ctx context.Context, r api.GetApiKeyRequestObject) (a
 }
 
 // ListApiKeys implements the contract's operation.
-func (s *Server) ListApiKeys(ctx context.Context, r api.ListApiKeysRequestObject) (api.ListApiKeysResponseObject, error) { //nolint:revive // the generated name
+func (s *Server) ListApiKeys(ctx context.Context, r api.ListApiKeysRequestObject) (api.ListApiKeysResponseObject, error) {
 	limit, filters := pageSize(r.Params.Limit), r.Params
 	filters.Limit, filters.Cursor = nil, nil
 	id, _, err := after[uuid.UUID](r.Params.Cursor, filters)
@@ -409,7 +409,7 @@ func (s *Server) ListApiKeys(ctx context.Context, r api.ListApiKeysRequestObject
 }
 
 // UpdateApiKey implements the contract's operation.
-func (s *Server) UpdateApiKey(ctx context.Context, r api.UpdateApiKeyRequestObject) (api.UpdateApiKeyResponseObject, error) { //nolint:revive // the generated name
+func (s *Server) UpdateApiKey(ctx context.Context, r api.UpdateApiKeyRequestObject) (api.UpdateApiKeyResponseObject, error) {
 	expected, err := ifMatch(r.Params.IfMatch)
 	if err != nil {
 		return nil, err
@@ -432,7 +432,7 @@ func (s *Server) UpdateApiKey(ctx context.Context, r api.UpdateApiKeyRequestObje
 }
 
 // RevokeApiKey implements the contract's operation.
-func (s *Server) RevokeApiKey(ctx context.Context, r api.RevokeApiKeyRequestObject) (api.RevokeApiKeyResponseObject, error) { //nolint:revive // the generated name
+func (s *Server) RevokeApiKey(ctx context.Context, r api.RevokeApiKeyRequestObject) (api.RevokeApiKeyResponseObject, error) {
 	row, err := s.db.RevokeAPIKey(ctx, r.ApiKeyId)
 	if err != nil {
 		return nil, missing("api_key", err)
@@ -441,7 +441,7 @@ func (s *Server) RevokeApiKey(ctx context.Context, r api.RevokeApiKeyRequestObje
 }
 
 // EnableApiKey implements the contract's operation.
-func (s *Server) EnableApiKey(ctx context.Context, r api.EnableApiKeyRequestObject) (api.EnableApiKeyResponseObject, error) { //nolint:revive // the generated name
+func (s *Server) EnableApiKey(ctx context.Context, r api.EnableApiKeyRequestObject) (api.EnableApiKeyResponseObject, error) {
 	row, err := s.db.SetAPIKeyEnabled(ctx, db.SetAPIKeyEnabledParams{ID: r.ApiKeyId, Enabled: true})
 	if err != nil {
 		return nil, missing("api_key", err)
@@ -450,7 +450,7 @@ func (s *Server) EnableApiKey(ctx context.Context, r api.EnableApiKeyRequestObje
 }
 
 // DisableApiKey implements the contract's operation.
-func (s *Server) DisableApiKey(ctx context.Context, r api.DisableApiKeyRequestObject) (api.DisableApiKeyResponseObject, error) { //nolint:revive // the generated name
+func (s *Server) DisableApiKey(ctx context.Context, r api.DisableApiKeyRequestObject) (api.DisableApiKeyResponseObject, error) {
 	row, err := s.db.SetAPIKeyEnabled(ctx, db.SetAPIKeyEnabledParams{ID: r.ApiKeyId, Enabled: false})
 	if err != nil {
 		return nil, missing("api_key", err)
@@ -461,7 +461,7 @@ func (s *Server) DisableApiKey(ctx context.Context, r api.DisableApiKeyRequestOb
 const defaultGrace = 24 * time.Hour // the contract's
 
 // RotateApiKey implements the contract's operation.
-func (s *Server) RotateApiKey(ctx context.Context, r api.RotateApiKeyRequestObject) (api.RotateApiKeyResponseObject, error) { //nolint:revive // the generated name
+func (s *Server) RotateApiKey(ctx context.Context, r api.RotateApiKeyRequestObject) (api.RotateApiKeyResponseObject, error) {
 	wanted := deref(r.Body)
 	grace := defaultGrace
 	if wanted.GraceSeconds != nil {

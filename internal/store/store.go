@@ -151,13 +151,15 @@ func whyUnbound(ctx context.Context, conn *pgx.Conn) (why string, err error) {
 	return why, err
 }
 
-// tenantTablesFenced is the other half: each table with an org_id has row-level security, forced.
+// tenantTablesFenced is the other half: each table of tenants, and the control plane, has row-level security, forced.
 func tenantTablesFenced(ctx context.Context, conn *pgx.Conn) error {
 	var open []string
 	err := conn.QueryRow(ctx, `
 		SELECT coalesce(array_agg(c.relname::text ORDER BY c.relname), '{}')
-		FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'org_id' AND NOT a.attisdropped
-		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT (c.relrowsecurity AND c.relforcerowsecurity)`).Scan(&open)
+		FROM pg_class c
+		WHERE (c.relname IN ('accounts', 'organizations') OR EXISTS (
+			SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname IN ('org_id', 'chain_id') AND NOT a.attisdropped))
+		  AND c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT (c.relrowsecurity AND c.relforcerowsecurity)`).Scan(&open)
 	if err == nil && len(open) > 0 {
 		err = fmt.Errorf("hub does not serve: row-level security is off on %v", open)
 	}
@@ -238,7 +240,7 @@ func (d *DB) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandT
 // Query implements db.DBTX. The rows hold a connection until they are closed.
 func (d *DB) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
 	if tx := txFrom(ctx); tx != nil {
-		return tx.Query(ctx, sql, args...)
+		return tx.Query(ctx, sql, args...) //nolint:sqlclosecheck // the caller closes them
 	}
 	conn, err := d.pool.Acquire(ctx)
 	if err != nil {

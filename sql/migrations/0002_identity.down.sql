@@ -12,6 +12,7 @@ DROP FUNCTION record_key_uses(uuid[], uuid[], timestamptz[]);
 DROP FUNCTION authenticate(bytea, text[], text, uuid);
 DROP TABLE api_keys;
 DROP FUNCTION check_key_grant();
+DROP FUNCTION refuse_other_key_successor();
 ALTER TABLE organizations DROP CONSTRAINT organizations_owner_is_member_fkey;
 DROP POLICY accounts_visible ON accounts;
 ALTER TABLE accounts DROP CONSTRAINT accounts_home_org_id_fkey;

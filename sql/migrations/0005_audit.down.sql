@@ -1,3 +1,7 @@
+DROP TRIGGER api_keys_audit_chain ON api_keys;
+DROP TRIGGER organization_members_audit_chain ON organization_members;
+DROP TRIGGER organizations_audit_chain ON organizations;
+DROP TRIGGER accounts_audit_chain ON accounts;
 DROP TRIGGER roles_audit ON roles;
 DROP TRIGGER api_keys_audit ON api_keys;
 DROP TRIGGER organization_members_audit ON organization_members;
@@ -18,6 +22,8 @@ DROP TABLE retention_policies;
 DROP FUNCTION make_retention_policy();
 DROP FUNCTION verify_audit_chain(uuid);
 DROP FUNCTION record_audit();
+DROP FUNCTION note_audit_chain();
+DROP FUNCTION audit_chain_of(name, jsonb);
 DROP FUNCTION append_audit(uuid, text, text, uuid, jsonb);
 DROP FUNCTION audit_hash(audit_logs);
 DROP TABLE audit_logs;

@@ -131,15 +131,23 @@ CREATE TRIGGER audit_chains_kept BEFORE DELETE ON audit_chains
 CREATE FUNCTION append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
+    v_noted uuid[] := string_to_array(nullif(current_setting('hub.audit_chains', true), ''), ' ')::uuid[];
     v_chain audit_chains;
     v_row   audit_logs;
 BEGIN
     v_row.chain_id := coalesce(p_org_id, '00000000-0000-0000-0000-000000000000');
-    LOOP
+    -- What the entry refers to is locked before the chain: who holds these rows already will want the chain.
+    PERFORM FROM organizations o WHERE o.id = ANY (v_noted || v_row.chain_id) ORDER BY o.id FOR KEY SHARE;
+    PERFORM FROM accounts a WHERE a.id = current_account_id() FOR KEY SHARE;
+    SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id AND v_noted IS NULL FOR UPDATE;
+    IF NOT FOUND THEN
+        v_noted := v_noted || v_row.chain_id;
+        INSERT INTO audit_chains (chain_id)
+        SELECT n FROM unnest(v_noted) n WHERE NOT EXISTS (SELECT FROM audit_chains c WHERE c.chain_id = n) ORDER BY n ON CONFLICT DO NOTHING;
+        PERFORM FROM audit_chains c WHERE c.chain_id = ANY (v_noted) ORDER BY c.chain_id FOR UPDATE;
+        PERFORM set_config('hub.audit_chains', '', true);
         SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id FOR UPDATE;
-        EXIT WHEN FOUND;
-        INSERT INTO audit_chains (chain_id) VALUES (v_row.chain_id) ON CONFLICT DO NOTHING;
-    END LOOP;
+    END IF;
     v_row.id := hub_uuidv7();
     v_row.position := v_chain.position + 1;
     v_row.org_id := (SELECT o.id FROM organizations o WHERE o.id = v_row.chain_id);
@@ -161,6 +169,26 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION append_audit(uuid, text, text, uuid, jsonb) IS
     'X03: adds an entry to the organisation''s chain, or to the platform''s for NULL. Whoever appends to a chain waits for those before it to commit: so this is called last in a transaction, by deferred triggers, or alone.';
+
+CREATE FUNCTION audit_chain_of(p_table name, p_row jsonb) RETURNS uuid
+LANGUAGE sql IMMUTABLE
+RETURN coalesce((CASE p_table WHEN 'organizations' THEN p_row ->> 'id' WHEN 'accounts' THEN p_row ->> 'home_org_id' ELSE p_row ->> 'org_id' END)::uuid,
+                '00000000-0000-0000-0000-000000000000');
+COMMENT ON FUNCTION audit_chain_of(name, jsonb) IS 'The chain that a row''s changes are in: its organisation''s, or the platform''s.';
+
+CREATE FUNCTION note_audit_chain() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    v_noted text := coalesce(current_setting('hub.audit_chains', true), '');
+    v_chain text := audit_chain_of(TG_TABLE_NAME, CASE TG_OP WHEN 'INSERT' THEN to_jsonb(NEW) ELSE to_jsonb(OLD) END)::text;
+BEGIN
+    IF position(v_chain IN v_noted) = 0 THEN
+        PERFORM set_config('hub.audit_chains', ltrim(v_noted || ' ' || v_chain), true);
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION note_audit_chain() IS
+    'X03: notes which chains the transaction will append to, so that they are taken in one order: two transactions that change rows of two organisations in opposite orders would wait for each other.';
 
 CREATE FUNCTION record_audit() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
@@ -192,9 +220,8 @@ BEGIN
         WHEN v_changes ? 'rotated_to_id' THEN 'rotate'
         WHEN v_changes ? 'enabled' THEN CASE v_new ->> 'enabled' WHEN 'true' THEN 'enable' ELSE 'disable' END
         ELSE 'update' END;
-    PERFORM append_audit(
-        (CASE TG_TABLE_NAME WHEN 'organizations' THEN v_row ->> 'id' WHEN 'accounts' THEN coalesce(v_old, v_new) ->> 'home_org_id' ELSE v_row ->> 'org_id' END)::uuid,
-        TG_ARGV[0] || '.' || v_verb, TG_ARGV[0], coalesce(v_row ->> 'id', v_row ->> 'account_id', v_row ->> 'org_id')::uuid, v_changes);
+    PERFORM append_audit(audit_chain_of(TG_TABLE_NAME, coalesce(v_old, v_new)), TG_ARGV[0] || '.' || v_verb, TG_ARGV[0],
+        coalesce(v_row ->> 'id', v_row ->> 'account_id', v_row ->> 'org_id')::uuid, v_changes);
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION record_audit() IS
@@ -212,25 +239,30 @@ CREATE CONSTRAINT TRIGGER api_keys_audit AFTER INSERT OR UPDATE OR DELETE ON api
 CREATE CONSTRAINT TRIGGER roles_audit AFTER INSERT OR UPDATE OR DELETE ON roles DEFERRABLE INITIALLY DEFERRED
     FOR EACH ROW EXECUTE FUNCTION record_audit('role', 'description', 'prompt');
 
+-- Only these are changed across organisations in one transaction.
+CREATE TRIGGER accounts_audit_chain AFTER INSERT OR UPDATE OR DELETE ON accounts FOR EACH ROW EXECUTE FUNCTION note_audit_chain();
+CREATE TRIGGER organizations_audit_chain AFTER INSERT OR UPDATE OR DELETE ON organizations FOR EACH ROW EXECUTE FUNCTION note_audit_chain();
+CREATE TRIGGER organization_members_audit_chain AFTER INSERT OR UPDATE OR DELETE ON organization_members FOR EACH ROW EXECUTE FUNCTION note_audit_chain();
+CREATE TRIGGER api_keys_audit_chain AFTER INSERT OR UPDATE OF name, scopes, resources, tags, enabled, expires_at, revoked_at, rotated_to_id, metadata OR DELETE ON api_keys
+    FOR EACH ROW EXECUTE FUNCTION note_audit_chain();
+
 CREATE FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint,
     OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp AS $$
     WITH chain AS (
         SELECT * FROM audit_chains c WHERE c.chain_id = p_chain_id
     ), walked AS (
-        SELECT l.position, l.id, l.hash,
-               coalesce(lag(l.position) OVER w, c.anchor_position) AS before_position,
-               coalesce(lag(l.hash) OVER w, c.anchor_hash) AS before_hash,
-               l.previous_hash, audit_hash(l) AS computed
-        FROM audit_logs l JOIN chain c ON c.chain_id = l.chain_id
-        WHERE l.chain_id = p_chain_id AND l.position > c.anchor_position
+        SELECT l.position, l.id, l.hash, l.previous_hash, audit_hash(l) AS computed,
+               lag(l.position) OVER w AS before_position, lag(l.hash) OVER w AS before_hash
+        FROM audit_logs l WHERE l.chain_id = p_chain_id
         WINDOW w AS (ORDER BY l.position)
     ), judged AS (
-        SELECT w.position, w.id, w.hash, CASE
-            WHEN w.position <> w.before_position + 1 THEN 'missing'
-            WHEN w.computed <> w.hash THEN 'altered'
-            WHEN w.previous_hash <> w.before_hash THEN 'unlinked' END AS how, w.before_position
-        FROM walked w
+        SELECT w.position, w.id, w.hash, greatest(w.before_position, c.anchor_position) AS before_position, CASE
+            WHEN w.position <= c.anchor_position OR w.position > c.position THEN 'added'
+            WHEN w.position <> greatest(w.before_position, c.anchor_position) + 1 THEN 'missing'
+            WHEN w.computed <> w.hash OR w.position = c.position AND w.hash <> c.hash THEN 'altered'
+            WHEN w.previous_hash <> CASE WHEN w.before_position > c.anchor_position THEN w.before_hash ELSE c.anchor_hash END THEN 'unlinked' END AS how
+        FROM walked w CROSS JOIN chain c
     ), summed AS (
         SELECT count(*) AS entries, max(j.position) AS last_position, min(j.position) FILTER (WHERE j.how IS NOT NULL) AS first_broken FROM judged j
     ), broken AS (
@@ -239,18 +271,12 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp AS $$
         UNION ALL
         SELECT coalesce(s.last_position, c.anchor_position) + 1, NULL, 'missing' -- the newest entries
         FROM summed s, chain c WHERE s.first_broken IS NULL AND coalesce(s.last_position, c.anchor_position) < c.position
-        UNION ALL
-        SELECT j.position, j.id, 'altered' -- rewritten with its hash, but the head knows better
-        FROM summed s, chain c, judged j WHERE s.first_broken IS NULL AND j.position = s.last_position AND s.last_position = c.position AND j.hash <> c.hash
-        UNION ALL
-        SELECT j.position, j.id, 'added'
-        FROM summed s, chain c, judged j WHERE s.first_broken IS NULL AND j.position = c.position + 1
     )
     SELECT s.entries, c.position, c.hash, c.anchor_position, b.position, b.id, b.how
     FROM chain c CROSS JOIN summed s LEFT JOIN broken b ON true
 $$;
 COMMENT ON FUNCTION verify_audit_chain(uuid) IS
-    'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added behind the head. With its reader''s rights.';
+    'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added outside of the chain. With its reader''s rights.';
 
 
 -- Retention ------------------------------------------------------------------------------------------------------
@@ -381,7 +407,7 @@ CREATE FUNCTION audit_chain_of(p_platform boolean) RETURNS uuid
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
     IF p_platform AND NOT public.is_platform_admin() THEN
-        PERFORM public.raise_rule('insufficient_scope', 'The platform''s audit log is for platform admins.', '42501');
+        PERFORM public.raise_rule('audit_platform_for_admins', 'The platform''s audit log is for platform admins.', '42501');
     END IF;
     RETURN CASE WHEN p_platform THEN '00000000-0000-0000-0000-000000000000' ELSE public.current_org_id() END;
 END $$;

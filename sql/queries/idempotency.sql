@@ -9,6 +9,8 @@ LEFT JOIN idempotency_keys k ON k.org_id = current_org_id() AND k.account_id = c
 WITH expired AS (
     DELETE FROM idempotency_keys
     WHERE org_id = current_org_id() AND account_id = current_account_id() AND key = @key AND created_at <= now() - interval '24 hours'
+    RETURNING id
 )
 INSERT INTO idempotency_keys (org_id, account_id, key, request, status, headers, body)
-VALUES (current_org_id(), current_account_id(), @key, @request, @status, @headers, sqlc.narg('body'));
+SELECT current_org_id(), current_account_id(), @key, @request, @status, @headers, sqlc.narg('body')
+FROM (SELECT count(*) FROM expired) first; -- what nobody reads would be deleted only afterwards
