@@ -210,6 +210,12 @@ var rules = map[string]rule{
 	db.OrganizationsSlugKey:                  {status: conflict, detail: "Another organisation has this slug.", pointer: "/slug"},
 	db.OrganizationsSlugShapeCheck:           {status: invalid, detail: slugShape, pointer: "/slug"},
 
+	db.EventHeadsPurgedBehindLastCheck: {status: invalid, detail: "What is no longer kept of a feed lies behind its head."},
+	db.EventSequencersSingletonCheck:   {status: invalid, detail: "There is one office of the sequencer."},
+	db.EventsAppendOnly:                {status: conflict, detail: "Events are only ever added."},
+	db.PendingEventsActionCheck:        {status: invalid, detail: "A row is created, updated, deleted, or streams."},
+	db.PendingEventsKindCheck:          {status: invalid, detail: "This is no kind of event."},
+
 	db.PartDeltasAppendOnly:       {status: conflict, detail: "Deltas are only ever added."},
 	db.PartDeltasContiguous:       {status: conflict, detail: "The delta leaves a gap in the text, or says something else than what is there.", pointer: "/offset"},
 	db.PartDeltasPartIDFkey:       {status: invalid, detail: "There is no such part."},
