@@ -110,9 +110,8 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 		return err
 	}
 	defer config.DB.Close()
-	streams, endStreams := context.WithCancel(context.WithoutCancel(ctx))
-	defer endStreams()
-	config.Streams = streams
+	stopping := make(chan struct{})
+	config.Stopping = stopping
 	handler, err := api.New(config)
 	if err != nil {
 		return err
@@ -126,7 +125,7 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return requests }, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
-	server.RegisterOnShutdown(endStreams) // which would go on for ever
+	server.RegisterOnShutdown(func() { close(stopping) })
 	serverEnded := make(chan error, 1)
 	go func() { serverEnded <- server.Serve(listener) }()
 	announce(cmd, "http://"+reachable(listener.Addr()), dir, keyFile)

@@ -191,7 +191,7 @@ func (s *Server) FollowEvents(ctx context.Context, r api.FollowEventsRequestObje
 // stream is one client that follows a feed, and the answer to it.
 type stream struct {
 	server   *Server
-	ctx      context.Context // the request's
+	ctx      context.Context //nolint:containedctx // the request's; who visits an answer is not given it
 	identity store.Caller
 	key      feedKey
 	params   api.FollowEventsParams
@@ -275,7 +275,7 @@ func (r *stream) follow(feed *feed) {
 		select {
 		case <-r.ctx.Done():
 			return
-		case <-r.server.Streams.Done():
+		case <-r.server.Stopping:
 			return
 		case <-check.C:
 			if !r.inForce() {
@@ -290,7 +290,7 @@ func (r *stream) follow(feed *feed) {
 		select {
 		case <-r.ctx.Done():
 			return
-		case <-r.server.Streams.Done():
+		case <-r.server.Stopping:
 			return
 		case <-more:
 		case <-check.C:

@@ -29,7 +29,7 @@ import (
 
 // live makes event streams go on until the test ends.
 func live(t testing.TB) func(*api.Config, *pgxpool.Config) {
-	return func(c *api.Config, _ *pgxpool.Config) { c.Streams = t.Context() }
+	return func(c *api.Config, _ *pgxpool.Config) { c.Stopping = t.Context().Done() }
 }
 
 // beside starts another server on the same database, and returns its address.
@@ -39,7 +39,7 @@ func (h *hub) beside(t testing.TB) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	handler, err := api.New(api.Config{DB: database, Log: slog.New(slog.DiscardHandler), Version: "test", Streams: t.Context()})
+	handler, err := api.New(api.Config{DB: database, Log: slog.New(slog.DiscardHandler), Version: "test", Stopping: t.Context().Done()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -410,7 +410,7 @@ func TestX05_Reset(t *testing.T) {
 func TestX05_StreamsEnd(t *testing.T) {
 	t.Parallel()
 	streams, stop := context.WithCancel(t.Context())
-	h := newHub(t, func(c *api.Config, _ *pgxpool.Config) { c.Streams = streams })
+	h := newHub(t, func(c *api.Config, _ *pgxpool.Config) { c.Stopping = streams.Done() })
 	c := h.newCaller(t, h.admin.org, "events:read")
 	revoked, _ := follow(t, c, h.url, "", "")
 	other, _ := follow(t, h.admin, h.url, "", "")

@@ -55,9 +55,9 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 	ctx := t.Context()
 	h := &hub{log: &bytes.Buffer{}}
 	log := slog.New(slog.NewJSONHandler(&syncWriter{w: h.log}, nil))
-	ended, end := context.WithCancel(ctx)
-	end() // event streams end as they begin, unless a test says otherwise
-	config := api.Config{Log: log, Version: "test", Streams: ended}
+	ended := make(chan struct{})
+	close(ended) // event streams end as they begin, unless a test says otherwise
+	config := api.Config{Log: log, Version: "test", Stopping: ended}
 	url := pgtest.Database(t)
 	h.database = url
 	database, err := store.Open(ctx, store.Config{URL: url, Log: log, Configure: func(c *pgxpool.Config) {

@@ -39,7 +39,7 @@ type Config struct {
 	RateLimit      int           // requests per minute and key, on this server; 60000; below zero: no limit
 	TempDir        string        // where imports are spooled; the system's
 
-	Streams    context.Context // ends all event streams when it ends; they would go on while the server waits for its last requests
+	Stopping   <-chan struct{} // closed when the server stops: event streams would go on while it waits for its last requests
 	Heartbeat  time.Duration   // of event streams; 15 s
 	SlowReader time.Duration   // how long the reader of an event stream may take for what it was sent; 20 s
 }
@@ -66,9 +66,6 @@ func New(cfg Config) (http.Handler, error) {
 	cfg.ImportTimeout = defaultTo(cfg.ImportTimeout, 10*time.Minute)
 	cfg.Heartbeat = defaultTo(cfg.Heartbeat, 15*time.Second)
 	cfg.SlowReader = defaultTo(cfg.SlowReader, 20*time.Second)
-	if cfg.Streams == nil {
-		cfg.Streams = context.Background()
-	}
 	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers), limits: newLimits(cfg.RateLimit)}
 
 	contract, version, err := loadContract(api.Contract)
