@@ -4196,7 +4196,11 @@ CREATE POLICY events_bookkeeping ON public.events TO hub_system USING (true);
 
 -- Name: events events_limited; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY events_limited ON public.events AS RESTRICTIVE FOR SELECT TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))));
+CREATE POLICY events_limited ON public.events AS RESTRICTIVE FOR SELECT TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
+END);
 
 -- Name: events events_tenant; Type: POLICY; Schema: public; Owner: -
 
@@ -4346,7 +4350,11 @@ CREATE POLICY pending_events_bookkeeping ON public.pending_events TO hub_system 
 
 -- Name: pending_events pending_events_limited; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY pending_events_limited ON public.pending_events AS RESTRICTIVE FOR SELECT TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))));
+CREATE POLICY pending_events_limited ON public.pending_events AS RESTRICTIVE FOR SELECT TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
+END);
 
 -- Name: pending_events pending_events_tenant; Type: POLICY; Schema: public; Owner: -
 

@@ -327,9 +327,9 @@ CREATE POLICY event_heads_tenant ON event_heads FOR SELECT TO hub_app USING (org
 CREATE POLICY events_tenant ON events FOR SELECT TO hub_app USING (org_id = (SELECT current_org_id()));
 -- What api_keys.resources limits a key to.
 CREATE POLICY pending_events_limited ON pending_events AS RESTRICTIVE FOR SELECT TO hub_app
-    USING ((SELECT current_project_ids()) IS NULL OR project_id = ANY ((SELECT current_project_ids())::uuid[]));
+    USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE project_id = ANY ((SELECT current_project_ids())::uuid[]) END);
 CREATE POLICY events_limited ON events AS RESTRICTIVE FOR SELECT TO hub_app
-    USING ((SELECT current_project_ids()) IS NULL OR project_id = ANY ((SELECT current_project_ids())::uuid[]));
+    USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE project_id = ANY ((SELECT current_project_ids())::uuid[]) END);
 CREATE POLICY messages_recording ON messages FOR SELECT TO hub_system USING (true);
 CREATE POLICY pending_events_bookkeeping ON pending_events TO hub_system USING (true);
 CREATE POLICY event_heads_bookkeeping ON event_heads TO hub_system USING (true);
