@@ -4184,7 +4184,7 @@ CREATE POLICY event_heads_bookkeeping ON public.event_heads TO hub_system USING 
 
 -- Name: event_heads event_heads_tenant; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY event_heads_tenant ON public.event_heads FOR SELECT TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+CREATE POLICY event_heads_tenant ON public.event_heads TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: events; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -4196,7 +4196,7 @@ CREATE POLICY events_bookkeeping ON public.events TO hub_system USING (true);
 
 -- Name: events events_limited; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY events_limited ON public.events AS RESTRICTIVE FOR SELECT TO hub_app USING (
+CREATE POLICY events_limited ON public.events AS RESTRICTIVE TO hub_app USING (
 CASE
     WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
     ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
@@ -4204,7 +4204,7 @@ END);
 
 -- Name: events events_tenant; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY events_tenant ON public.events FOR SELECT TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+CREATE POLICY events_tenant ON public.events TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: idempotency_keys; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -4350,7 +4350,7 @@ CREATE POLICY pending_events_bookkeeping ON public.pending_events TO hub_system 
 
 -- Name: pending_events pending_events_limited; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY pending_events_limited ON public.pending_events AS RESTRICTIVE FOR SELECT TO hub_app USING (
+CREATE POLICY pending_events_limited ON public.pending_events AS RESTRICTIVE TO hub_app USING (
 CASE
     WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
     ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
@@ -4358,7 +4358,7 @@ END);
 
 -- Name: pending_events pending_events_tenant; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY pending_events_tenant ON public.pending_events FOR SELECT TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+CREATE POLICY pending_events_tenant ON public.pending_events TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: projects; Type: ROW SECURITY; Schema: public; Owner: -
 

@@ -322,13 +322,13 @@ ALTER TABLE event_heads FORCE ROW LEVEL SECURITY;
 ALTER TABLE events ENABLE ROW LEVEL SECURITY;
 ALTER TABLE events FORCE ROW LEVEL SECURITY;
 
-CREATE POLICY pending_events_tenant ON pending_events FOR SELECT TO hub_app USING (org_id = (SELECT current_org_id()));
-CREATE POLICY event_heads_tenant ON event_heads FOR SELECT TO hub_app USING (org_id = (SELECT current_org_id()));
-CREATE POLICY events_tenant ON events FOR SELECT TO hub_app USING (org_id = (SELECT current_org_id()));
+CREATE POLICY pending_events_tenant ON pending_events TO hub_app USING (org_id = (SELECT current_org_id()));
+CREATE POLICY event_heads_tenant ON event_heads TO hub_app USING (org_id = (SELECT current_org_id()));
+CREATE POLICY events_tenant ON events TO hub_app USING (org_id = (SELECT current_org_id()));
 -- What api_keys.resources limits a key to.
-CREATE POLICY pending_events_limited ON pending_events AS RESTRICTIVE FOR SELECT TO hub_app
+CREATE POLICY pending_events_limited ON pending_events AS RESTRICTIVE TO hub_app
     USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE project_id = ANY ((SELECT current_project_ids())::uuid[]) END);
-CREATE POLICY events_limited ON events AS RESTRICTIVE FOR SELECT TO hub_app
+CREATE POLICY events_limited ON events AS RESTRICTIVE TO hub_app
     USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE project_id = ANY ((SELECT current_project_ids())::uuid[]) END);
 CREATE POLICY messages_recording ON messages FOR SELECT TO hub_system USING (true);
 CREATE POLICY pending_events_bookkeeping ON pending_events TO hub_system USING (true);
