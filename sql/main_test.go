@@ -23,8 +23,8 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, idempotencyFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, auditRules, idempotencyRules)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, eventsFixture, idempotencyFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, eventsRules, auditRules, idempotencyRules)
 	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, auditDeletes, idempotencyDeletes)
 )
 
@@ -47,6 +47,7 @@ var ids = map[string]string{
 	"message": "00000000-0000-7000-8000-0000000a000c", "other_message": "00000000-0000-7000-8000-0000000b000c",
 	"child_message": "00000000-0000-7000-8000-0000000a000d", "second_message": "00000000-0000-7000-8000-0000000a0010",
 	"part": "00000000-0000-7000-8000-0000000a000e", "other_part": "00000000-0000-7000-8000-0000000b000e",
+	"tool": "00000000-0000-7000-8000-0000000a0021",
 	"new":  "00000000-0000-7000-8000-0000000c000f", // nobody's yet
 	"high": "ffffffff-0000-7000-8000-000000000001", // of a clock that is far ahead
 	"zero": "00000000-0000-7000-8000-000000000000",

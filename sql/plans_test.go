@@ -42,6 +42,7 @@ const crowd = `
 	INSERT INTO parts (org_id, session_id, message_id, type)
 		SELECT m.org_id, m.session_id, m.id, CASE WHEN n = 1 THEN 'tool' ELSE 'text' END
 		FROM messages m, generate_series(1, 5) n WHERE m.session_id = @session;
+	INSERT INTO part_deltas (org_id, part_id, start_offset, text) SELECT org_id, id, 0, 'x' FROM parts WHERE source_id LIKE 'crowd-%';
 
 	-- Without triggers: the chains of this crowd fit nothing.
 	SET session_replication_role = replica;
@@ -70,6 +71,7 @@ var arguments = map[string]string{
 	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
 	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
 	"roles": "'{user,user}'", "part_messages": "'{1,2}'", "part_types": "'{text,tool}'", "part_data": "'{\"{}\",\"{}\"}'", "part_raw": "'{\"\",\"\"}'", "part_metadata": "'{\"{}\",\"{}\"}'",
+	"after_position": "0", "holder": "@new", "summary": "false", "type": "'tool'", "start_offset": "5",
 	"kind": "NULL", "status": "NULL", "display_name": "NULL", "email": "NULL", "set_email": "false", "access_level": "NULL", "membership_level": "NULL", "text": "'crow 17'", "owner_id": "NULL",
 	"key_id": "@new", "key_hash": "sha256('x')", "scopes": "'{}'", "resources": "'{}'", "tags": "'{}'", "tag": "NULL", "expires_at": "NULL", "set_expires_at": "false", "enabled": "true", "made_id": "@new", "grace_seconds": "60",
 	"platform": "false", "before": "NULL", "after": "'-infinity'", "since": "NULL", "until": "NULL", "action": "NULL", "target_id": "NULL", "target_type": "NULL", "api_key_id": "NULL", "acting_session_id": "NULL",
@@ -84,6 +86,8 @@ var argumentsOf = map[string]map[string]string{
 	"ImportMessages":     {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`, "created_at": "ARRAY[now(), now()]"},
 	"ImportParts":        {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`, "created_at": "ARRAY[now(), now()]"},
 	"ImportSession":      {"source_id": "'x'", "project_id": "@project"},
+	"AppendPartDelta":    {"text": "'x'"},
+	"AppendParts":        {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`},
 	"CreateSession":      {"project_id": "@project"},
 	"CreateProject":      {"slug": "'x'"},
 	"GetSessionBySource": {"source_id": "'crowd-7'"},
@@ -217,7 +221,7 @@ func TestX09_ClaimingAKeyUsesTheIndex(t *testing.T) {
 	}
 }
 
-var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys)\b`)
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|part_deltas|events|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys)\b`)
 
 // onlyCustomPlans are queries whose generic plan, which PostgreSQL turns to after five executions, reads more than they ask for.
 // They run in store.Tx, which has its statements planned for their arguments.
@@ -292,6 +296,11 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 	}
 
 	// S10: all tool parts of a session.
+	q := queryNamed(t, "ListPartsByType")
+	q.prepare(t, conn)
+	if plan := explain(t, conn, q.execute(t)); !strings.Contains(plan, "parts_type_session_id_idx") || strings.Contains(plan, "Sort") {
+		t.Errorf("%s:\n%s", q.name, plan)
+	}
 	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 		exec(t, conn, "SET plan_cache_mode = "+mode)
 		exec(t, conn, "PREPARE parts_by_type_"+mode+" AS SELECT * FROM parts WHERE org_id = current_org_id() AND session_id = $1 AND type = $2 ORDER BY id")

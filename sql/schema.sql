@@ -586,6 +586,46 @@ END $$;
 
 COMMENT ON FUNCTION public.check_organization_transfer() IS 'W16: by the owner or a platform admin.';
 
+-- Name: check_part_delta(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_part_delta() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_session_id uuid;
+    v_path       text[];
+    v_expected   bigint;
+BEGIN
+    SELECT p.session_id INTO v_session_id FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id;
+    IF NOT FOUND THEN
+        RETURN NEW; -- the foreign key refuses it
+    END IF;
+    -- The session's row first, as everywhere, and rarely: it is everybody's.
+    UPDATE sessions s SET last_activity_at = clock_timestamp()
+    WHERE s.org_id = NEW.org_id AND s.id = v_session_id AND s.last_activity_at < clock_timestamp() - interval '10 seconds';
+    PERFORM FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id FOR NO KEY UPDATE;
+    SELECT d.end_offset INTO v_expected FROM part_deltas d
+    WHERE d.org_id = NEW.org_id AND d.part_id = NEW.part_id ORDER BY d.start_offset DESC LIMIT 1;
+    IF NOT FOUND THEN -- only now is the part's data read, which may be long
+        SELECT growing_text_path(p.type, p.data), json_text_length(coalesce(p.data #>> growing_text_path(p.type, p.data), ''))
+        INTO v_path, v_expected
+        FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id;
+        IF v_path IS NULL THEN
+            PERFORM raise_rule('part_takes_no_deltas', 'Text grows in text and reasoning parts, and in tools that are pending or running.');
+        END IF;
+    END IF;
+    IF NEW.start_offset <> v_expected THEN
+        PERFORM raise_rule(TG_NAME, format('The text so far has %s code units.', v_expected));
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_part_delta(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_part_delta() IS 'X08: deltas follow each other without gap or overlap. Writers of one part queue for its row.';
+
 -- Name: check_session_run_state(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.check_session_run_state() RETURNS trigger
@@ -602,6 +642,23 @@ END $$;
 -- Name: FUNCTION check_session_run_state(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.check_session_run_state() IS 'X06, X10: legal steps are rows of session_run_state_transitions.';
+
+-- Name: check_tool_state(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_tool_state() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM tool_state_transitions t WHERE t.from_state = OLD.tool_state AND t.to_state = NEW.tool_state) THEN
+        PERFORM raise_rule(TG_NAME, format('A tool call that is %s cannot become %s.', OLD.tool_state, coalesce(NEW.tool_state, 'nothing')));
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION check_tool_state(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_tool_state() IS 'X06: legal steps are rows of tool_state_transitions. After the update, for only then generated columns are known.';
 
 -- Name: claim_idempotency_key(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -795,6 +852,141 @@ CREATE FUNCTION public.current_session_id() RETURNS uuid
 
 COMMENT ON FUNCTION public.current_session_id() IS 'The agent''s session in which the caller acts, where it names one: for the audit log.';
 
+-- Name: delete_part_deltas(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.delete_part_deltas() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM part_deltas d WHERE d.org_id = NEW.org_id AND d.part_id = NEW.id;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION delete_part_deltas(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.delete_part_deltas() IS 'X08: whoever writes a part''s data writes all of it, so what was to be added to the old one goes. Runs as hub_system, because hub_app deletes no deltas.';
+
+-- Name: event_heads; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.event_heads (
+    org_id uuid NOT NULL,
+    last_position bigint DEFAULT 0 NOT NULL,
+    purged_position bigint DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT event_heads_purged_behind_last_check CHECK (((purged_position >= 0) AND (purged_position <= last_position)))
+);
+
+ALTER TABLE ONLY public.event_heads FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE event_heads; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.event_heads IS 'X05: how far each organisation''s feed has come. Refers to no organisation: the sequencer must not stumble over one that is being deleted.';
+
+-- Name: COLUMN event_heads.purged_position; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_heads.purged_position IS 'The last event that is no longer kept: who was further back has to read anew.';
+
+-- Name: event_positions(uuid[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.event_positions(p_org_ids uuid[]) RETURNS TABLE(org_id uuid, last_position bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT h.org_id,
+     h.last_position
+    FROM public.event_heads h
+   WHERE (h.org_id = ANY (event_positions.p_org_ids));
+END;
+
+-- Name: FUNCTION event_positions(p_org_ids uuid[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.event_positions(p_org_ids uuid[]) IS 'X05: how far these organisations'' feeds have come: what a server asks, on behalf of nobody, to know for whom it has to read on.';
+
+-- Name: fold_many_part_deltas(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fold_many_part_deltas() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_folded bigint := (SELECT d.start_offset FROM part_deltas d WHERE d.org_id = NEW.org_id AND d.part_id = NEW.part_id ORDER BY d.start_offset LIMIT 1);
+BEGIN
+    -- As long as the text before them, but at least 64 Ki: what is written over the life of a text stays within a few times its length.
+    IF NEW.end_offset - v_folded >= least(greatest(v_folded, 65536), 2097152) THEN
+        UPDATE parts p SET data = c.content::jsonb, raw = CASE WHEN p.raw IS NOT NULL THEN c.content END
+        FROM part_contents c WHERE c.org_id = p.org_id AND c.id = p.id AND p.org_id = NEW.org_id AND p.id = NEW.part_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION fold_many_part_deltas(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fold_many_part_deltas() IS 'X08: writes deltas into their part once they have become many.';
+
+-- Name: fold_part_deltas(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fold_part_deltas(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_part   record;
+    v_folded bigint := 0;
+BEGIN
+    FOR v_part IN
+        SELECT d.org_id, d.part_id FROM part_deltas d
+        GROUP BY d.org_id, d.part_id HAVING max(d.created_at) < clock_timestamp() - interval '1 minute'
+        LIMIT least(p_rows, 100)
+    LOOP
+        -- Who is writing the part takes care of it.
+        PERFORM FROM parts p WHERE p.org_id = v_part.org_id AND p.id = v_part.part_id FOR NO KEY UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            UPDATE parts p SET data = c.content::jsonb, raw = CASE WHEN p.raw IS NOT NULL THEN c.content END
+            FROM (SELECT p2.org_id, p2.id, grow_part(p2.type, p2.data, p2.raw, string_agg(d.text, '' ORDER BY d.start_offset)) AS content
+                  FROM parts p2 JOIN part_deltas d ON d.org_id = p2.org_id AND d.part_id = p2.id
+                  WHERE p2.org_id = v_part.org_id AND p2.id = v_part.part_id GROUP BY p2.org_id, p2.id) c
+            WHERE p.org_id = c.org_id AND p.id = c.id;
+            v_folded := v_folded + 1;
+        END IF;
+    END LOOP;
+    RETURN v_folded;
+END $$;
+
+-- Name: FUNCTION fold_part_deltas(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fold_part_deltas(p_rows integer) IS 'X08: writes the deltas of parts into which nothing has streamed for a minute into them, and returns how many parts it were: 0 when none is due. For texts whose writer never said that they end.';
+
+-- Name: grow_part(text, jsonb, text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.grow_part(p_type text, p_data jsonb, p_raw text, p_text text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+DECLARE
+    v_path text[] := public.growing_text_path(p_type, p_data);
+BEGIN
+    IF p_raw IS NULL THEN
+        RETURN jsonb_set(p_data, v_path, to_jsonb(coalesce(p_data #>> v_path, '') || p_text));
+    END IF;
+    RETURN public.set_json_text(p_raw::json, v_path, coalesce(p_data #>> v_path, '') || p_text);
+END $$;
+
+-- Name: FUNCTION grow_part(p_type text, p_data jsonb, p_raw text, p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.grow_part(p_type text, p_data jsonb, p_raw text, p_text text) IS 'X08: a part''s data, to the letter, with more text.';
+
+-- Name: growing_text_path(text, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.growing_text_path(p_type text, p_data jsonb) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN (p_type = 'tool'::text) THEN (CASE (p_data #>> '{state,status}'::text[]) WHEN 'pending'::text THEN '{state,raw}'::text WHEN 'running'::text THEN '{state,output}'::text ELSE NULL::text END)::text[] WHEN (p_type = ANY (ARRAY['file'::text, 'step-start'::text, 'step-finish'::text, 'snapshot'::text, 'patch'::text, 'agent'::text, 'subtask'::text, 'compaction'::text, 'retry'::text])) THEN NULL::text[] WHEN (jsonb_typeof((p_data -> 'text'::text)) <> 'string'::text) THEN NULL::text[] ELSE '{text}'::text[] END;
+
+-- Name: FUNCTION growing_text_path(p_type text, p_data jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.growing_text_path(p_type text, p_data jsonb) IS 'X08: where in a part''s data the text stands that deltas are added to: a tool''s raw input while it is pending and its output while it runs, else text. NULL where there is none.';
+
 -- Name: hub_is_bootstrapped(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.hub_is_bootstrapped() RETURNS boolean
@@ -877,6 +1069,16 @@ END $$;
 
 COMMENT ON FUNCTION public.issue_session_row_id() IS 'C02: an id that is not above the last one of its session becomes the next one.';
 
+-- Name: json_text_length(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.json_text_length(p_text text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN ((octet_length(p_text) = char_length(p_text)) AND (strpos(p_text, chr(16)) = 0)) THEN char_length(p_text) ELSE (char_length(regexp_replace(p_text, '\u0010(?:0|u[0-9a-f]{4}|\u0010)'::text, '.'::text, 'g'::text)) + regexp_count(p_text, '[\U00010000-\U0010FFFF]'::text)) END;
+
+-- Name: FUNCTION json_text_length(p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.json_text_length(p_text text) IS 'The length of a string that was escaped for storage (X07), in UTF-16 code units as it was given.';
+
 -- Name: jsonb_merge_patch(jsonb, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.jsonb_merge_patch(p_target jsonb, p_patch jsonb) RETURNS jsonb
@@ -904,6 +1106,40 @@ END $$;
 -- Name: FUNCTION jsonb_merge_patch(p_target jsonb, p_patch jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.jsonb_merge_patch(p_target jsonb, p_patch jsonb) IS 'RFC 7396 JSON merge patch: what a PATCH of a JSON column means.';
+
+-- Name: event_sequencers; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.event_sequencers (
+    singleton boolean DEFAULT true NOT NULL,
+    holder uuid,
+    lease_expires_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    seen pg_snapshot DEFAULT pg_current_snapshot() NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT event_sequencers_singleton_check CHECK (singleton)
+);
+
+-- Name: TABLE event_sequencers; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.event_sequencers IS 'X05: the office of the sequencer: one row, and one holder whose lease ends soon unless it goes on working.';
+
+-- Name: COLUMN event_sequencers.seen; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_sequencers.seen IS 'Of which transactions the feed has everything: those that this snapshot sees.';
+
+-- Name: leave_event_office(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.leave_event_office(p_holder uuid) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ UPDATE public.event_sequencers SET lease_expires_at = '-infinity'::timestamp with time zone
+   WHERE (event_sequencers.holder = leave_event_office.p_holder);
+END;
+
+-- Name: FUNCTION leave_event_office(p_holder uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.leave_event_office(p_holder uuid) IS 'X05: the sequencer stops, and another one need not wait for its lease to end.';
 
 -- Name: link_session_to_children(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1032,6 +1268,86 @@ END $$;
 
 COMMENT ON FUNCTION public.note_audit_chain() IS 'X03: notes which chains the transaction will append to, so that they are taken in one order: two transactions that change rows of two organisations in opposite orders would wait for each other.';
 
+-- Name: number_events(uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.number_events(p_holder uuid, p_rows integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_office   event_sequencers;
+    v_now      pg_snapshot := pg_current_snapshot();
+    v_ended    xid8[];
+    v_restored boolean;
+    v_taken    integer;
+BEGIN
+    SELECT * INTO v_office FROM event_sequencers;
+    IF v_office.holder IS DISTINCT FROM p_holder AND v_office.lease_expires_at > clock_timestamp() THEN
+        RETURN -1;
+    END IF;
+    -- What was under way when it last looked, and has ended since.
+    v_ended := ARRAY(SELECT x FROM pg_snapshot_xip(v_office.seen) x WHERE pg_visible_in_snapshot(x, v_now));
+    -- In office for a while, and nothing to do: this writes nothing.
+    IF v_office.holder = p_holder AND v_office.lease_expires_at > clock_timestamp() + interval '2 seconds'
+       AND NOT EXISTS (SELECT FROM pending_events e WHERE e.writer >= pg_snapshot_xmax(v_office.seen))
+       AND NOT EXISTS (SELECT FROM pending_events e WHERE e.writer = ANY (v_ended)) THEN
+        RETURN 0;
+    END IF;
+    SELECT * INTO v_office FROM event_sequencers FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND OR v_office.holder IS DISTINCT FROM p_holder AND v_office.lease_expires_at > clock_timestamp() THEN
+        RETURN -1;
+    END IF;
+    v_now := pg_current_snapshot();
+    v_ended := ARRAY(SELECT x FROM pg_snapshot_xip(v_office.seen) x WHERE pg_visible_in_snapshot(x, v_now));
+    -- Where a dump was restored on another server, transactions count anew: then whatever is there has committed before.
+    v_restored := pg_snapshot_xmax(v_now) < pg_snapshot_xmax(v_office.seen);
+
+    WITH news AS (
+        SELECT n.* FROM (
+            SELECT e.* FROM pending_events e
+            WHERE e.writer >= pg_snapshot_xmax(v_office.seen) AND e.writer < pg_snapshot_xmax(v_now) AND pg_visible_in_snapshot(e.writer, v_now)
+            UNION ALL
+            SELECT e.* FROM pending_events e WHERE e.writer = ANY (v_ended) AND NOT v_restored
+            UNION ALL
+            SELECT e.* FROM pending_events e WHERE v_restored
+        ) n
+        ORDER BY n.written_order LIMIT p_rows
+    ), taken AS (
+        DELETE FROM pending_events e USING news n
+        WHERE e.org_id = n.org_id AND e.writer = n.writer AND e.kind = n.kind AND e.row_id = n.row_id
+        RETURNING e.*
+    ), latest AS (
+        SELECT t.*, max(t.written_order) OVER (PARTITION BY t.org_id, t.kind, t.row_id) AS latest FROM taken t
+    ), kept AS (
+        -- Of a text that streams in, the latest is enough. Who follows a deleted organisation has been sent away.
+        SELECT l.*, row_number() OVER (PARTITION BY l.org_id ORDER BY l.written_order) AS n
+        FROM latest l
+        WHERE (l.action <> 'streamed' OR l.written_order = l.latest)
+          AND EXISTS (SELECT FROM organizations o WHERE o.id = l.org_id AND o.deleted_at IS NULL)
+    ), heads AS (
+        INSERT INTO event_heads AS h (org_id, last_position)
+        SELECT k.org_id, count(*) FROM kept k GROUP BY k.org_id ORDER BY k.org_id
+        ON CONFLICT (org_id) DO UPDATE SET last_position = h.last_position + excluded.last_position
+        RETURNING h.org_id, h.last_position
+    ), numbered AS (
+        INSERT INTO events (org_id, position, kind, action, row_id, row_revision, project_id, session_id, text_offset, changed_at)
+        SELECT k.org_id, h.last_position - max(k.n) OVER (PARTITION BY k.org_id) + k.n,
+               k.kind, k.action, k.row_id, k.row_revision, k.project_id, k.session_id, k.text_offset, k.created_at
+        FROM kept k JOIN heads h ON h.org_id = k.org_id
+    )
+    SELECT count(*) INTO v_taken FROM taken;
+
+    UPDATE event_sequencers SET
+        holder = p_holder, lease_expires_at = clock_timestamp() + interval '3 seconds',
+        seen = CASE WHEN v_taken < p_rows THEN v_now ELSE v_office.seen END;
+    RETURN v_taken;
+END $$;
+
+-- Name: FUNCTION number_events(p_holder uuid, p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.number_events(p_holder uuid, p_rows integer) IS 'X05: numbers so many of the changes that have committed, and returns how many it were; -1 where another sequencer is in office. What a transaction that is still under way has noted comes when it commits, however long that takes, and nobody waits for it.';
+
 -- Name: purge_audit_logs(integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.purge_audit_logs(p_rows integer) RETURNS bigint
@@ -1067,6 +1383,50 @@ END $$;
 -- Name: FUNCTION purge_audit_logs(p_rows integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.purge_audit_logs(p_rows integer) IS 'W09, X03: removes up to so many entries that an organisation no longer keeps, moves its chain''s anchor, and says so in the chain. Returns how many; 0 when nothing is due.';
+
+-- Name: purge_events(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_events(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_org_id  uuid;
+    v_through bigint;
+    v_count   bigint;
+BEGIN
+    SELECT h.org_id INTO v_org_id
+    FROM event_heads h
+    CROSS JOIN LATERAL (SELECT e.created_at FROM events e WHERE e.org_id = h.org_id AND e.position > h.purged_position ORDER BY e.position LIMIT 1) oldest
+    WHERE oldest.created_at < now() - interval '7 days'
+    LIMIT 1;
+    IF FOUND THEN
+        SELECT max(o.position) INTO v_through
+        FROM (SELECT e.position, e.created_at FROM events e JOIN event_heads h ON h.org_id = e.org_id
+              WHERE h.org_id = v_org_id AND e.position > h.purged_position ORDER BY e.position LIMIT p_rows) o
+        WHERE o.created_at < now() - interval '7 days';
+        UPDATE event_heads h SET purged_position = v_through WHERE h.org_id = v_org_id AND h.purged_position < v_through;
+        DELETE FROM events e WHERE e.org_id = v_org_id AND e.position <= v_through;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        RETURN v_count;
+    END IF;
+    -- What came after its organisation had gone.
+    SELECT h.org_id INTO v_org_id FROM event_heads h WHERE NOT EXISTS (SELECT FROM organizations o WHERE o.id = h.org_id) LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM events e WHERE e.org_id = v_org_id AND e.position IN (SELECT l.position FROM events l WHERE l.org_id = v_org_id ORDER BY l.position LIMIT p_rows);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    IF v_count = 0 THEN
+        DELETE FROM event_heads h WHERE h.org_id = v_org_id;
+        v_count := 1;
+    END IF;
+    RETURN v_count;
+END $$;
+
+-- Name: FUNCTION purge_events(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_events(p_rows integer) IS 'X05: removes up to so many events that are older than seven days. Returns how many; 0 when nothing is due.';
 
 -- Name: purge_idempotency_keys(integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1209,6 +1569,87 @@ $$;
 
 COMMENT ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) IS 'Notes when keys were last used: what a replica saw since it was called last, in one statement.';
 
+-- Name: record_row_event(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_row_event() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_row        record;
+    v_session_id uuid;
+    v_project_id uuid;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        v_row := OLD;
+    ELSE
+        v_row := NEW;
+    END IF;
+    IF TG_TABLE_NAME = 'sessions' THEN
+        v_session_id := v_row.id;
+        v_project_id := v_row.project_id;
+    ELSE
+        v_session_id := v_row.session_id;
+        v_project_id := (SELECT s.project_id FROM sessions s WHERE s.org_id = v_row.org_id AND s.id = v_session_id);
+    END IF;
+    INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
+    VALUES (v_row.org_id, TG_ARGV[0], v_row.id, CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'UPDATE' THEN 'updated' ELSE 'deleted' END,
+            v_row.revision, v_project_id, v_session_id)
+    ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET
+        row_revision = excluded.row_revision,
+        action = CASE WHEN excluded.action = 'deleted' OR e.action = 'streamed' THEN excluded.action ELSE e.action END;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_row_event(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_row_event() IS 'X05: notes that a row has changed; its argument is the kind. Runs as hub_system, for nobody else writes the feed.';
+
+-- Name: record_rows_created(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_rows_created() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
+    SELECT c.org_id, TG_ARGV[0], c.id, 'created', c.revision, s.project_id, c.session_id
+    FROM created c JOIN sessions s ON s.org_id = c.org_id AND s.id = c.session_id
+    ORDER BY c.id
+    ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, action = excluded.action;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_rows_created(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_rows_created() IS 'X05: as record_row_event, for all rows of a statement: imports bring many.';
+
+-- Name: record_rows_deleted(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_rows_deleted() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- What goes with its session or message is not told of: that one is.
+    IF TG_TABLE_NAME = 'messages' THEN
+        INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
+        SELECT d.org_id, TG_ARGV[0], d.id, 'deleted', d.revision, s.project_id, d.session_id
+        FROM deleted d JOIN sessions s ON s.org_id = d.org_id AND s.id = d.session_id
+        ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, action = excluded.action;
+    ELSE
+        INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
+        SELECT d.org_id, TG_ARGV[0], d.id, 'deleted', d.revision, s.project_id, d.session_id
+        FROM deleted d JOIN messages m ON m.org_id = d.org_id AND m.id = d.message_id JOIN sessions s ON s.org_id = d.org_id AND s.id = d.session_id
+        ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, action = excluded.action;
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_rows_deleted(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_rows_deleted() IS 'X05: as record_row_event, for the messages or parts that a statement has deleted.';
+
 -- Name: record_session_rows(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.record_session_rows() RETURNS trigger
@@ -1248,6 +1689,25 @@ END $$;
 -- Name: FUNCTION record_session_rows(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.record_session_rows() IS 'C02, X10: after each statement: refuses ids out of order, and keeps the session''s last ids and last_activity_at. Runs as hub_system, because hub_app may not write those columns.';
+
+-- Name: record_text_streamed(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_text_streamed() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id, text_offset)
+    SELECT p.org_id, 'part', p.id, 'streamed', p.revision, s.project_id, p.session_id, NEW.end_offset
+    FROM parts p JOIN sessions s ON s.org_id = p.org_id AND s.id = p.session_id
+    WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id
+    ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, text_offset = excluded.text_offset;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_text_streamed(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_text_streamed() IS 'X05, X08: notes how long a part''s text is by now.';
 
 -- Name: refuse_audit_removal(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1550,6 +2010,25 @@ END $$;
 
 COMMENT ON FUNCTION public.search_accounts(p_text text, p_limit integer) IS 'S04: accounts of the caller''s organisation whose display name holds the text or something like it, the best first. Trigrams are not leakproof, so that row-level security would keep hub_app from the index: hence a function of hub_search, which filters by the organisation itself.';
 
+-- Name: set_json_text(json, text[], text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.set_json_text(p_object json, p_path text[], p_text text) RETURNS json
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+BEGIN
+    RETURN (SELECT json_object_agg(e.key, e.value)
+            FROM (SELECT o.key, CASE WHEN o.key <> p_path[1] THEN o.value
+                                     WHEN cardinality(p_path) = 1 THEN to_json(p_text)
+                                     ELSE public.set_json_text(o.value, p_path[2:], p_text) END AS value
+                  FROM json_each(p_object) o
+                  UNION ALL
+                  SELECT p_path[1], to_json(p_text) WHERE p_object -> p_path[1] IS NULL) e);
+END $$;
+
+-- Name: FUNCTION set_json_text(p_object json, p_path text[], p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.set_json_text(p_object json, p_path text[], p_text text) IS 'jsonb_set for a string in JSON that keeps its numbers'' spelling (X07).';
+
 -- Name: set_updated_at(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.set_updated_at() RETURNS trigger
@@ -1563,6 +2042,52 @@ END $$;
 -- Name: FUNCTION set_updated_at(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.set_updated_at() IS 'W22: updated_at moves with every change, also with the second one of a transaction, where now() stands still.';
+
+-- Name: shorten_jsonb(jsonb, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.shorten_jsonb(p_value jsonb, p_depth integer) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+DECLARE
+    v_text text;
+BEGIN
+    CASE jsonb_typeof(p_value)
+    WHEN 'string' THEN
+        v_text := p_value #>> '{}';
+        RETURN CASE WHEN char_length(v_text) > 200 THEN to_jsonb(left(v_text, 200)) ELSE p_value END;
+    WHEN 'object' THEN
+        RETURN (SELECT coalesce(jsonb_object_agg(e.key, public.shorten_jsonb(e.value, p_depth - 1)), '{}')
+                FROM (SELECT key, value FROM jsonb_each(p_value) WHERE p_depth > 0 AND octet_length(key) <= 200 LIMIT 30) e);
+    WHEN 'array' THEN
+        RETURN (SELECT coalesce(jsonb_agg(public.shorten_jsonb(e.value, p_depth - 1) ORDER BY e.n), '[]')
+                FROM (SELECT value, n FROM jsonb_array_elements(p_value) WITH ORDINALITY a(value, n) WHERE p_depth > 0 LIMIT 10) e);
+    ELSE
+        RETURN CASE WHEN octet_length(p_value::text) > 200 THEN 'null' ELSE p_value END;
+    END CASE;
+END $$;
+
+-- Name: FUNCTION shorten_jsonb(p_value jsonb, p_depth integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.shorten_jsonb(p_value jsonb, p_depth integer) IS 'The same value with long strings cut behind 200 characters, 30 members of an object and 10 elements of an array at most, and nothing below the depth.';
+
+-- Name: summarize_part(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.summarize_part(p_data jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+DECLARE
+    v_summary jsonb;
+BEGIN
+    IF octet_length(p_data::text) <= 2048 THEN
+        RETURN NULL;
+    END IF;
+    v_summary := public.shorten_jsonb(p_data, 4);
+    RETURN CASE WHEN octet_length(v_summary::text) > 4096 THEN public.shorten_jsonb(p_data, 2) ELSE v_summary END;
+END $$;
+
+-- Name: FUNCTION summarize_part(p_data jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.summarize_part(p_data jsonb) IS 'What a list shows of a part whose data is longer than 2,048 bytes; NULL for a shorter one, which is shown as it is.';
 
 -- Name: touch_row(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1776,6 +2301,44 @@ COMMENT ON COLUMN public.audit_chains.hash IS 'The newest entry''s hash. Noted s
 
 COMMENT ON COLUMN public.audit_chains.anchor_hash IS 'The hash of the last entry that retention removed: what the oldest one that is left follows.';
 
+-- Name: events; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.events (
+    org_id uuid NOT NULL,
+    "position" bigint NOT NULL,
+    kind text NOT NULL,
+    action text NOT NULL,
+    row_id uuid NOT NULL,
+    row_revision integer NOT NULL,
+    project_id uuid,
+    session_id uuid,
+    text_offset bigint,
+    changed_at timestamp with time zone NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY public.events FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.events IS 'X05: what has changed, in the order of the feed. Kept for seven days. Outlives the rows that it tells of.';
+
+-- Name: COLUMN events."position"; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.events."position" IS 'Counts from 1 without gaps in each organisation.';
+
+-- Name: COLUMN events.row_revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.events.row_revision IS 'The row''s revision after the change.';
+
+-- Name: COLUMN events.changed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.events.changed_at IS 'When the transaction that made the change began.';
+
+-- Name: COLUMN events.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.events.created_at IS 'When it got its number: rises with the position.';
+
 -- Name: idempotency_keys; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.idempotency_keys (
@@ -1936,6 +2499,42 @@ COMMENT ON CONSTRAINT organization_members_metadata_check ON public.organization
 
 COMMENT ON CONSTRAINT organization_members_not_system_check ON public.organization_members IS 'C01: nobody signs in as the system account.';
 
+-- Name: part_deltas; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.part_deltas (
+    org_id uuid NOT NULL,
+    part_id uuid NOT NULL,
+    start_offset bigint NOT NULL,
+    end_offset bigint GENERATED ALWAYS AS ((start_offset + public.json_text_length(text))) STORED NOT NULL,
+    text text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT part_deltas_text_length_check CHECK (((octet_length(text) >= 1) AND (octet_length(text) <= 8388608))),
+    CONSTRAINT part_deltas_whole_length_check CHECK (((start_offset >= 0) AND (end_offset <= 16777216)))
+)
+WITH (vacuum_truncate=off);
+
+ALTER TABLE ONLY public.part_deltas FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.part_deltas IS 'X08: text that has streamed into a part since its data was last written. Read with it: the view part_contents. It fills and empties within seconds: plans that were made while it was small must not read all of it later (enable_seqscan, vacuum_truncate).';
+
+-- Name: COLUMN part_deltas.start_offset; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.part_deltas.start_offset IS 'Where the delta begins in the whole text, in UTF-16 code units.';
+
+-- Name: COLUMN part_deltas.end_offset; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.part_deltas.end_offset IS 'Where the next one begins.';
+
+-- Name: COLUMN part_deltas.text; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.part_deltas.text IS 'Escaped as in data (X07).';
+
+-- Name: CONSTRAINT part_deltas_whole_length_check ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT part_deltas_whole_length_check ON public.part_deltas IS 'A text that streams in has at most 16 Mi code units.';
+
 -- Name: parts; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.parts (
@@ -1950,6 +2549,12 @@ CREATE TABLE public.parts (
     data jsonb DEFAULT '{}'::jsonb NOT NULL,
     raw text,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    tool_state text GENERATED ALWAYS AS (
+CASE
+    WHEN ((type = 'tool'::text) AND (source_id IS NULL)) THEN (data #>> '{state,status}'::text[])
+    ELSE NULL::text
+END) STORED,
+    summary jsonb GENERATED ALWAYS AS (public.summarize_part(data)) STORED,
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -2008,9 +2613,17 @@ COMMENT ON COLUMN public.parts.raw IS 'X07: data to the letter, where jsonb woul
 
 COMMENT ON COLUMN public.parts.metadata IS 'W01: opaque, one object per subsystem.';
 
+-- Name: COLUMN parts.tool_state; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.parts.tool_state IS 'X06: the state of a tool call that was born here. NULL for an imported one: its source may know other states, and goes its own ways.';
+
+-- Name: COLUMN parts.summary; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.parts.summary IS 'What lists show that do not ask for the whole content, so that large parts are not read for them; NULL where data is short.';
+
 -- Name: COLUMN parts.revision; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.parts.revision IS 'Counts changes: the ETag.';
+COMMENT ON COLUMN public.parts.revision IS 'Counts changes: the ETag. Text that streams in moves it when it ends (X08).';
 
 -- Name: CONSTRAINT parts_id_version_check ON parts; Type: COMMENT; Schema: public; Owner: -
 
@@ -2019,6 +2632,90 @@ COMMENT ON CONSTRAINT parts_id_version_check ON public.parts IS 'C02';
 -- Name: CONSTRAINT parts_metadata_check ON parts; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT parts_metadata_check ON public.parts IS 'W01';
+
+-- Name: part_contents; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.part_contents WITH (security_invoker='true') AS
+ SELECT p.org_id,
+    p.id,
+    p.session_id,
+    p.message_id,
+    p.type,
+    p.source,
+    p.source_id,
+    p.source_position,
+    p.data,
+    p.raw,
+    p.metadata,
+    p.tool_state,
+    p.summary,
+    p.revision,
+    p.created_at,
+    p.updated_at,
+    COALESCE(( SELECT public.grow_part(p.type, p.data, p.raw, string_agg(d.text, ''::text ORDER BY d.start_offset)) AS grow_part
+           FROM public.part_deltas d
+          WHERE ((d.org_id = p.org_id) AND (d.part_id = p.id))
+         HAVING (count(*) > 0)), p.raw, (p.data)::text) AS content
+   FROM public.parts p;
+
+-- Name: VIEW part_contents; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.part_contents IS 'X07, X08: parts with their data to the letter, the text included that is still streaming in. Escaped.';
+
+-- Name: pending_events; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.pending_events (
+    org_id uuid NOT NULL,
+    writer xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    kind text NOT NULL,
+    row_id uuid NOT NULL,
+    written_order bigint NOT NULL,
+    action text NOT NULL,
+    row_revision integer NOT NULL,
+    project_id uuid,
+    session_id uuid,
+    text_offset bigint,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT pending_events_action_check CHECK ((action = ANY (ARRAY['created'::text, 'updated'::text, 'deleted'::text, 'streamed'::text]))),
+    CONSTRAINT pending_events_kind_check CHECK ((kind = ANY (ARRAY['session'::text, 'message'::text, 'part'::text])))
+)
+WITH (vacuum_truncate=off);
+
+ALTER TABLE ONLY public.pending_events FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE pending_events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.pending_events IS 'X05: changes that have no number yet: those of transactions under way, and those that the sequencer takes next. It fills and empties all the time.';
+
+-- Name: COLUMN pending_events.writer; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.pending_events.writer IS 'The transaction. By it the sequencer finds what has committed since it last looked, without going through what it took before and no vacuum could remove yet.';
+
+-- Name: COLUMN pending_events.kind; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.pending_events.kind IS 'The noun: session, message, part. A domain that joins the feed adds its own.';
+
+-- Name: COLUMN pending_events.written_order; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.pending_events.written_order IS 'Orders what becomes visible at once: changes of one row queue for its lock, so theirs are in the order of its revisions.';
+
+-- Name: COLUMN pending_events.text_offset; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.pending_events.text_offset IS 'X08: of a text that streams in, how long it is.';
+
+-- Name: pending_events_written_order_seq; Type: SEQUENCE; Schema: public; Owner: -
+
+CREATE SEQUENCE public.pending_events_written_order_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+-- Name: pending_events_written_order_seq; Type: SEQUENCE OWNED BY; Schema: public; Owner: -
+
+ALTER SEQUENCE public.pending_events_written_order_seq OWNED BY public.pending_events.written_order;
 
 -- Name: projects; Type: TABLE; Schema: public; Owner: -
 
@@ -2339,6 +3036,34 @@ COMMENT ON CONSTRAINT sessions_id_version_check ON public.sessions IS 'C02';
 
 COMMENT ON CONSTRAINT sessions_metadata_check ON public.sessions IS 'W01';
 
+-- Name: tool_state_transitions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.tool_state_transitions (
+    from_state text NOT NULL,
+    to_state text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE tool_state_transitions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.tool_state_transitions IS 'X06: which state of a tool call may follow which. completed and error are terminal. A call that was never run (its input was wrong, the turn was aborted) goes from pending to error.';
+
+-- Name: tool_states; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.tool_states (
+    tool_state text NOT NULL,
+    description text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE tool_states; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.tool_states IS 'X06: how a tool call is.';
+
+-- Name: pending_events written_order; Type: DEFAULT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.pending_events ALTER COLUMN written_order SET DEFAULT nextval('public.pending_events_written_order_seq'::regclass);
+
 -- Name: account_status_transitions account_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.account_status_transitions
@@ -2377,6 +3102,25 @@ ALTER TABLE ONLY public.audit_logs
 
 ALTER TABLE ONLY public.audit_logs
     ADD CONSTRAINT audit_logs_position_key UNIQUE (chain_id, "position");
+
+-- Name: event_heads event_heads_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.event_heads
+    ADD CONSTRAINT event_heads_pkey PRIMARY KEY (org_id);
+
+-- Name: event_sequencers event_sequencers_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.event_sequencers
+    ADD CONSTRAINT event_sequencers_pkey PRIMARY KEY (singleton);
+
+-- Name: events events_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.events
+    ADD CONSTRAINT events_pkey PRIMARY KEY (org_id, "position");
+
+-- Name: CONSTRAINT events_pkey ON events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT events_pkey ON public.events IS 'X05: what readers go by.';
 
 -- Name: idempotency_keys idempotency_keys_key_key; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -2439,6 +3183,15 @@ ALTER TABLE ONLY public.organizations
 ALTER TABLE ONLY public.organizations
     ADD CONSTRAINT organizations_slug_key UNIQUE (slug);
 
+-- Name: part_deltas part_deltas_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.part_deltas
+    ADD CONSTRAINT part_deltas_pkey PRIMARY KEY (org_id, part_id, start_offset);
+
+-- Name: CONSTRAINT part_deltas_pkey ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT part_deltas_pkey ON public.part_deltas IS 'X08: a delta is known by its place.';
+
 -- Name: parts parts_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.parts
@@ -2452,6 +3205,15 @@ ALTER TABLE ONLY public.parts
 -- Name: CONSTRAINT parts_source_source_id_key ON parts; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT parts_source_source_id_key ON public.parts IS 'C02: importing twice never duplicates.';
+
+-- Name: pending_events pending_events_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.pending_events
+    ADD CONSTRAINT pending_events_pkey PRIMARY KEY (org_id, writer, kind, row_id);
+
+-- Name: CONSTRAINT pending_events_pkey ON pending_events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT pending_events_pkey ON public.pending_events IS 'X05: coalesced: a transaction that changes a row often notes it once.';
 
 -- Name: projects projects_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -2524,6 +3286,16 @@ ALTER TABLE ONLY public.sessions
 -- Name: CONSTRAINT sessions_source_source_id_key ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_source_source_id_key ON public.sessions IS 'C02: importing twice never duplicates.';
+
+-- Name: tool_state_transitions tool_state_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_state_transitions
+    ADD CONSTRAINT tool_state_transitions_pkey PRIMARY KEY (from_state, to_state);
+
+-- Name: tool_states tool_states_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_states
+    ADD CONSTRAINT tool_states_pkey PRIMARY KEY (tool_state);
 
 -- Name: accounts_display_name_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -2629,6 +3401,10 @@ CREATE INDEX parts_type_session_id_idx ON public.parts USING btree (org_id, type
 
 COMMENT ON INDEX public.parts_type_session_id_idx IS 'S10: all tool parts of a session. type comes before session_id, so that nobody takes this index to find a message''s parts: PostgreSQL thinks that a session has few, and would read all of them for each message.';
 
+-- Name: pending_events_writer_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX pending_events_writer_idx ON public.pending_events USING btree (writer);
+
 -- Name: session_run_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX session_run_state_transitions_to_state_idx ON public.session_run_state_transitions USING btree (to_state);
@@ -2672,6 +3448,10 @@ CREATE INDEX sessions_unarchived_idx ON public.sessions USING btree (org_id, id)
 -- Name: INDEX sessions_unarchived_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.sessions_unarchived_idx IS 'S02';
+
+-- Name: tool_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX tool_state_transitions_to_state_idx ON public.tool_state_transitions USING btree (to_state);
 
 -- Name: accounts accounts_access_level_by_platform_admin; Type: TRIGGER; Schema: public; Owner: -
 
@@ -2837,6 +3617,22 @@ CREATE TRIGGER audit_logs_removed_behind_anchor BEFORE DELETE ON public.audit_lo
 
 COMMENT ON TRIGGER audit_logs_removed_behind_anchor ON public.audit_logs IS 'X03';
 
+-- Name: event_heads event_heads_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER event_heads_touch BEFORE UPDATE ON public.event_heads FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: event_sequencers event_sequencers_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER event_sequencers_touch BEFORE UPDATE ON public.event_sequencers FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: events events_append_only; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER events_append_only BEFORE UPDATE ON public.events FOR EACH ROW EXECUTE FUNCTION public.refuse_unless_cascade();
+
+-- Name: TRIGGER events_append_only ON events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER events_append_only ON public.events IS 'X05';
+
 -- Name: messages messages_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER messages_identity_immutable BEFORE UPDATE ON public.messages FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.source IS DISTINCT FROM new.source)) OR (old.source_id IS DISTINCT FROM new.source_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A message''s organisation, id, source and creation time');
@@ -2852,6 +3648,18 @@ COMMENT ON TRIGGER messages_in_order ON public.messages IS 'C02';
 -- Name: messages messages_issue_id; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER messages_issue_id BEFORE INSERT ON public.messages FOR EACH ROW WHEN ((new.source_id IS NULL)) EXECUTE FUNCTION public.issue_session_row_id();
+
+-- Name: messages messages_record_change; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER messages_record_change AFTER UPDATE ON public.messages FOR EACH ROW WHEN ((old.revision IS DISTINCT FROM new.revision)) EXECUTE FUNCTION public.record_row_event('message');
+
+-- Name: messages messages_record_created; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER messages_record_created AFTER INSERT ON public.messages REFERENCING NEW TABLE AS created FOR EACH STATEMENT EXECUTE FUNCTION public.record_rows_created('message');
+
+-- Name: messages messages_record_deleted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER messages_record_deleted AFTER DELETE ON public.messages REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION public.record_rows_deleted('message');
 
 -- Name: messages messages_session_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -2913,6 +3721,30 @@ CREATE TRIGGER organizations_transferred_by_owner BEFORE UPDATE ON public.organi
 
 COMMENT ON TRIGGER organizations_transferred_by_owner ON public.organizations IS 'W16';
 
+-- Name: part_deltas part_deltas_append_only; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_append_only BEFORE UPDATE ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.refuse_unless_cascade();
+
+-- Name: TRIGGER part_deltas_append_only ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER part_deltas_append_only ON public.part_deltas IS 'X08';
+
+-- Name: part_deltas part_deltas_contiguous; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_contiguous BEFORE INSERT ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.check_part_delta();
+
+-- Name: TRIGGER part_deltas_contiguous ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER part_deltas_contiguous ON public.part_deltas IS 'X08';
+
+-- Name: part_deltas part_deltas_fold; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_fold AFTER INSERT ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.fold_many_part_deltas();
+
+-- Name: part_deltas part_deltas_record; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_record AFTER INSERT ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.record_text_streamed();
+
 -- Name: parts parts_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER parts_identity_immutable BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.source IS DISTINCT FROM new.source)) OR (old.source_id IS DISTINCT FROM new.source_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A part''s organisation, id, source and creation time');
@@ -2929,6 +3761,18 @@ COMMENT ON TRIGGER parts_in_order ON public.parts IS 'C02';
 
 CREATE TRIGGER parts_issue_id BEFORE INSERT ON public.parts FOR EACH ROW WHEN ((new.source_id IS NULL)) EXECUTE FUNCTION public.issue_session_row_id();
 
+-- Name: parts parts_record_change; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_record_change AFTER UPDATE ON public.parts FOR EACH ROW WHEN ((old.revision IS DISTINCT FROM new.revision)) EXECUTE FUNCTION public.record_row_event('part');
+
+-- Name: parts parts_record_created; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_record_created AFTER INSERT ON public.parts REFERENCING NEW TABLE AS created FOR EACH STATEMENT EXECUTE FUNCTION public.record_rows_created('part');
+
+-- Name: parts parts_record_deleted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_record_deleted AFTER DELETE ON public.parts REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION public.record_rows_deleted('part');
+
 -- Name: parts parts_session_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER parts_session_immutable BEFORE UPDATE ON public.parts FOR EACH ROW WHEN (((old.session_id IS DISTINCT FROM new.session_id) OR (old.message_id IS DISTINCT FROM new.message_id))) EXECUTE FUNCTION public.refuse_change('A part''s session and message');
@@ -2937,9 +3781,29 @@ CREATE TRIGGER parts_session_immutable BEFORE UPDATE ON public.parts FOR EACH RO
 
 COMMENT ON TRIGGER parts_session_immutable ON public.parts IS 'C04';
 
+-- Name: parts parts_supersede_deltas; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_supersede_deltas AFTER UPDATE ON public.parts FOR EACH ROW WHEN (((old.data)::text <> (new.data)::text)) EXECUTE FUNCTION public.delete_part_deltas();
+
+-- Name: TRIGGER parts_supersede_deltas ON parts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER parts_supersede_deltas ON public.parts IS 'X08';
+
+-- Name: parts parts_tool_state_transition; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_tool_state_transition AFTER UPDATE ON public.parts FOR EACH ROW WHEN (((old.tool_state IS DISTINCT FROM new.tool_state) AND (old.tool_state IS NOT NULL))) EXECUTE FUNCTION public.check_tool_state();
+
+-- Name: TRIGGER parts_tool_state_transition ON parts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER parts_tool_state_transition ON public.parts IS 'X06';
+
 -- Name: parts parts_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER parts_touch BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER parts_touch BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((((((((old.type IS DISTINCT FROM new.type) OR (old.source_position IS DISTINCT FROM new.source_position)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: pending_events pending_events_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER pending_events_touch BEFORE UPDATE ON public.pending_events FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.set_updated_at();
 
 -- Name: projects projects_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -3012,6 +3876,14 @@ CREATE TRIGGER sessions_project_immutable BEFORE UPDATE ON public.sessions FOR E
 -- Name: TRIGGER sessions_project_immutable ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TRIGGER sessions_project_immutable ON public.sessions IS 'S13';
+
+-- Name: sessions sessions_record; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_record AFTER INSERT OR DELETE ON public.sessions FOR EACH ROW EXECUTE FUNCTION public.record_row_event('session');
+
+-- Name: sessions sessions_record_change; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_record_change AFTER UPDATE ON public.sessions FOR EACH ROW WHEN ((old.revision IS DISTINCT FROM new.revision)) EXECUTE FUNCTION public.record_row_event('session');
 
 -- Name: sessions sessions_run_state_transition; Type: TRIGGER; Schema: public; Owner: -
 
@@ -3114,6 +3986,11 @@ ALTER TABLE ONLY public.organizations
 
 COMMENT ON CONSTRAINT organizations_owner_is_member_fkey ON public.organizations IS 'C13: the accountable owner is a member at level owner. Demoting or removing them needs a transfer first. NO ACTION, so that deleting the whole organisation can pass.';
 
+-- Name: part_deltas part_deltas_part_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.part_deltas
+    ADD CONSTRAINT part_deltas_part_id_fkey FOREIGN KEY (org_id, part_id) REFERENCES public.parts(org_id, id) ON DELETE CASCADE;
+
 -- Name: parts parts_message_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.parts
@@ -3122,6 +3999,11 @@ ALTER TABLE ONLY public.parts
 -- Name: CONSTRAINT parts_message_id_fkey ON parts; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT parts_message_id_fkey ON public.parts IS 'C04: through the session, so that a part''s session is its message''s session.';
+
+-- Name: parts parts_tool_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.parts
+    ADD CONSTRAINT parts_tool_state_fkey FOREIGN KEY (tool_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
 
 -- Name: projects projects_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -3210,6 +4092,16 @@ ALTER TABLE ONLY public.sessions
 
 COMMENT ON CONSTRAINT sessions_version_fkey ON public.sessions IS 'W10';
 
+-- Name: tool_state_transitions tool_state_transitions_from_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_state_transitions
+    ADD CONSTRAINT tool_state_transitions_from_state_fkey FOREIGN KEY (from_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
+
+-- Name: tool_state_transitions tool_state_transitions_to_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_state_transitions
+    ADD CONSTRAINT tool_state_transitions_to_state_fkey FOREIGN KEY (to_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
+
 -- Name: accounts; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.accounts ENABLE ROW LEVEL SECURITY;
@@ -3294,6 +4186,38 @@ END);
 
 CREATE POLICY audit_logs_writing ON public.audit_logs TO hub_system USING (true);
 
+-- Name: event_heads; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.event_heads ENABLE ROW LEVEL SECURITY;
+
+-- Name: event_heads event_heads_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY event_heads_bookkeeping ON public.event_heads TO hub_system USING (true);
+
+-- Name: event_heads event_heads_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY event_heads_tenant ON public.event_heads TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: events; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.events ENABLE ROW LEVEL SECURITY;
+
+-- Name: events events_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY events_bookkeeping ON public.events TO hub_system USING (true);
+
+-- Name: events events_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY events_limited ON public.events AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
+END);
+
+-- Name: events events_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY events_tenant ON public.events TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: idempotency_keys; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.idempotency_keys ENABLE ROW LEVEL SECURITY;
@@ -3331,6 +4255,10 @@ END);
 -- Name: messages messages_purge; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY messages_purge ON public.messages TO hub_system USING (public.is_deleted_organization(org_id));
+
+-- Name: messages messages_recording; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_recording ON public.messages FOR SELECT TO hub_system USING (true);
 
 -- Name: messages messages_tenant; Type: POLICY; Schema: public; Owner: -
 
@@ -3376,9 +4304,35 @@ CREATE POLICY organizations_visible ON public.organizations TO hub_app USING (((
 
 COMMENT ON POLICY organizations_visible ON public.organizations IS 'X01: to its members, and to platform admins: the row, not what lies under it.';
 
+-- Name: part_deltas; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.part_deltas ENABLE ROW LEVEL SECURITY;
+
+-- Name: part_deltas part_deltas_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY part_deltas_bookkeeping ON public.part_deltas TO hub_system USING (true);
+
+-- Name: part_deltas part_deltas_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY part_deltas_limited ON public.part_deltas AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (EXISTS ( SELECT
+       FROM public.parts p
+      WHERE ((p.org_id = part_deltas.org_id) AND (p.id = part_deltas.part_id))))
+END);
+
+-- Name: part_deltas part_deltas_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY part_deltas_tenant ON public.part_deltas TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: parts; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.parts ENABLE ROW LEVEL SECURITY;
+
+-- Name: parts parts_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_bookkeeping ON public.parts TO hub_system USING (true);
 
 -- Name: parts parts_limited; Type: POLICY; Schema: public; Owner: -
 
@@ -3397,6 +4351,26 @@ CREATE POLICY parts_purge ON public.parts TO hub_system USING (public.is_deleted
 -- Name: parts parts_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY parts_tenant ON public.parts TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: pending_events; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.pending_events ENABLE ROW LEVEL SECURITY;
+
+-- Name: pending_events pending_events_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY pending_events_bookkeeping ON public.pending_events TO hub_system USING (true);
+
+-- Name: pending_events pending_events_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY pending_events_limited ON public.pending_events AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
+END);
+
+-- Name: pending_events pending_events_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY pending_events_tenant ON public.pending_events TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: projects; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -3547,6 +4521,34 @@ GRANT UPDATE(metadata) ON TABLE public.organizations TO hub_app;
 REVOKE ALL ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) TO hub_app;
 
+-- Name: FUNCTION delete_part_deltas(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.delete_part_deltas() FROM PUBLIC;
+
+-- Name: TABLE event_heads; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.event_heads TO hub_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.event_heads TO hub_system;
+
+-- Name: FUNCTION event_positions(p_org_ids uuid[]); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.event_positions(p_org_ids uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.event_positions(p_org_ids uuid[]) TO hub_app;
+
+-- Name: FUNCTION fold_part_deltas(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.fold_part_deltas(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.fold_part_deltas(p_rows integer) TO hub_app;
+
+-- Name: TABLE event_sequencers; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,UPDATE ON TABLE public.event_sequencers TO hub_system;
+
+-- Name: FUNCTION leave_event_office(p_holder uuid); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.leave_event_office(p_holder uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.leave_event_office(p_holder uuid) TO hub_app;
+
 -- Name: FUNCTION make_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_name text, p_key_hash bytea, p_scopes text[]); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.make_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_name text, p_key_hash bytea, p_scopes text[]) FROM PUBLIC;
@@ -3555,10 +4557,20 @@ REVOKE ALL ON FUNCTION public.make_organization(p_slug text, p_name text, p_owne
 
 REVOKE ALL ON FUNCTION public.make_retention_policy() FROM PUBLIC;
 
+-- Name: FUNCTION number_events(p_holder uuid, p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.number_events(p_holder uuid, p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.number_events(p_holder uuid, p_rows integer) TO hub_app;
+
 -- Name: FUNCTION purge_audit_logs(p_rows integer); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.purge_audit_logs(p_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.purge_audit_logs(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION purge_events(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_events(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_events(p_rows integer) TO hub_app;
 
 -- Name: FUNCTION purge_idempotency_keys(p_rows integer); Type: ACL; Schema: public; Owner: -
 
@@ -3579,9 +4591,25 @@ REVOKE ALL ON FUNCTION public.record_audit() FROM PUBLIC;
 REVOKE ALL ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) TO hub_app;
 
+-- Name: FUNCTION record_row_event(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_row_event() FROM PUBLIC;
+
+-- Name: FUNCTION record_rows_created(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_rows_created() FROM PUBLIC;
+
+-- Name: FUNCTION record_rows_deleted(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_rows_deleted() FROM PUBLIC;
+
 -- Name: FUNCTION record_session_rows(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.record_session_rows() FROM PUBLIC;
+
+-- Name: FUNCTION record_text_streamed(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_text_streamed() FROM PUBLIC;
 
 -- Name: FUNCTION revoke_account_keys(); Type: ACL; Schema: public; Owner: -
 
@@ -3743,6 +4771,11 @@ GRANT UPDATE(anchor_hash) ON TABLE public.audit_chains TO hub_system;
 
 GRANT UPDATE(updated_at) ON TABLE public.audit_chains TO hub_system;
 
+-- Name: TABLE events; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.events TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.events TO hub_system;
+
 -- Name: TABLE idempotency_keys; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE ON TABLE public.idempotency_keys TO hub_app;
@@ -3848,6 +4881,27 @@ GRANT INSERT(membership_level),UPDATE(membership_level) ON TABLE public.organiza
 
 GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.organization_members TO hub_app;
 
+-- Name: TABLE part_deltas; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.part_deltas TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.part_deltas TO hub_system;
+
+-- Name: COLUMN part_deltas.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.part_deltas TO hub_app;
+
+-- Name: COLUMN part_deltas.part_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(part_id) ON TABLE public.part_deltas TO hub_app;
+
+-- Name: COLUMN part_deltas.start_offset; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(start_offset) ON TABLE public.part_deltas TO hub_app;
+
+-- Name: COLUMN part_deltas.text; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(text) ON TABLE public.part_deltas TO hub_app;
+
 -- Name: TABLE parts; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE,UPDATE ON TABLE public.parts TO hub_app;
@@ -3888,10 +4942,12 @@ GRANT INSERT(source_position) ON TABLE public.parts TO hub_app;
 -- Name: COLUMN parts.data; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(data) ON TABLE public.parts TO hub_app;
+GRANT UPDATE(data) ON TABLE public.parts TO hub_system;
 
 -- Name: COLUMN parts.raw; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(raw) ON TABLE public.parts TO hub_app;
+GRANT UPDATE(raw) ON TABLE public.parts TO hub_system;
 
 -- Name: COLUMN parts.metadata; Type: ACL; Schema: public; Owner: -
 
@@ -3900,6 +4956,19 @@ GRANT INSERT(metadata) ON TABLE public.parts TO hub_app;
 -- Name: COLUMN parts.created_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(created_at) ON TABLE public.parts TO hub_app;
+
+-- Name: TABLE part_contents; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.part_contents TO hub_app;
+
+-- Name: TABLE pending_events; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.pending_events TO hub_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.pending_events TO hub_system;
+
+-- Name: SEQUENCE pending_events_written_order_seq; Type: ACL; Schema: public; Owner: -
+
+GRANT USAGE ON SEQUENCE public.pending_events_written_order_seq TO hub_system;
 
 -- Name: TABLE projects; Type: ACL; Schema: public; Owner: -
 
@@ -4099,3 +5168,12 @@ GRANT UPDATE(last_part_id) ON TABLE public.sessions TO hub_system;
 -- Name: COLUMN sessions.created_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: TABLE tool_state_transitions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.tool_state_transitions TO hub_app;
+GRANT SELECT ON TABLE public.tool_state_transitions TO hub_system;
+
+-- Name: TABLE tool_states; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.tool_states TO hub_app;

@@ -380,6 +380,41 @@ func TestGracefulShutdown(t *testing.T) {
 	}
 }
 
+// A running hub numbers what happens, and its event streams do not keep it from stopping.
+func TestX05_EventsOfARunningHub(t *testing.T) {
+	t.Parallel()
+	p := startHub(t, dataDir(t))
+	r, err := http.NewRequest("GET", p.url+"/v1/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+p.key)
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	project := p.project(t, "shop")
+	p.must(t, 201, "POST", "/v1/sessions", `{"projectId":"`+project+`"}`)
+	lines, seen := bufio.NewScanner(response.Body), false
+	for !seen && lines.Scan() {
+		seen = strings.HasPrefix(lines.Text(), "data: ") && strings.Contains(lines.Text(), project)
+	}
+	if !seen {
+		t.Fatalf("the stream ended: %v", lines.Err())
+	}
+	_ = p.Process.Signal(syscall.SIGTERM)
+	for lines.Scan() { // to its end
+	}
+	if lines.Err() != nil {
+		t.Errorf("the stream was cut off: %v", lines.Err())
+	}
+	p.waitExit(t)
+	if code := p.ProcessState.ExitCode(); code != 0 || strings.Contains(p.stderr.String(), "cut off") {
+		t.Errorf("exit code %d: %s", code, p.stderr)
+	}
+}
+
 // With DATABASE_URL hub uses that server: as one login that owns the database, or as two.
 func TestDatabaseURL(t *testing.T) {
 	t.Parallel()

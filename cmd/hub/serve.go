@@ -110,6 +110,8 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 		return err
 	}
 	defer config.DB.Close()
+	stopping := make(chan struct{})
+	config.Stopping = stopping
 	handler, err := api.New(config)
 	if err != nil {
 		return err
@@ -117,10 +119,13 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	working, stopUpkeep := context.WithCancel(context.WithoutCancel(ctx))
 	upkeepEnded := make(chan struct{})
 	go func() { defer close(upkeepEnded); upkeep.Run(working, config.DB, log, upkeepEvery) }()
-	defer func() { stopUpkeep(); <-upkeepEnded }() // before the connections close
+	sequencerEnded := make(chan struct{})
+	go func() { defer close(sequencerEnded); upkeep.Sequence(working, config.DB, log) }()
+	defer func() { stopUpkeep(); <-upkeepEnded; <-sequencerEnded }() // before the connections close
 	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return requests }, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	server.RegisterOnShutdown(func() { close(stopping) })
 	serverEnded := make(chan error, 1)
 	go func() { serverEnded <- server.Serve(listener) }()
 	announce(cmd, "http://"+reachable(listener.Addr()), dir, keyFile)

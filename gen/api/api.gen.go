@@ -79,6 +79,21 @@ func (e AccountStatus) Valid() bool {
 	}
 }
 
+// Defines values for AgentPartType.
+const (
+	AgentPartTypeAgent AgentPartType = "agent"
+)
+
+// Valid indicates whether the value is a known member of the AgentPartType enum.
+func (e AgentPartType) Valid() bool {
+	switch e {
+	case AgentPartTypeAgent:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for AuditBreakHow.
 const (
 	AuditBreakHowAdded    AuditBreakHow = "added"
@@ -97,6 +112,126 @@ func (e AuditBreakHow) Valid() bool {
 	case AuditBreakHowMissing:
 		return true
 	case AuditBreakHowUnlinked:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CompactionPartType.
+const (
+	CompactionPartTypeCompaction CompactionPartType = "compaction"
+)
+
+// Valid indicates whether the value is a known member of the CompactionPartType enum.
+func (e CompactionPartType) Valid() bool {
+	switch e {
+	case CompactionPartTypeCompaction:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventAction.
+const (
+	EventActionCreated  EventAction = "created"
+	EventActionDeleted  EventAction = "deleted"
+	EventActionStreamed EventAction = "streamed"
+	EventActionUpdated  EventAction = "updated"
+)
+
+// Valid indicates whether the value is a known member of the EventAction enum.
+func (e EventAction) Valid() bool {
+	switch e {
+	case EventActionCreated:
+		return true
+	case EventActionDeleted:
+		return true
+	case EventActionStreamed:
+		return true
+	case EventActionUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventKind.
+const (
+	EventKindMessage EventKind = "message"
+	EventKindPart    EventKind = "part"
+	EventKindSession EventKind = "session"
+)
+
+// Valid indicates whether the value is a known member of the EventKind enum.
+func (e EventKind) Valid() bool {
+	switch e {
+	case EventKindMessage:
+		return true
+	case EventKindPart:
+		return true
+	case EventKindSession:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FilePartType.
+const (
+	FilePartTypeFile FilePartType = "file"
+)
+
+// Valid indicates whether the value is a known member of the FilePartType enum.
+func (e FilePartType) Valid() bool {
+	switch e {
+	case FilePartTypeFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceFileType.
+const (
+	FileSourceFileTypeFile FileSourceFileType = "file"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceFileType enum.
+func (e FileSourceFileType) Valid() bool {
+	switch e {
+	case FileSourceFileTypeFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceResourceType.
+const (
+	FileSourceResourceTypeResource FileSourceResourceType = "resource"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceResourceType enum.
+func (e FileSourceResourceType) Valid() bool {
+	switch e {
+	case FileSourceResourceTypeResource:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceSymbolType.
+const (
+	FileSourceSymbolTypeSymbol FileSourceSymbolType = "symbol"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceSymbolType enum.
+func (e FileSourceSymbolType) Valid() bool {
+	switch e {
+	case FileSourceSymbolTypeSymbol:
 		return true
 	default:
 		return false
@@ -163,6 +298,51 @@ func (e MessageRole) Valid() bool {
 	}
 }
 
+// Defines values for PatchPartType.
+const (
+	PatchPartTypePatch PatchPartType = "patch"
+)
+
+// Valid indicates whether the value is a known member of the PatchPartType enum.
+func (e PatchPartType) Valid() bool {
+	switch e {
+	case PatchPartTypePatch:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ReasoningPartType.
+const (
+	ReasoningPartTypeReasoning ReasoningPartType = "reasoning"
+)
+
+// Valid indicates whether the value is a known member of the ReasoningPartType enum.
+func (e ReasoningPartType) Valid() bool {
+	switch e {
+	case ReasoningPartTypeReasoning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RetryPartType.
+const (
+	RetryPartTypeRetry RetryPartType = "retry"
+)
+
+// Valid indicates whether the value is a known member of the RetryPartType enum.
+func (e RetryPartType) Valid() bool {
+	switch e {
+	case RetryPartTypeRetry:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for RunState.
 const (
 	RunStateEnded   RunState = "ended"
@@ -208,6 +388,246 @@ func (e SessionImportResult) Valid() bool {
 	case SessionImportResultUnchanged:
 		return true
 	case SessionImportResultUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SnapshotPartType.
+const (
+	SnapshotPartTypeSnapshot SnapshotPartType = "snapshot"
+)
+
+// Valid indicates whether the value is a known member of the SnapshotPartType enum.
+func (e SnapshotPartType) Valid() bool {
+	switch e {
+	case SnapshotPartTypeSnapshot:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StepFinishPartType.
+const (
+	StepFinishPartTypeStepFinish StepFinishPartType = "step-finish"
+)
+
+// Valid indicates whether the value is a known member of the StepFinishPartType enum.
+func (e StepFinishPartType) Valid() bool {
+	switch e {
+	case StepFinishPartTypeStepFinish:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StepStartPartType.
+const (
+	StepStartPartTypeStepStart StepStartPartType = "step-start"
+)
+
+// Valid indicates whether the value is a known member of the StepStartPartType enum.
+func (e StepStartPartType) Valid() bool {
+	switch e {
+	case StepStartPartTypeStepStart:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SubtaskPartType.
+const (
+	SubtaskPartTypeSubtask SubtaskPartType = "subtask"
+)
+
+// Valid indicates whether the value is a known member of the SubtaskPartType enum.
+func (e SubtaskPartType) Valid() bool {
+	switch e {
+	case SubtaskPartTypeSubtask:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TextPartType.
+const (
+	TextPartTypeText TextPartType = "text"
+)
+
+// Valid indicates whether the value is a known member of the TextPartType enum.
+func (e TextPartType) Valid() bool {
+	switch e {
+	case TextPartTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolPartType.
+const (
+	ToolPartTypeTool ToolPartType = "tool"
+)
+
+// Valid indicates whether the value is a known member of the ToolPartType enum.
+func (e ToolPartType) Valid() bool {
+	switch e {
+	case ToolPartTypeTool:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateCompletedStatus.
+const (
+	ToolStateCompletedStatusCompleted ToolStateCompletedStatus = "completed"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateCompletedStatus enum.
+func (e ToolStateCompletedStatus) Valid() bool {
+	switch e {
+	case ToolStateCompletedStatusCompleted:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateErrorStatus.
+const (
+	ToolStateErrorStatusError ToolStateErrorStatus = "error"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateErrorStatus enum.
+func (e ToolStateErrorStatus) Valid() bool {
+	switch e {
+	case ToolStateErrorStatusError:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStatePendingStatus.
+const (
+	ToolStatePendingStatusPending ToolStatePendingStatus = "pending"
+)
+
+// Valid indicates whether the value is a known member of the ToolStatePendingStatus enum.
+func (e ToolStatePendingStatus) Valid() bool {
+	switch e {
+	case ToolStatePendingStatusPending:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateRunningStatus.
+const (
+	ToolStateRunningStatusRunning ToolStateRunningStatus = "running"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateRunningStatus enum.
+func (e ToolStateRunningStatus) Valid() bool {
+	switch e {
+	case ToolStateRunningStatusRunning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Content.
+const (
+	ContentFull    Content = "full"
+	ContentSummary Content = "summary"
+)
+
+// Valid indicates whether the value is a known member of the Content enum.
+func (e Content) Valid() bool {
+	switch e {
+	case ContentFull:
+		return true
+	case ContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListMessagesParamsContent.
+const (
+	ListMessagesParamsContentFull    ListMessagesParamsContent = "full"
+	ListMessagesParamsContentSummary ListMessagesParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the ListMessagesParamsContent enum.
+func (e ListMessagesParamsContent) Valid() bool {
+	switch e {
+	case ListMessagesParamsContentFull:
+		return true
+	case ListMessagesParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetMessageParamsContent.
+const (
+	GetMessageParamsContentFull    GetMessageParamsContent = "full"
+	GetMessageParamsContentSummary GetMessageParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the GetMessageParamsContent enum.
+func (e GetMessageParamsContent) Valid() bool {
+	switch e {
+	case GetMessageParamsContentFull:
+		return true
+	case GetMessageParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListPartsParamsContent.
+const (
+	ListPartsParamsContentFull    ListPartsParamsContent = "full"
+	ListPartsParamsContentSummary ListPartsParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the ListPartsParamsContent enum.
+func (e ListPartsParamsContent) Valid() bool {
+	switch e {
+	case ListPartsParamsContentFull:
+		return true
+	case ListPartsParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetPartParamsContent.
+const (
+	GetPartParamsContentFull    GetPartParamsContent = "full"
+	GetPartParamsContentSummary GetPartParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the GetPartParamsContent enum.
+func (e GetPartParamsContent) Valid() bool {
+	switch e {
+	case GetPartParamsContentFull:
+		return true
+	case GetPartParamsContentSummary:
 		return true
 	default:
 		return false
@@ -290,6 +710,23 @@ type AccountUpdate struct {
 
 	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject `json:"metadata,omitempty"`
+}
+
+// AgentPart defines model for AgentPart.
+type AgentPart struct {
+	Data AgentPartData `json:"data"`
+	Type AgentPartType `json:"type"`
+}
+
+// AgentPartType defines model for AgentPart.Type.
+type AgentPartType string
+
+// AgentPartData defines model for AgentPartData.
+type AgentPartData struct {
+	Name string `json:"name"`
+
+	// Source Where it stands in the message's text.
+	Source *TextSpan `json:"source,omitempty"`
 }
 
 // ApiKey defines model for ApiKey.
@@ -451,10 +888,70 @@ type AuditVerification struct {
 	Intact       bool  `json:"intact"`
 }
 
+// CompactionPart defines model for CompactionPart.
+type CompactionPart struct {
+	Data CompactionPartData `json:"data"`
+	Type CompactionPartType `json:"type"`
+}
+
+// CompactionPartType defines model for CompactionPart.Type.
+type CompactionPartType string
+
+// CompactionPartData defines model for CompactionPartData.
+type CompactionPartData struct {
+	Auto        bool    `json:"auto"`
+	Overflow    *bool   `json:"overflow,omitempty"`
+	TailStartId *string `json:"tail_start_id,omitempty"`
+}
+
 // DeactivatedAccount defines model for DeactivatedAccount.
 type DeactivatedAccount struct {
 	Account            Account        `json:"account"`
 	OwnedOrganizations []Organization `json:"ownedOrganizations"`
+}
+
+// Event A change, as it stands in the `data` of the feed's events.
+type Event struct {
+	// Action streamed: text was added to a part, whose revision moves when the text ends.
+	Action EventAction `json:"action"`
+
+	// At When the transaction that made the change began.
+	At time.Time `json:"at"`
+
+	// Id The id of what has changed.
+	Id openapi_types.UUID `json:"id"`
+
+	// Kind What has changed.
+	Kind EventKind `json:"kind"`
+
+	// Offset Of a text that streams in, how long it is, in UTF-16 code units.
+	Offset *int64 `json:"offset,omitempty"`
+
+	// Position Its place in the feed, which counts up by one from event to event; also the id of the event.
+	Position int64 `json:"position"`
+
+	// ProjectId The project that it is in.
+	ProjectId *openapi_types.UUID `json:"projectId"`
+
+	// Revision Its revision after the change.
+	Revision int32 `json:"revision"`
+
+	// SessionId The session that it is, or is in.
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// EventAction streamed: text was added to a part, whose revision moves when the text ends.
+type EventAction string
+
+// EventKind What has changed.
+type EventKind string
+
+// EventReset What the `data` of the event `reset` says. The feed goes on behind its position, but what came before it is no longer kept.
+type EventReset struct {
+	Position int64 `json:"position"`
+
+	// Reread The paths of what may have changed meanwhile.
+	Reread []string `json:"reread"`
 }
 
 // FieldError defines model for FieldError.
@@ -464,6 +961,78 @@ type FieldError struct {
 	// Pointer A JSON pointer (RFC 6901) into the body, or `query:name`, `path:name`, `header:name`.
 	Pointer string `json:"pointer"`
 }
+
+// FilePart defines model for FilePart.
+type FilePart struct {
+	// Data A file, as a part of its own or attached to what a tool gave back.
+	Data FilePartData `json:"data"`
+	Type FilePartType `json:"type"`
+}
+
+// FilePartType defines model for FilePart.Type.
+type FilePartType string
+
+// FilePartData A file, as a part of its own or attached to what a tool gave back.
+type FilePartData struct {
+	Filename *string `json:"filename,omitempty"`
+	Mime     string  `json:"mime"`
+
+	// Source What of a file was meant.
+	Source *FileSource `json:"source,omitempty"`
+
+	// Url Where it is: `data:`, `file:`, `https:`.
+	Url string `json:"url"`
+}
+
+// FileSource What of a file was meant.
+type FileSource struct {
+	union json.RawMessage
+}
+
+// FileSourceFile defines model for FileSourceFile.
+type FileSourceFile struct {
+	Path string `json:"path"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan           `json:"text"`
+	Type FileSourceFileType `json:"type"`
+}
+
+// FileSourceFileType defines model for FileSourceFile.Type.
+type FileSourceFileType string
+
+// FileSourceResource defines model for FileSourceResource.
+type FileSourceResource struct {
+	// ClientName The MCP client's name.
+	ClientName string `json:"clientName"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan               `json:"text"`
+	Type FileSourceResourceType `json:"type"`
+	Uri  string                 `json:"uri"`
+}
+
+// FileSourceResourceType defines model for FileSourceResource.Type.
+type FileSourceResourceType string
+
+// FileSourceSymbol defines model for FileSourceSymbol.
+type FileSourceSymbol struct {
+	// Kind A SymbolKind of the Language Server Protocol.
+	Kind  float64 `json:"kind"`
+	Name  string  `json:"name"`
+	Path  string  `json:"path"`
+	Range struct {
+		End   TextPosition `json:"end"`
+		Start TextPosition `json:"start"`
+	} `json:"range"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan             `json:"text"`
+	Type FileSourceSymbolType `json:"type"`
+}
+
+// FileSourceSymbolType defines model for FileSourceSymbol.Type.
+type FileSourceSymbolType string
 
 // Health defines model for Health.
 type Health struct {
@@ -485,6 +1054,11 @@ type ImportCounts struct {
 
 // JSONObject Any JSON object. It comes back with the values that were given.
 type JSONObject = json.RawMessage
+
+// KnownPart A part of a type that opencode 1.18 knows.
+type KnownPart struct {
+	union json.RawMessage
+}
 
 // Me defines model for Me.
 type Me struct {
@@ -599,6 +1173,12 @@ type MessageRole string
 // Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 type Metadata = json.RawMessage
 
+// NewOtherPart defines model for NewOtherPart.
+type NewOtherPart struct {
+	Data *map[string]interface{} `json:"data,omitempty"`
+	Type string                  `json:"type"`
+}
+
 // OpencodeExport The file that `opencode export` writes.
 type OpencodeExport struct {
 	Info                 map[string]interface{}         `json:"info"`
@@ -683,13 +1263,20 @@ type OrganizationUpdate struct {
 	Slug *Slug `json:"slug,omitempty"`
 }
 
+// OtherPart A part of another type, or an imported one that is not what its type asks for.
+type OtherPart struct {
+	Data map[string]interface{} `json:"data"`
+	Type string                 `json:"type"`
+}
+
 // OwnershipTransfer defines model for OwnershipTransfer.
 type OwnershipTransfer struct {
 	// AccountId The new accountable owner, a member.
 	AccountId openapi_types.UUID `json:"accountId"`
 }
 
-// Part defines model for Part.
+// Part What a message consists of. Parts of the types that opencode 1.18 knows are `KnownPart`s; an import may bring others, and some that
+// are not quite what their type asks for: these come back as they came.
 type Part struct {
 	CreatedAt time.Time `json:"createdAt"`
 
@@ -705,12 +1292,21 @@ type Part struct {
 	// SourceId Its id in the program that it was imported from.
 	SourceId *string `json:"sourceId"`
 
+	// Truncated Present, and true, where `content=summary` has shortened `data`.
+	Truncated *bool `json:"truncated,omitempty"`
+
 	// Type text, reasoning, tool, file and so on; unknown types are kept.
 	Type      string    `json:"type"`
 	UpdatedAt time.Time `json:"updatedAt"`
 }
 
-// PartCreate defines model for PartCreate.
+// PartAppend defines model for PartAppend.
+type PartAppend struct {
+	MessageId openapi_types.UUID `json:"messageId"`
+	Parts     []PartCreate       `json:"parts"`
+}
+
+// PartCreate A part of a known type must be a `KnownPart`; parts of other types are kept as they are.
 type PartCreate struct {
 	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
@@ -718,6 +1314,62 @@ type PartCreate struct {
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 	Metadata *Metadata `json:"metadata,omitempty"`
 	Type     string    `json:"type"`
+}
+
+// PartDelta defines model for PartDelta.
+type PartDelta struct {
+	// Offset Where it begins in UTF-16 code units.
+	Offset int64           `json:"offset"`
+	Text   json.RawMessage `json:"text"`
+}
+
+// PartDeltaResult defines model for PartDeltaResult.
+type PartDeltaResult struct {
+	// Offset Where the next delta begins.
+	Offset int64 `json:"offset"`
+}
+
+// PartList defines model for PartList.
+type PartList struct {
+	Items []Part `json:"items"`
+}
+
+// PartPage defines model for PartPage.
+type PartPage struct {
+	Items []Part `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// PartTime When it began and ended, in milliseconds since 1970.
+type PartTime struct {
+	End   *float64 `json:"end,omitempty"`
+	Start float64  `json:"start"`
+}
+
+// PartUpdate defines model for PartUpdate.
+type PartUpdate struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data *JSONObject `json:"data,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+}
+
+// PatchPart defines model for PatchPart.
+type PatchPart struct {
+	Data PatchPartData `json:"data"`
+	Type PatchPartType `json:"type"`
+}
+
+// PatchPartType defines model for PatchPart.Type.
+type PatchPartType string
+
+// PatchPartData defines model for PatchPartData.
+type PatchPartData struct {
+	Files []string `json:"files"`
+	Hash  string   `json:"hash"`
 }
 
 // Problem Why a request was refused (RFC 9457).
@@ -803,6 +1455,25 @@ type ProjectUpdate struct {
 	Slug *Slug `json:"slug,omitempty"`
 }
 
+// ReasoningPart defines model for ReasoningPart.
+type ReasoningPart struct {
+	Data ReasoningPartData `json:"data"`
+	Type ReasoningPartType `json:"type"`
+}
+
+// ReasoningPartType defines model for ReasoningPart.Type.
+type ReasoningPartType string
+
+// ReasoningPartData defines model for ReasoningPartData.
+type ReasoningPartData struct {
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+	Text     string                  `json:"text"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time PartTime `json:"time"`
+}
+
 // Resource project:<id>: the key is limited to this project and what belongs to it.
 type Resource = string
 
@@ -824,6 +1495,26 @@ type RetentionPolicyUpdate struct {
 
 	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject `json:"metadata,omitempty"`
+}
+
+// RetryPart defines model for RetryPart.
+type RetryPart struct {
+	Data RetryPartData `json:"data"`
+	Type RetryPartType `json:"type"`
+}
+
+// RetryPartType defines model for RetryPart.Type.
+type RetryPartType string
+
+// RetryPartData defines model for RetryPartData.
+type RetryPartData struct {
+	Attempt float64 `json:"attempt"`
+
+	// Error A name and data, as the provider reported it.
+	Error map[string]interface{} `json:"error"`
+	Time  struct {
+		Created float64 `json:"created"`
+	} `json:"time"`
 }
 
 // RunState How a session is. idle: nothing is going on. running: an agent is at work. waiting: it waits for somebody. errored: the last
@@ -939,8 +1630,217 @@ type SessionUpdate struct {
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
 
+// SnapshotPart defines model for SnapshotPart.
+type SnapshotPart struct {
+	Data SnapshotPartData `json:"data"`
+	Type SnapshotPartType `json:"type"`
+}
+
+// SnapshotPartType defines model for SnapshotPart.Type.
+type SnapshotPartType string
+
+// SnapshotPartData defines model for SnapshotPartData.
+type SnapshotPartData struct {
+	// Snapshot The state of the work tree.
+	Snapshot string `json:"snapshot"`
+}
+
+// StepFinishPart defines model for StepFinishPart.
+type StepFinishPart struct {
+	Data StepFinishPartData `json:"data"`
+	Type StepFinishPartType `json:"type"`
+}
+
+// StepFinishPartType defines model for StepFinishPart.Type.
+type StepFinishPartType string
+
+// StepFinishPartData defines model for StepFinishPartData.
+type StepFinishPartData struct {
+	Cost   float64 `json:"cost"`
+	Reason string  `json:"reason"`
+
+	// Snapshot The state of the work tree.
+	Snapshot *string `json:"snapshot,omitempty"`
+	Tokens   Tokens  `json:"tokens"`
+}
+
+// StepStartPart defines model for StepStartPart.
+type StepStartPart struct {
+	Data StepStartPartData `json:"data"`
+	Type StepStartPartType `json:"type"`
+}
+
+// StepStartPartType defines model for StepStartPart.Type.
+type StepStartPartType string
+
+// StepStartPartData defines model for StepStartPartData.
+type StepStartPartData struct {
+	// Snapshot The state of the work tree.
+	Snapshot *string `json:"snapshot,omitempty"`
+}
+
+// SubtaskPart defines model for SubtaskPart.
+type SubtaskPart struct {
+	Data SubtaskPartData `json:"data"`
+	Type SubtaskPartType `json:"type"`
+}
+
+// SubtaskPartType defines model for SubtaskPart.Type.
+type SubtaskPartType string
+
+// SubtaskPartData defines model for SubtaskPartData.
+type SubtaskPartData struct {
+	Agent       string  `json:"agent"`
+	Command     *string `json:"command,omitempty"`
+	Description string  `json:"description"`
+	Model       *struct {
+		ModelID    string `json:"modelID"`
+		ProviderID string `json:"providerID"`
+	} `json:"model,omitempty"`
+	Prompt string `json:"prompt"`
+}
+
 // Tag A label of the organisation's own.
 type Tag = string
+
+// TextPart defines model for TextPart.
+type TextPart struct {
+	Data TextPartData `json:"data"`
+	Type TextPartType `json:"type"`
+}
+
+// TextPartType defines model for TextPart.Type.
+type TextPartType string
+
+// TextPartData defines model for TextPartData.
+type TextPartData struct {
+	// Ignored Not for the model.
+	Ignored *bool `json:"ignored,omitempty"`
+
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// Synthetic Written by the program, not by the author of the message.
+	Synthetic *bool  `json:"synthetic,omitempty"`
+	Text      string `json:"text"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time *PartTime `json:"time,omitempty"`
+}
+
+// TextPosition defines model for TextPosition.
+type TextPosition struct {
+	Character float64 `json:"character"`
+	Line      float64 `json:"line"`
+}
+
+// TextSpan Where it stands in the message's text.
+type TextSpan struct {
+	End   float64 `json:"end"`
+	Start float64 `json:"start"`
+	Value string  `json:"value"`
+}
+
+// Tokens defines model for Tokens.
+type Tokens struct {
+	Cache struct {
+		Read  float64 `json:"read"`
+		Write float64 `json:"write"`
+	} `json:"cache"`
+	Input     float64  `json:"input"`
+	Output    float64  `json:"output"`
+	Reasoning float64  `json:"reasoning"`
+	Total     *float64 `json:"total,omitempty"`
+}
+
+// ToolPart defines model for ToolPart.
+type ToolPart struct {
+	Data ToolPartData `json:"data"`
+	Type ToolPartType `json:"type"`
+}
+
+// ToolPartType defines model for ToolPart.Type.
+type ToolPartType string
+
+// ToolPartData defines model for ToolPartData.
+type ToolPartData struct {
+	CallID string `json:"callID"`
+
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// State How a tool call is. What may follow what is said at updatePart.
+	State ToolState `json:"state"`
+	Tool  string    `json:"tool"`
+}
+
+// ToolState How a tool call is. What may follow what is said at updatePart.
+type ToolState struct {
+	union json.RawMessage
+}
+
+// ToolStateCompleted The tool has answered. A command that failed has answered too.
+type ToolStateCompleted struct {
+	Attachments *[]FilePartData          `json:"attachments,omitempty"`
+	Input       map[string]interface{}   `json:"input"`
+	Metadata    map[string]interface{}   `json:"metadata"`
+	Output      string                   `json:"output"`
+	Status      ToolStateCompletedStatus `json:"status"`
+	Time        struct {
+		// Compacted When the output was taken out of the model's context.
+		Compacted *float64 `json:"compacted,omitempty"`
+		End       float64  `json:"end"`
+		Start     float64  `json:"start"`
+	} `json:"time"`
+	Title string `json:"title"`
+}
+
+// ToolStateCompletedStatus defines model for ToolStateCompleted.Status.
+type ToolStateCompletedStatus string
+
+// ToolStateError defines model for ToolStateError.
+type ToolStateError struct {
+	Error    string                  `json:"error"`
+	Input    map[string]interface{}  `json:"input"`
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+	Status   ToolStateErrorStatus    `json:"status"`
+	Time     struct {
+		End   float64 `json:"end"`
+		Start float64 `json:"start"`
+	} `json:"time"`
+}
+
+// ToolStateErrorStatus defines model for ToolStateError.Status.
+type ToolStateErrorStatus string
+
+// ToolStatePending The model is still writing the call.
+type ToolStatePending struct {
+	Input map[string]interface{} `json:"input"`
+
+	// Raw The input so far, as the model writes it.
+	Raw    string                 `json:"raw"`
+	Status ToolStatePendingStatus `json:"status"`
+}
+
+// ToolStatePendingStatus defines model for ToolStatePending.Status.
+type ToolStatePendingStatus string
+
+// ToolStateRunning defines model for ToolStateRunning.
+type ToolStateRunning struct {
+	Input    map[string]interface{}  `json:"input"`
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// Output The output so far.
+	Output *string                `json:"output,omitempty"`
+	Status ToolStateRunningStatus `json:"status"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time  PartTime `json:"time"`
+	Title *string  `json:"title,omitempty"`
+}
+
+// ToolStateRunningStatus defines model for ToolStateRunning.Status.
+type ToolStateRunningStatus string
 
 // Version defines model for Version.
 type Version struct {
@@ -963,6 +1863,9 @@ type AccountId = openapi_types.UUID
 // ApiKeyId defines model for ApiKeyId.
 type ApiKeyId = openapi_types.UUID
 
+// Content defines model for Content.
+type Content string
+
 // Cursor defines model for Cursor.
 type Cursor = string
 
@@ -977,6 +1880,9 @@ type Limit = int32
 
 // OrganizationId defines model for OrganizationId.
 type OrganizationId = openapi_types.UUID
+
+// PartId defines model for PartId.
+type PartId = openapi_types.UUID
 
 // ProjectId defines model for ProjectId.
 type ProjectId = openapi_types.UUID
@@ -1165,6 +2071,24 @@ type VerifyAuditLogParams struct {
 	Platform *bool `form:"platform,omitempty" json:"platform,omitempty"`
 }
 
+// FollowEventsParams defines parameters for FollowEvents.
+type FollowEventsParams struct {
+	// SessionId Only what happens in this session.
+	SessionId *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+
+	// ProjectId Only what happens in this project.
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+
+	// Kind Only changes of these kinds, separated by commas.
+	Kind *[]EventKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// After As `Last-Event-ID`, which goes first.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The `id` of the last event that was received.
+	LastEventID *int64 `json:"Last-Event-ID,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -1315,6 +2239,11 @@ type UpdateSessionParams struct {
 
 // ListMessagesParams defines parameters for ListMessages.
 type ListMessagesParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *ListMessagesParamsContent `form:"content,omitempty" json:"content,omitempty"`
+
 	// Limit How many items to return at most.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
@@ -1322,8 +2251,71 @@ type ListMessagesParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// ListMessagesParamsContent defines parameters for ListMessages.
+type ListMessagesParamsContent string
+
 // AppendMessageParams defines parameters for AppendMessage.
 type AppendMessageParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetMessageParams defines parameters for GetMessage.
+type GetMessageParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *GetMessageParamsContent `form:"content,omitempty" json:"content,omitempty"`
+}
+
+// GetMessageParamsContent defines parameters for GetMessage.
+type GetMessageParamsContent string
+
+// ListPartsParams defines parameters for ListParts.
+type ListPartsParams struct {
+	// Type Only parts of this type.
+	Type *string `form:"type,omitempty" json:"type,omitempty"`
+
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *ListPartsParamsContent `form:"content,omitempty" json:"content,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ListPartsParamsContent defines parameters for ListParts.
+type ListPartsParamsContent string
+
+// AppendPartsParams defines parameters for AppendParts.
+type AppendPartsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetPartParams defines parameters for GetPart.
+type GetPartParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *GetPartParamsContent `form:"content,omitempty" json:"content,omitempty"`
+}
+
+// GetPartParamsContent defines parameters for GetPart.
+type GetPartParamsContent string
+
+// UpdatePartParams defines parameters for UpdatePart.
+type UpdatePartParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// AppendPartDeltaParams defines parameters for AppendPartDelta.
+type AppendPartDeltaParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
@@ -1378,6 +2370,15 @@ type UpdateSessionApplicationMergePatchPlusJSONRequestBody = SessionUpdate
 
 // AppendMessageJSONRequestBody defines body for AppendMessage for application/json ContentType.
 type AppendMessageJSONRequestBody = MessageAppend
+
+// AppendPartsJSONRequestBody defines body for AppendParts for application/json ContentType.
+type AppendPartsJSONRequestBody = PartAppend
+
+// UpdatePartApplicationMergePatchPlusJSONRequestBody defines body for UpdatePart for application/merge-patch+json ContentType.
+type UpdatePartApplicationMergePatchPlusJSONRequestBody = PartUpdate
+
+// AppendPartDeltaJSONRequestBody defines body for AppendPartDelta for application/json ContentType.
+type AppendPartDeltaJSONRequestBody = PartDelta
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -1545,6 +2546,777 @@ func (a OpencodeExport_Messages_Item) MarshalJSON() ([]byte, error) {
 	return json.Marshal(object)
 }
 
+// AsFileSourceFile returns the union data inside the FileSource as a FileSourceFile
+func (t FileSource) AsFileSourceFile() (FileSourceFile, error) {
+	var body FileSourceFile
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceFile overwrites any union data inside the FileSource as the provided FileSourceFile
+func (t *FileSource) FromFileSourceFile(v FileSourceFile) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceFile performs a merge with any union data inside the FileSource, using the provided FileSourceFile
+func (t *FileSource) MergeFileSourceFile(v FileSourceFile) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFileSourceSymbol returns the union data inside the FileSource as a FileSourceSymbol
+func (t FileSource) AsFileSourceSymbol() (FileSourceSymbol, error) {
+	var body FileSourceSymbol
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceSymbol overwrites any union data inside the FileSource as the provided FileSourceSymbol
+func (t *FileSource) FromFileSourceSymbol(v FileSourceSymbol) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"symbol"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceSymbol performs a merge with any union data inside the FileSource, using the provided FileSourceSymbol
+func (t *FileSource) MergeFileSourceSymbol(v FileSourceSymbol) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"symbol"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFileSourceResource returns the union data inside the FileSource as a FileSourceResource
+func (t FileSource) AsFileSourceResource() (FileSourceResource, error) {
+	var body FileSourceResource
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceResource overwrites any union data inside the FileSource as the provided FileSourceResource
+func (t *FileSource) FromFileSourceResource(v FileSourceResource) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"resource"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceResource performs a merge with any union data inside the FileSource, using the provided FileSourceResource
+func (t *FileSource) MergeFileSourceResource(v FileSourceResource) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"resource"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t FileSource) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"type"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t FileSource) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "file":
+		return t.AsFileSourceFile()
+	case "resource":
+		return t.AsFileSourceResource()
+	case "symbol":
+		return t.AsFileSourceSymbol()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t FileSource) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *FileSource) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsTextPart returns the union data inside the KnownPart as a TextPart
+func (t KnownPart) AsTextPart() (TextPart, error) {
+	var body TextPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromTextPart overwrites any union data inside the KnownPart as the provided TextPart
+func (t *KnownPart) FromTextPart(v TextPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"text"}`))
+	t.union = b
+	return err
+}
+
+// MergeTextPart performs a merge with any union data inside the KnownPart, using the provided TextPart
+func (t *KnownPart) MergeTextPart(v TextPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"text"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsReasoningPart returns the union data inside the KnownPart as a ReasoningPart
+func (t KnownPart) AsReasoningPart() (ReasoningPart, error) {
+	var body ReasoningPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromReasoningPart overwrites any union data inside the KnownPart as the provided ReasoningPart
+func (t *KnownPart) FromReasoningPart(v ReasoningPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"reasoning"}`))
+	t.union = b
+	return err
+}
+
+// MergeReasoningPart performs a merge with any union data inside the KnownPart, using the provided ReasoningPart
+func (t *KnownPart) MergeReasoningPart(v ReasoningPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"reasoning"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFilePart returns the union data inside the KnownPart as a FilePart
+func (t KnownPart) AsFilePart() (FilePart, error) {
+	var body FilePart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFilePart overwrites any union data inside the KnownPart as the provided FilePart
+func (t *KnownPart) FromFilePart(v FilePart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	t.union = b
+	return err
+}
+
+// MergeFilePart performs a merge with any union data inside the KnownPart, using the provided FilePart
+func (t *KnownPart) MergeFilePart(v FilePart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolPart returns the union data inside the KnownPart as a ToolPart
+func (t KnownPart) AsToolPart() (ToolPart, error) {
+	var body ToolPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolPart overwrites any union data inside the KnownPart as the provided ToolPart
+func (t *KnownPart) FromToolPart(v ToolPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"tool"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolPart performs a merge with any union data inside the KnownPart, using the provided ToolPart
+func (t *KnownPart) MergeToolPart(v ToolPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"tool"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsStepStartPart returns the union data inside the KnownPart as a StepStartPart
+func (t KnownPart) AsStepStartPart() (StepStartPart, error) {
+	var body StepStartPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromStepStartPart overwrites any union data inside the KnownPart as the provided StepStartPart
+func (t *KnownPart) FromStepStartPart(v StepStartPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-start"}`))
+	t.union = b
+	return err
+}
+
+// MergeStepStartPart performs a merge with any union data inside the KnownPart, using the provided StepStartPart
+func (t *KnownPart) MergeStepStartPart(v StepStartPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-start"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsStepFinishPart returns the union data inside the KnownPart as a StepFinishPart
+func (t KnownPart) AsStepFinishPart() (StepFinishPart, error) {
+	var body StepFinishPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromStepFinishPart overwrites any union data inside the KnownPart as the provided StepFinishPart
+func (t *KnownPart) FromStepFinishPart(v StepFinishPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-finish"}`))
+	t.union = b
+	return err
+}
+
+// MergeStepFinishPart performs a merge with any union data inside the KnownPart, using the provided StepFinishPart
+func (t *KnownPart) MergeStepFinishPart(v StepFinishPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-finish"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsSnapshotPart returns the union data inside the KnownPart as a SnapshotPart
+func (t KnownPart) AsSnapshotPart() (SnapshotPart, error) {
+	var body SnapshotPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromSnapshotPart overwrites any union data inside the KnownPart as the provided SnapshotPart
+func (t *KnownPart) FromSnapshotPart(v SnapshotPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"snapshot"}`))
+	t.union = b
+	return err
+}
+
+// MergeSnapshotPart performs a merge with any union data inside the KnownPart, using the provided SnapshotPart
+func (t *KnownPart) MergeSnapshotPart(v SnapshotPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"snapshot"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsPatchPart returns the union data inside the KnownPart as a PatchPart
+func (t KnownPart) AsPatchPart() (PatchPart, error) {
+	var body PatchPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromPatchPart overwrites any union data inside the KnownPart as the provided PatchPart
+func (t *KnownPart) FromPatchPart(v PatchPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"patch"}`))
+	t.union = b
+	return err
+}
+
+// MergePatchPart performs a merge with any union data inside the KnownPart, using the provided PatchPart
+func (t *KnownPart) MergePatchPart(v PatchPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"patch"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsAgentPart returns the union data inside the KnownPart as a AgentPart
+func (t KnownPart) AsAgentPart() (AgentPart, error) {
+	var body AgentPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromAgentPart overwrites any union data inside the KnownPart as the provided AgentPart
+func (t *KnownPart) FromAgentPart(v AgentPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"agent"}`))
+	t.union = b
+	return err
+}
+
+// MergeAgentPart performs a merge with any union data inside the KnownPart, using the provided AgentPart
+func (t *KnownPart) MergeAgentPart(v AgentPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"agent"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsSubtaskPart returns the union data inside the KnownPart as a SubtaskPart
+func (t KnownPart) AsSubtaskPart() (SubtaskPart, error) {
+	var body SubtaskPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromSubtaskPart overwrites any union data inside the KnownPart as the provided SubtaskPart
+func (t *KnownPart) FromSubtaskPart(v SubtaskPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"subtask"}`))
+	t.union = b
+	return err
+}
+
+// MergeSubtaskPart performs a merge with any union data inside the KnownPart, using the provided SubtaskPart
+func (t *KnownPart) MergeSubtaskPart(v SubtaskPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"subtask"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsCompactionPart returns the union data inside the KnownPart as a CompactionPart
+func (t KnownPart) AsCompactionPart() (CompactionPart, error) {
+	var body CompactionPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromCompactionPart overwrites any union data inside the KnownPart as the provided CompactionPart
+func (t *KnownPart) FromCompactionPart(v CompactionPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"compaction"}`))
+	t.union = b
+	return err
+}
+
+// MergeCompactionPart performs a merge with any union data inside the KnownPart, using the provided CompactionPart
+func (t *KnownPart) MergeCompactionPart(v CompactionPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"compaction"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsRetryPart returns the union data inside the KnownPart as a RetryPart
+func (t KnownPart) AsRetryPart() (RetryPart, error) {
+	var body RetryPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromRetryPart overwrites any union data inside the KnownPart as the provided RetryPart
+func (t *KnownPart) FromRetryPart(v RetryPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"retry"}`))
+	t.union = b
+	return err
+}
+
+// MergeRetryPart performs a merge with any union data inside the KnownPart, using the provided RetryPart
+func (t *KnownPart) MergeRetryPart(v RetryPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"retry"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t KnownPart) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"type"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t KnownPart) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "agent":
+		return t.AsAgentPart()
+	case "compaction":
+		return t.AsCompactionPart()
+	case "file":
+		return t.AsFilePart()
+	case "patch":
+		return t.AsPatchPart()
+	case "reasoning":
+		return t.AsReasoningPart()
+	case "retry":
+		return t.AsRetryPart()
+	case "snapshot":
+		return t.AsSnapshotPart()
+	case "step-finish":
+		return t.AsStepFinishPart()
+	case "step-start":
+		return t.AsStepStartPart()
+	case "subtask":
+		return t.AsSubtaskPart()
+	case "text":
+		return t.AsTextPart()
+	case "tool":
+		return t.AsToolPart()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t KnownPart) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *KnownPart) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsToolStatePending returns the union data inside the ToolState as a ToolStatePending
+func (t ToolState) AsToolStatePending() (ToolStatePending, error) {
+	var body ToolStatePending
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStatePending overwrites any union data inside the ToolState as the provided ToolStatePending
+func (t *ToolState) FromToolStatePending(v ToolStatePending) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"pending"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStatePending performs a merge with any union data inside the ToolState, using the provided ToolStatePending
+func (t *ToolState) MergeToolStatePending(v ToolStatePending) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"pending"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateRunning returns the union data inside the ToolState as a ToolStateRunning
+func (t ToolState) AsToolStateRunning() (ToolStateRunning, error) {
+	var body ToolStateRunning
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateRunning overwrites any union data inside the ToolState as the provided ToolStateRunning
+func (t *ToolState) FromToolStateRunning(v ToolStateRunning) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"running"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateRunning performs a merge with any union data inside the ToolState, using the provided ToolStateRunning
+func (t *ToolState) MergeToolStateRunning(v ToolStateRunning) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"running"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateCompleted returns the union data inside the ToolState as a ToolStateCompleted
+func (t ToolState) AsToolStateCompleted() (ToolStateCompleted, error) {
+	var body ToolStateCompleted
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateCompleted overwrites any union data inside the ToolState as the provided ToolStateCompleted
+func (t *ToolState) FromToolStateCompleted(v ToolStateCompleted) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"completed"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateCompleted performs a merge with any union data inside the ToolState, using the provided ToolStateCompleted
+func (t *ToolState) MergeToolStateCompleted(v ToolStateCompleted) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"completed"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateError returns the union data inside the ToolState as a ToolStateError
+func (t ToolState) AsToolStateError() (ToolStateError, error) {
+	var body ToolStateError
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateError overwrites any union data inside the ToolState as the provided ToolStateError
+func (t *ToolState) FromToolStateError(v ToolStateError) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"error"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateError performs a merge with any union data inside the ToolState, using the provided ToolStateError
+func (t *ToolState) MergeToolStateError(v ToolStateError) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"error"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t ToolState) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"status"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t ToolState) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "completed":
+		return t.AsToolStateCompleted()
+	case "error":
+		return t.AsToolStateError()
+	case "pending":
+		return t.AsToolStatePending()
+	case "running":
+		return t.AsToolStateRunning()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t ToolState) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *ToolState) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
 	// GetHealth Whether the process lives
@@ -1613,6 +3385,9 @@ type ServerInterface interface {
 	// VerifyAuditLog Verify the audit log
 	// (GET /v1/audit-logs/verification)
 	VerifyAuditLog(ctx echo.Context, params VerifyAuditLogParams) error
+	// FollowEvents Follow what changes
+	// (GET /v1/events)
+	FollowEvents(ctx echo.Context, params FollowEventsParams) error
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx echo.Context) error
@@ -1699,7 +3474,22 @@ type ServerInterface interface {
 	AppendMessage(ctx echo.Context, sessionId SessionId, params AppendMessageParams) error
 	// GetMessage Get a message with its parts
 	// (GET /v1/sessions/{sessionId}/messages/{messageId})
-	GetMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID) error
+	GetMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID, params GetMessageParams) error
+	// ListParts List a session's parts
+	// (GET /v1/sessions/{sessionId}/parts)
+	ListParts(ctx echo.Context, sessionId SessionId, params ListPartsParams) error
+	// AppendParts Append parts to a message
+	// (POST /v1/sessions/{sessionId}/parts)
+	AppendParts(ctx echo.Context, sessionId SessionId, params AppendPartsParams) error
+	// GetPart Get a part
+	// (GET /v1/sessions/{sessionId}/parts/{partId})
+	GetPart(ctx echo.Context, sessionId SessionId, partId PartId, params GetPartParams) error
+	// UpdatePart Change a part
+	// (PATCH /v1/sessions/{sessionId}/parts/{partId})
+	UpdatePart(ctx echo.Context, sessionId SessionId, partId PartId, params UpdatePartParams) error
+	// AppendPartDelta Let a part's text grow
+	// (POST /v1/sessions/{sessionId}/parts/{partId}/deltas)
+	AppendPartDelta(ctx echo.Context, sessionId SessionId, partId PartId, params AppendPartDeltaParams) error
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx echo.Context) error
@@ -2458,6 +4248,62 @@ func (w *ServerInterfaceWrapper) VerifyAuditLog(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.VerifyAuditLog(ctx, params)
+	return err
+}
+
+// FollowEvents converts echo context to params.
+func (w *ServerInterfaceWrapper) FollowEvents(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FollowEventsParams
+	// ------------- Optional query parameter "sessionId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sessionId", ctx.QueryParams(), &params.SessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Optional query parameter "projectId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "projectId", ctx.QueryParams(), &params.ProjectId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// ------------- Optional query parameter "kind" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", false, false, "kind", ctx.QueryParams(), &params.Kind, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter kind: %s", err))
+	}
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", ctx.QueryParams(), &params.After, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter after: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Last-Event-ID" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Last-Event-ID")]; found {
+		var LastEventID int64
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Last-Event-ID, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Last-Event-ID", valueList[0], &LastEventID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Last-Event-ID: %s", err))
+		}
+
+		params.LastEventID = &LastEventID
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.FollowEvents(ctx, params)
 	return err
 }
 
@@ -3229,6 +5075,13 @@ func (w *ServerInterfaceWrapper) ListMessages(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListMessagesParams
+	// ------------- Optional query parameter "content" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "content", ctx.QueryParams(), &params.Content, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter content: %s", err))
+	}
+
 	// ------------- Optional query parameter "limit" -------------
 
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
@@ -3303,8 +5156,220 @@ func (w *ServerInterfaceWrapper) GetMessage(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter messageId: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetMessageParams
+	// ------------- Optional query parameter "content" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "content", ctx.QueryParams(), &params.Content, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter content: %s", err))
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.GetMessage(ctx, sessionId, messageId)
+	err = w.Handler.GetMessage(ctx, sessionId, messageId, params)
+	return err
+}
+
+// ListParts converts echo context to params.
+func (w *ServerInterfaceWrapper) ListParts(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListPartsParams
+	// ------------- Optional query parameter "type" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "type", ctx.QueryParams(), &params.Type, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter type: %s", err))
+	}
+
+	// ------------- Optional query parameter "content" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "content", ctx.QueryParams(), &params.Content, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter content: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListParts(ctx, sessionId, params)
+	return err
+}
+
+// AppendParts converts echo context to params.
+func (w *ServerInterfaceWrapper) AppendParts(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AppendPartsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AppendParts(ctx, sessionId, params)
+	return err
+}
+
+// GetPart converts echo context to params.
+func (w *ServerInterfaceWrapper) GetPart(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Path parameter "partId" -------------
+	var partId PartId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "partId", ctx.Param("partId"), &partId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter partId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetPartParams
+	// ------------- Optional query parameter "content" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "content", ctx.QueryParams(), &params.Content, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter content: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetPart(ctx, sessionId, partId, params)
+	return err
+}
+
+// UpdatePart converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdatePart(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Path parameter "partId" -------------
+	var partId PartId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "partId", ctx.Param("partId"), &partId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter partId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdatePartParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdatePart(ctx, sessionId, partId, params)
+	return err
+}
+
+// AppendPartDelta converts echo context to params.
+func (w *ServerInterfaceWrapper) AppendPartDelta(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Path parameter "partId" -------------
+	var partId PartId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "partId", ctx.Param("partId"), &partId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter partId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AppendPartDeltaParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AppendPartDelta(ctx, sessionId, partId, params)
 	return err
 }
 
@@ -3368,13 +5433,13 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/readyz", wrapper.GetReadiness, options.OperationMiddlewares["getReadiness"]...)
 	router.GET(options.BaseURL+"/v1/accounts", wrapper.ListAccounts, options.OperationMiddlewares["listAccounts"]...)
 	router.POST(options.BaseURL+"/v1/accounts", wrapper.CreateAccount, options.OperationMiddlewares["createAccount"]...)
-	router.GET(options.BaseURL+"/v1/accounts/search", wrapper.SearchAccounts, options.OperationMiddlewares["searchAccounts"]...)
 	router.DELETE(options.BaseURL+"/v1/accounts/:accountId", wrapper.DeleteAccount, options.OperationMiddlewares["deleteAccount"]...)
 	router.GET(options.BaseURL+"/v1/accounts/:accountId", wrapper.GetAccount, options.OperationMiddlewares["getAccount"]...)
 	router.PATCH(options.BaseURL+"/v1/accounts/:accountId", wrapper.UpdateAccount, options.OperationMiddlewares["updateAccount"]...)
 	router.POST(options.BaseURL+"/v1/accounts/:accountId/activate", wrapper.ActivateAccount, options.OperationMiddlewares["activateAccount"]...)
 	router.POST(options.BaseURL+"/v1/accounts/:accountId/deactivate", wrapper.DeactivateAccount, options.OperationMiddlewares["deactivateAccount"]...)
 	router.POST(options.BaseURL+"/v1/accounts/:accountId/suspend", wrapper.SuspendAccount, options.OperationMiddlewares["suspendAccount"]...)
+	router.GET(options.BaseURL+"/v1/accounts/search", wrapper.SearchAccounts, options.OperationMiddlewares["searchAccounts"]...)
 	router.GET(options.BaseURL+"/v1/api-keys", wrapper.ListApiKeys, options.OperationMiddlewares["listApiKeys"]...)
 	router.POST(options.BaseURL+"/v1/api-keys", wrapper.CreateApiKey, options.OperationMiddlewares["createApiKey"]...)
 	router.GET(options.BaseURL+"/v1/api-keys/:apiKeyId", wrapper.GetApiKey, options.OperationMiddlewares["getApiKey"]...)
@@ -3386,6 +5451,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/audit-logs", wrapper.ListAuditLogs, options.OperationMiddlewares["listAuditLogs"]...)
 	router.GET(options.BaseURL+"/v1/audit-logs/export", wrapper.ExportAuditLogs, options.OperationMiddlewares["exportAuditLogs"]...)
 	router.GET(options.BaseURL+"/v1/audit-logs/verification", wrapper.VerifyAuditLog, options.OperationMiddlewares["verifyAuditLog"]...)
+	router.GET(options.BaseURL+"/v1/events", wrapper.FollowEvents, options.OperationMiddlewares["followEvents"]...)
 	router.GET(options.BaseURL+"/v1/me", wrapper.GetMe, options.OperationMiddlewares["getMe"]...)
 	router.GET(options.BaseURL+"/v1/members", wrapper.ListMembers, options.OperationMiddlewares["listMembers"]...)
 	router.POST(options.BaseURL+"/v1/members", wrapper.AddMember, options.OperationMiddlewares["addMember"]...)
@@ -3407,7 +5473,6 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.PATCH(options.BaseURL+"/v1/retention-policy", wrapper.SetRetentionPolicy, options.OperationMiddlewares["setRetentionPolicy"]...)
 	router.GET(options.BaseURL+"/v1/sessions", wrapper.ListSessions, options.OperationMiddlewares["listSessions"]...)
 	router.POST(options.BaseURL+"/v1/sessions", wrapper.CreateSession, options.OperationMiddlewares["createSession"]...)
-	router.POST(options.BaseURL+"/v1/sessions/import", wrapper.ImportSession, options.OperationMiddlewares["importSession"]...)
 	router.DELETE(options.BaseURL+"/v1/sessions/:sessionId", wrapper.DeleteSession, options.OperationMiddlewares["deleteSession"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId", wrapper.GetSession, options.OperationMiddlewares["getSession"]...)
 	router.PATCH(options.BaseURL+"/v1/sessions/:sessionId", wrapper.UpdateSession, options.OperationMiddlewares["updateSession"]...)
@@ -3415,6 +5480,12 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId/messages", wrapper.ListMessages, options.OperationMiddlewares["listMessages"]...)
 	router.POST(options.BaseURL+"/v1/sessions/:sessionId/messages", wrapper.AppendMessage, options.OperationMiddlewares["appendMessage"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId/messages/:messageId", wrapper.GetMessage, options.OperationMiddlewares["getMessage"]...)
+	router.GET(options.BaseURL+"/v1/sessions/:sessionId/parts", wrapper.ListParts, options.OperationMiddlewares["listParts"]...)
+	router.POST(options.BaseURL+"/v1/sessions/:sessionId/parts", wrapper.AppendParts, options.OperationMiddlewares["appendParts"]...)
+	router.GET(options.BaseURL+"/v1/sessions/:sessionId/parts/:partId", wrapper.GetPart, options.OperationMiddlewares["getPart"]...)
+	router.PATCH(options.BaseURL+"/v1/sessions/:sessionId/parts/:partId", wrapper.UpdatePart, options.OperationMiddlewares["updatePart"]...)
+	router.POST(options.BaseURL+"/v1/sessions/:sessionId/parts/:partId/deltas", wrapper.AppendPartDelta, options.OperationMiddlewares["appendPartDelta"]...)
+	router.POST(options.BaseURL+"/v1/sessions/import", wrapper.ImportSession, options.OperationMiddlewares["importSession"]...)
 	router.GET(options.BaseURL+"/v1/version", wrapper.GetVersion, options.OperationMiddlewares["getVersion"]...)
 
 }
@@ -4428,6 +6499,74 @@ type VerifyAuditLogdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response VerifyAuditLogdefaultApplicationProblemPlusJSONResponse) VisitVerifyAuditLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FollowEventsRequestObject struct {
+	Params FollowEventsParams
+}
+
+type FollowEventsResponseObject interface {
+	VisitFollowEventsResponse(w http.ResponseWriter) error
+}
+
+type FollowEvents200TexteventStreamResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response FollowEvents200TexteventStreamResponse) VisitFollowEventsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/event-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+type FollowEventsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response FollowEventsdefaultApplicationProblemPlusJSONResponse) VisitFollowEventsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -5681,6 +7820,7 @@ func (response AppendMessagedefaultApplicationProblemPlusJSONResponse) VisitAppe
 type GetMessageRequestObject struct {
 	SessionId SessionId          `json:"sessionId"`
 	MessageId openapi_types.UUID `json:"messageId"`
+	Params    GetMessageParams
 }
 
 type GetMessageResponseObject interface {
@@ -5715,6 +7855,228 @@ type GetMessagedefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetMessagedefaultApplicationProblemPlusJSONResponse) VisitGetMessageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListPartsRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    ListPartsParams
+}
+
+type ListPartsResponseObject interface {
+	VisitListPartsResponse(w http.ResponseWriter) error
+}
+
+type ListParts200JSONResponse PartPage
+
+func (response ListParts200JSONResponse) VisitListPartsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListPartsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListPartsdefaultApplicationProblemPlusJSONResponse) VisitListPartsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AppendPartsRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    AppendPartsParams
+	Body      *AppendPartsJSONRequestBody
+}
+
+type AppendPartsResponseObject interface {
+	VisitAppendPartsResponse(w http.ResponseWriter) error
+}
+
+type AppendParts201JSONResponse PartList
+
+func (response AppendParts201JSONResponse) VisitAppendPartsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AppendPartsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AppendPartsdefaultApplicationProblemPlusJSONResponse) VisitAppendPartsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPartRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	PartId    PartId    `json:"partId"`
+	Params    GetPartParams
+}
+
+type GetPartResponseObject interface {
+	VisitGetPartResponse(w http.ResponseWriter) error
+}
+
+type GetPart200ResponseHeaders struct {
+	ETag string
+}
+
+type GetPart200JSONResponse struct {
+	Body    Part
+	Headers GetPart200ResponseHeaders
+}
+
+func (response GetPart200JSONResponse) VisitGetPartResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPartdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetPartdefaultApplicationProblemPlusJSONResponse) VisitGetPartResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdatePartRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	PartId    PartId    `json:"partId"`
+	Params    UpdatePartParams
+	Body      *UpdatePartApplicationMergePatchPlusJSONRequestBody
+}
+
+type UpdatePartResponseObject interface {
+	VisitUpdatePartResponse(w http.ResponseWriter) error
+}
+
+type UpdatePart200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdatePart200JSONResponse struct {
+	Body    Part
+	Headers UpdatePart200ResponseHeaders
+}
+
+func (response UpdatePart200JSONResponse) VisitUpdatePartResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdatePartdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdatePartdefaultApplicationProblemPlusJSONResponse) VisitUpdatePartResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AppendPartDeltaRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	PartId    PartId    `json:"partId"`
+	Params    AppendPartDeltaParams
+	Body      *AppendPartDeltaJSONRequestBody
+}
+
+type AppendPartDeltaResponseObject interface {
+	VisitAppendPartDeltaResponse(w http.ResponseWriter) error
+}
+
+type AppendPartDelta200JSONResponse PartDeltaResult
+
+func (response AppendPartDelta200JSONResponse) VisitAppendPartDeltaResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AppendPartDeltadefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AppendPartDeltadefaultApplicationProblemPlusJSONResponse) VisitAppendPartDeltaResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -5832,6 +8194,9 @@ type StrictServerInterface interface {
 	// VerifyAuditLog Verify the audit log
 	// (GET /v1/audit-logs/verification)
 	VerifyAuditLog(ctx context.Context, request VerifyAuditLogRequestObject) (VerifyAuditLogResponseObject, error)
+	// FollowEvents Follow what changes
+	// (GET /v1/events)
+	FollowEvents(ctx context.Context, request FollowEventsRequestObject) (FollowEventsResponseObject, error)
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx context.Context, request GetMeRequestObject) (GetMeResponseObject, error)
@@ -5919,6 +8284,21 @@ type StrictServerInterface interface {
 	// GetMessage Get a message with its parts
 	// (GET /v1/sessions/{sessionId}/messages/{messageId})
 	GetMessage(ctx context.Context, request GetMessageRequestObject) (GetMessageResponseObject, error)
+	// ListParts List a session's parts
+	// (GET /v1/sessions/{sessionId}/parts)
+	ListParts(ctx context.Context, request ListPartsRequestObject) (ListPartsResponseObject, error)
+	// AppendParts Append parts to a message
+	// (POST /v1/sessions/{sessionId}/parts)
+	AppendParts(ctx context.Context, request AppendPartsRequestObject) (AppendPartsResponseObject, error)
+	// GetPart Get a part
+	// (GET /v1/sessions/{sessionId}/parts/{partId})
+	GetPart(ctx context.Context, request GetPartRequestObject) (GetPartResponseObject, error)
+	// UpdatePart Change a part
+	// (PATCH /v1/sessions/{sessionId}/parts/{partId})
+	UpdatePart(ctx context.Context, request UpdatePartRequestObject) (UpdatePartResponseObject, error)
+	// AppendPartDelta Let a part's text grow
+	// (POST /v1/sessions/{sessionId}/parts/{partId}/deltas)
+	AppendPartDelta(ctx context.Context, request AppendPartDeltaRequestObject) (AppendPartDeltaResponseObject, error)
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx context.Context, request GetVersionRequestObject) (GetVersionResponseObject, error)
@@ -6604,6 +8984,31 @@ func (sh *strictHandler) VerifyAuditLog(ctx echo.Context, params VerifyAuditLogP
 		return err
 	} else if validResponse, ok := response.(VerifyAuditLogResponseObject); ok {
 		return validResponse.VisitVerifyAuditLogResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// FollowEvents operation middleware
+func (sh *strictHandler) FollowEvents(ctx echo.Context, params FollowEventsParams) error {
+	var request FollowEventsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.FollowEvents(ctx.Request().Context(), request.(FollowEventsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FollowEvents")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(FollowEventsResponseObject); ok {
+		return validResponse.VisitFollowEventsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -7594,11 +9999,12 @@ func (sh *strictHandler) AppendMessage(ctx echo.Context, sessionId SessionId, pa
 }
 
 // GetMessage operation middleware
-func (sh *strictHandler) GetMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID) error {
+func (sh *strictHandler) GetMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID, params GetMessageParams) error {
 	var request GetMessageRequestObject
 
 	request.SessionId = sessionId
 	request.MessageId = messageId
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.GetMessage(ctx.Request().Context(), request.(GetMessageRequestObject))
@@ -7613,6 +10019,208 @@ func (sh *strictHandler) GetMessage(ctx echo.Context, sessionId SessionId, messa
 		return err
 	} else if validResponse, ok := response.(GetMessageResponseObject); ok {
 		return validResponse.VisitGetMessageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListParts operation middleware
+func (sh *strictHandler) ListParts(ctx echo.Context, sessionId SessionId, params ListPartsParams) error {
+	var request ListPartsRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListParts(ctx.Request().Context(), request.(ListPartsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListParts")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListPartsResponseObject); ok {
+		return validResponse.VisitListPartsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AppendParts operation middleware
+func (sh *strictHandler) AppendParts(ctx echo.Context, sessionId SessionId, params AppendPartsParams) error {
+	var request AppendPartsRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	var body AppendPartsJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AppendParts(ctx.Request().Context(), request.(AppendPartsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AppendParts")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AppendPartsResponseObject); ok {
+		return validResponse.VisitAppendPartsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetPart operation middleware
+func (sh *strictHandler) GetPart(ctx echo.Context, sessionId SessionId, partId PartId, params GetPartParams) error {
+	var request GetPartRequestObject
+
+	request.SessionId = sessionId
+	request.PartId = partId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetPart(ctx.Request().Context(), request.(GetPartRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetPart")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetPartResponseObject); ok {
+		return validResponse.VisitGetPartResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdatePart operation middleware
+func (sh *strictHandler) UpdatePart(ctx echo.Context, sessionId SessionId, partId PartId, params UpdatePartParams) error {
+	var request UpdatePartRequestObject
+
+	request.SessionId = sessionId
+	request.PartId = partId
+	request.Params = params
+
+	var body UpdatePartApplicationMergePatchPlusJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdatePart(ctx.Request().Context(), request.(UpdatePartRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdatePart")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdatePartResponseObject); ok {
+		return validResponse.VisitUpdatePartResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AppendPartDelta operation middleware
+func (sh *strictHandler) AppendPartDelta(ctx echo.Context, sessionId SessionId, partId PartId, params AppendPartDeltaParams) error {
+	var request AppendPartDeltaRequestObject
+
+	request.SessionId = sessionId
+	request.PartId = partId
+	request.Params = params
+
+	var body AppendPartDeltaJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AppendPartDelta(ctx.Request().Context(), request.(AppendPartDeltaRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AppendPartDelta")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AppendPartDeltaResponseObject); ok {
+		return validResponse.VisitAppendPartDeltaResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -79,6 +80,21 @@ func (e AccountStatus) Valid() bool {
 	}
 }
 
+// Defines values for AgentPartType.
+const (
+	AgentPartTypeAgent AgentPartType = "agent"
+)
+
+// Valid indicates whether the value is a known member of the AgentPartType enum.
+func (e AgentPartType) Valid() bool {
+	switch e {
+	case AgentPartTypeAgent:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for AuditBreakHow.
 const (
 	AuditBreakHowAdded    AuditBreakHow = "added"
@@ -97,6 +113,126 @@ func (e AuditBreakHow) Valid() bool {
 	case AuditBreakHowMissing:
 		return true
 	case AuditBreakHowUnlinked:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CompactionPartType.
+const (
+	CompactionPartTypeCompaction CompactionPartType = "compaction"
+)
+
+// Valid indicates whether the value is a known member of the CompactionPartType enum.
+func (e CompactionPartType) Valid() bool {
+	switch e {
+	case CompactionPartTypeCompaction:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventAction.
+const (
+	EventActionCreated  EventAction = "created"
+	EventActionDeleted  EventAction = "deleted"
+	EventActionStreamed EventAction = "streamed"
+	EventActionUpdated  EventAction = "updated"
+)
+
+// Valid indicates whether the value is a known member of the EventAction enum.
+func (e EventAction) Valid() bool {
+	switch e {
+	case EventActionCreated:
+		return true
+	case EventActionDeleted:
+		return true
+	case EventActionStreamed:
+		return true
+	case EventActionUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventKind.
+const (
+	EventKindMessage EventKind = "message"
+	EventKindPart    EventKind = "part"
+	EventKindSession EventKind = "session"
+)
+
+// Valid indicates whether the value is a known member of the EventKind enum.
+func (e EventKind) Valid() bool {
+	switch e {
+	case EventKindMessage:
+		return true
+	case EventKindPart:
+		return true
+	case EventKindSession:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FilePartType.
+const (
+	FilePartTypeFile FilePartType = "file"
+)
+
+// Valid indicates whether the value is a known member of the FilePartType enum.
+func (e FilePartType) Valid() bool {
+	switch e {
+	case FilePartTypeFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceFileType.
+const (
+	FileSourceFileTypeFile FileSourceFileType = "file"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceFileType enum.
+func (e FileSourceFileType) Valid() bool {
+	switch e {
+	case FileSourceFileTypeFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceResourceType.
+const (
+	FileSourceResourceTypeResource FileSourceResourceType = "resource"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceResourceType enum.
+func (e FileSourceResourceType) Valid() bool {
+	switch e {
+	case FileSourceResourceTypeResource:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceSymbolType.
+const (
+	FileSourceSymbolTypeSymbol FileSourceSymbolType = "symbol"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceSymbolType enum.
+func (e FileSourceSymbolType) Valid() bool {
+	switch e {
+	case FileSourceSymbolTypeSymbol:
 		return true
 	default:
 		return false
@@ -163,6 +299,51 @@ func (e MessageRole) Valid() bool {
 	}
 }
 
+// Defines values for PatchPartType.
+const (
+	PatchPartTypePatch PatchPartType = "patch"
+)
+
+// Valid indicates whether the value is a known member of the PatchPartType enum.
+func (e PatchPartType) Valid() bool {
+	switch e {
+	case PatchPartTypePatch:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ReasoningPartType.
+const (
+	ReasoningPartTypeReasoning ReasoningPartType = "reasoning"
+)
+
+// Valid indicates whether the value is a known member of the ReasoningPartType enum.
+func (e ReasoningPartType) Valid() bool {
+	switch e {
+	case ReasoningPartTypeReasoning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RetryPartType.
+const (
+	RetryPartTypeRetry RetryPartType = "retry"
+)
+
+// Valid indicates whether the value is a known member of the RetryPartType enum.
+func (e RetryPartType) Valid() bool {
+	switch e {
+	case RetryPartTypeRetry:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for RunState.
 const (
 	RunStateEnded   RunState = "ended"
@@ -208,6 +389,246 @@ func (e SessionImportResult) Valid() bool {
 	case SessionImportResultUnchanged:
 		return true
 	case SessionImportResultUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SnapshotPartType.
+const (
+	SnapshotPartTypeSnapshot SnapshotPartType = "snapshot"
+)
+
+// Valid indicates whether the value is a known member of the SnapshotPartType enum.
+func (e SnapshotPartType) Valid() bool {
+	switch e {
+	case SnapshotPartTypeSnapshot:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StepFinishPartType.
+const (
+	StepFinishPartTypeStepFinish StepFinishPartType = "step-finish"
+)
+
+// Valid indicates whether the value is a known member of the StepFinishPartType enum.
+func (e StepFinishPartType) Valid() bool {
+	switch e {
+	case StepFinishPartTypeStepFinish:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StepStartPartType.
+const (
+	StepStartPartTypeStepStart StepStartPartType = "step-start"
+)
+
+// Valid indicates whether the value is a known member of the StepStartPartType enum.
+func (e StepStartPartType) Valid() bool {
+	switch e {
+	case StepStartPartTypeStepStart:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SubtaskPartType.
+const (
+	SubtaskPartTypeSubtask SubtaskPartType = "subtask"
+)
+
+// Valid indicates whether the value is a known member of the SubtaskPartType enum.
+func (e SubtaskPartType) Valid() bool {
+	switch e {
+	case SubtaskPartTypeSubtask:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TextPartType.
+const (
+	TextPartTypeText TextPartType = "text"
+)
+
+// Valid indicates whether the value is a known member of the TextPartType enum.
+func (e TextPartType) Valid() bool {
+	switch e {
+	case TextPartTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolPartType.
+const (
+	ToolPartTypeTool ToolPartType = "tool"
+)
+
+// Valid indicates whether the value is a known member of the ToolPartType enum.
+func (e ToolPartType) Valid() bool {
+	switch e {
+	case ToolPartTypeTool:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateCompletedStatus.
+const (
+	ToolStateCompletedStatusCompleted ToolStateCompletedStatus = "completed"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateCompletedStatus enum.
+func (e ToolStateCompletedStatus) Valid() bool {
+	switch e {
+	case ToolStateCompletedStatusCompleted:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateErrorStatus.
+const (
+	ToolStateErrorStatusError ToolStateErrorStatus = "error"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateErrorStatus enum.
+func (e ToolStateErrorStatus) Valid() bool {
+	switch e {
+	case ToolStateErrorStatusError:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStatePendingStatus.
+const (
+	ToolStatePendingStatusPending ToolStatePendingStatus = "pending"
+)
+
+// Valid indicates whether the value is a known member of the ToolStatePendingStatus enum.
+func (e ToolStatePendingStatus) Valid() bool {
+	switch e {
+	case ToolStatePendingStatusPending:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateRunningStatus.
+const (
+	ToolStateRunningStatusRunning ToolStateRunningStatus = "running"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateRunningStatus enum.
+func (e ToolStateRunningStatus) Valid() bool {
+	switch e {
+	case ToolStateRunningStatusRunning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Content.
+const (
+	ContentFull    Content = "full"
+	ContentSummary Content = "summary"
+)
+
+// Valid indicates whether the value is a known member of the Content enum.
+func (e Content) Valid() bool {
+	switch e {
+	case ContentFull:
+		return true
+	case ContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListMessagesParamsContent.
+const (
+	ListMessagesParamsContentFull    ListMessagesParamsContent = "full"
+	ListMessagesParamsContentSummary ListMessagesParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the ListMessagesParamsContent enum.
+func (e ListMessagesParamsContent) Valid() bool {
+	switch e {
+	case ListMessagesParamsContentFull:
+		return true
+	case ListMessagesParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetMessageParamsContent.
+const (
+	GetMessageParamsContentFull    GetMessageParamsContent = "full"
+	GetMessageParamsContentSummary GetMessageParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the GetMessageParamsContent enum.
+func (e GetMessageParamsContent) Valid() bool {
+	switch e {
+	case GetMessageParamsContentFull:
+		return true
+	case GetMessageParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListPartsParamsContent.
+const (
+	ListPartsParamsContentFull    ListPartsParamsContent = "full"
+	ListPartsParamsContentSummary ListPartsParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the ListPartsParamsContent enum.
+func (e ListPartsParamsContent) Valid() bool {
+	switch e {
+	case ListPartsParamsContentFull:
+		return true
+	case ListPartsParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetPartParamsContent.
+const (
+	GetPartParamsContentFull    GetPartParamsContent = "full"
+	GetPartParamsContentSummary GetPartParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the GetPartParamsContent enum.
+func (e GetPartParamsContent) Valid() bool {
+	switch e {
+	case GetPartParamsContentFull:
+		return true
+	case GetPartParamsContentSummary:
 		return true
 	default:
 		return false
@@ -290,6 +711,23 @@ type AccountUpdate struct {
 
 	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject `json:"metadata,omitempty"`
+}
+
+// AgentPart defines model for AgentPart.
+type AgentPart struct {
+	Data AgentPartData `json:"data"`
+	Type AgentPartType `json:"type"`
+}
+
+// AgentPartType defines model for AgentPart.Type.
+type AgentPartType string
+
+// AgentPartData defines model for AgentPartData.
+type AgentPartData struct {
+	Name string `json:"name"`
+
+	// Source Where it stands in the message's text.
+	Source *TextSpan `json:"source,omitempty"`
 }
 
 // ApiKey defines model for ApiKey.
@@ -451,10 +889,70 @@ type AuditVerification struct {
 	Intact       bool  `json:"intact"`
 }
 
+// CompactionPart defines model for CompactionPart.
+type CompactionPart struct {
+	Data CompactionPartData `json:"data"`
+	Type CompactionPartType `json:"type"`
+}
+
+// CompactionPartType defines model for CompactionPart.Type.
+type CompactionPartType string
+
+// CompactionPartData defines model for CompactionPartData.
+type CompactionPartData struct {
+	Auto        bool    `json:"auto"`
+	Overflow    *bool   `json:"overflow,omitempty"`
+	TailStartId *string `json:"tail_start_id,omitempty"`
+}
+
 // DeactivatedAccount defines model for DeactivatedAccount.
 type DeactivatedAccount struct {
 	Account            Account        `json:"account"`
 	OwnedOrganizations []Organization `json:"ownedOrganizations"`
+}
+
+// Event A change, as it stands in the `data` of the feed's events.
+type Event struct {
+	// Action streamed: text was added to a part, whose revision moves when the text ends.
+	Action EventAction `json:"action"`
+
+	// At When the transaction that made the change began.
+	At time.Time `json:"at"`
+
+	// Id The id of what has changed.
+	Id openapi_types.UUID `json:"id"`
+
+	// Kind What has changed.
+	Kind EventKind `json:"kind"`
+
+	// Offset Of a text that streams in, how long it is, in UTF-16 code units.
+	Offset *int64 `json:"offset,omitempty"`
+
+	// Position Its place in the feed, which counts up by one from event to event; also the id of the event.
+	Position int64 `json:"position"`
+
+	// ProjectId The project that it is in.
+	ProjectId *openapi_types.UUID `json:"projectId"`
+
+	// Revision Its revision after the change.
+	Revision int32 `json:"revision"`
+
+	// SessionId The session that it is, or is in.
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// EventAction streamed: text was added to a part, whose revision moves when the text ends.
+type EventAction string
+
+// EventKind What has changed.
+type EventKind string
+
+// EventReset What the `data` of the event `reset` says. The feed goes on behind its position, but what came before it is no longer kept.
+type EventReset struct {
+	Position int64 `json:"position"`
+
+	// Reread The paths of what may have changed meanwhile.
+	Reread []string `json:"reread"`
 }
 
 // FieldError defines model for FieldError.
@@ -464,6 +962,78 @@ type FieldError struct {
 	// Pointer A JSON pointer (RFC 6901) into the body, or `query:name`, `path:name`, `header:name`.
 	Pointer string `json:"pointer"`
 }
+
+// FilePart defines model for FilePart.
+type FilePart struct {
+	// Data A file, as a part of its own or attached to what a tool gave back.
+	Data FilePartData `json:"data"`
+	Type FilePartType `json:"type"`
+}
+
+// FilePartType defines model for FilePart.Type.
+type FilePartType string
+
+// FilePartData A file, as a part of its own or attached to what a tool gave back.
+type FilePartData struct {
+	Filename *string `json:"filename,omitempty"`
+	Mime     string  `json:"mime"`
+
+	// Source What of a file was meant.
+	Source *FileSource `json:"source,omitempty"`
+
+	// Url Where it is: `data:`, `file:`, `https:`.
+	Url string `json:"url"`
+}
+
+// FileSource What of a file was meant.
+type FileSource struct {
+	union json.RawMessage
+}
+
+// FileSourceFile defines model for FileSourceFile.
+type FileSourceFile struct {
+	Path string `json:"path"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan           `json:"text"`
+	Type FileSourceFileType `json:"type"`
+}
+
+// FileSourceFileType defines model for FileSourceFile.Type.
+type FileSourceFileType string
+
+// FileSourceResource defines model for FileSourceResource.
+type FileSourceResource struct {
+	// ClientName The MCP client's name.
+	ClientName string `json:"clientName"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan               `json:"text"`
+	Type FileSourceResourceType `json:"type"`
+	Uri  string                 `json:"uri"`
+}
+
+// FileSourceResourceType defines model for FileSourceResource.Type.
+type FileSourceResourceType string
+
+// FileSourceSymbol defines model for FileSourceSymbol.
+type FileSourceSymbol struct {
+	// Kind A SymbolKind of the Language Server Protocol.
+	Kind  float64 `json:"kind"`
+	Name  string  `json:"name"`
+	Path  string  `json:"path"`
+	Range struct {
+		End   TextPosition `json:"end"`
+		Start TextPosition `json:"start"`
+	} `json:"range"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan             `json:"text"`
+	Type FileSourceSymbolType `json:"type"`
+}
+
+// FileSourceSymbolType defines model for FileSourceSymbol.Type.
+type FileSourceSymbolType string
 
 // Health defines model for Health.
 type Health struct {
@@ -485,6 +1055,11 @@ type ImportCounts struct {
 
 // JSONObject Any JSON object. It comes back with the values that were given.
 type JSONObject = json.RawMessage
+
+// KnownPart A part of a type that opencode 1.18 knows.
+type KnownPart struct {
+	union json.RawMessage
+}
 
 // Me defines model for Me.
 type Me struct {
@@ -599,6 +1174,12 @@ type MessageRole string
 // Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 type Metadata = json.RawMessage
 
+// NewOtherPart defines model for NewOtherPart.
+type NewOtherPart struct {
+	Data *map[string]interface{} `json:"data,omitempty"`
+	Type string                  `json:"type"`
+}
+
 // OpencodeExport The file that `opencode export` writes.
 type OpencodeExport struct {
 	Info                 map[string]interface{}         `json:"info"`
@@ -683,13 +1264,20 @@ type OrganizationUpdate struct {
 	Slug *Slug `json:"slug,omitempty"`
 }
 
+// OtherPart A part of another type, or an imported one that is not what its type asks for.
+type OtherPart struct {
+	Data map[string]interface{} `json:"data"`
+	Type string                 `json:"type"`
+}
+
 // OwnershipTransfer defines model for OwnershipTransfer.
 type OwnershipTransfer struct {
 	// AccountId The new accountable owner, a member.
 	AccountId openapi_types.UUID `json:"accountId"`
 }
 
-// Part defines model for Part.
+// Part What a message consists of. Parts of the types that opencode 1.18 knows are `KnownPart`s; an import may bring others, and some that
+// are not quite what their type asks for: these come back as they came.
 type Part struct {
 	CreatedAt time.Time `json:"createdAt"`
 
@@ -705,19 +1293,86 @@ type Part struct {
 	// SourceId Its id in the program that it was imported from.
 	SourceId *string `json:"sourceId"`
 
+	// Truncated Present, and true, where `content=summary` has shortened `data`.
+	Truncated *bool `json:"truncated,omitempty"`
+
 	// Type text, reasoning, tool, file and so on; unknown types are kept.
 	Type      string    `json:"type"`
 	UpdatedAt time.Time `json:"updatedAt"`
+	union     json.RawMessage
 }
 
-// PartCreate defines model for PartCreate.
+// PartAppend defines model for PartAppend.
+type PartAppend struct {
+	MessageId openapi_types.UUID `json:"messageId"`
+	Parts     []PartCreate       `json:"parts"`
+}
+
+// PartCreate A part of a known type must be a `KnownPart`; parts of other types are kept as they are.
 type PartCreate struct {
 	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 	Metadata *Metadata `json:"metadata,omitempty"`
-	Type     string    `json:"type"`
+	Type     *string   `json:"type,omitempty"`
+	union    json.RawMessage
+}
+
+// PartDelta defines model for PartDelta.
+type PartDelta struct {
+	// Offset Where it begins in UTF-16 code units.
+	Offset int64           `json:"offset"`
+	Text   json.RawMessage `json:"text"`
+}
+
+// PartDeltaResult defines model for PartDeltaResult.
+type PartDeltaResult struct {
+	// Offset Where the next delta begins.
+	Offset int64 `json:"offset"`
+}
+
+// PartList defines model for PartList.
+type PartList struct {
+	Items []Part `json:"items"`
+}
+
+// PartPage defines model for PartPage.
+type PartPage struct {
+	Items []Part `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// PartTime When it began and ended, in milliseconds since 1970.
+type PartTime struct {
+	End   *float64 `json:"end,omitempty"`
+	Start float64  `json:"start"`
+}
+
+// PartUpdate defines model for PartUpdate.
+type PartUpdate struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data *JSONObject `json:"data,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+}
+
+// PatchPart defines model for PatchPart.
+type PatchPart struct {
+	Data PatchPartData `json:"data"`
+	Type PatchPartType `json:"type"`
+}
+
+// PatchPartType defines model for PatchPart.Type.
+type PatchPartType string
+
+// PatchPartData defines model for PatchPartData.
+type PatchPartData struct {
+	Files []string `json:"files"`
+	Hash  string   `json:"hash"`
 }
 
 // Problem Why a request was refused (RFC 9457).
@@ -803,6 +1458,25 @@ type ProjectUpdate struct {
 	Slug *Slug `json:"slug,omitempty"`
 }
 
+// ReasoningPart defines model for ReasoningPart.
+type ReasoningPart struct {
+	Data ReasoningPartData `json:"data"`
+	Type ReasoningPartType `json:"type"`
+}
+
+// ReasoningPartType defines model for ReasoningPart.Type.
+type ReasoningPartType string
+
+// ReasoningPartData defines model for ReasoningPartData.
+type ReasoningPartData struct {
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+	Text     string                  `json:"text"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time PartTime `json:"time"`
+}
+
 // Resource project:<id>: the key is limited to this project and what belongs to it.
 type Resource = string
 
@@ -824,6 +1498,26 @@ type RetentionPolicyUpdate struct {
 
 	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject `json:"metadata,omitempty"`
+}
+
+// RetryPart defines model for RetryPart.
+type RetryPart struct {
+	Data RetryPartData `json:"data"`
+	Type RetryPartType `json:"type"`
+}
+
+// RetryPartType defines model for RetryPart.Type.
+type RetryPartType string
+
+// RetryPartData defines model for RetryPartData.
+type RetryPartData struct {
+	Attempt float64 `json:"attempt"`
+
+	// Error A name and data, as the provider reported it.
+	Error map[string]interface{} `json:"error"`
+	Time  struct {
+		Created float64 `json:"created"`
+	} `json:"time"`
 }
 
 // RunState How a session is. idle: nothing is going on. running: an agent is at work. waiting: it waits for somebody. errored: the last
@@ -939,8 +1633,217 @@ type SessionUpdate struct {
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
 
+// SnapshotPart defines model for SnapshotPart.
+type SnapshotPart struct {
+	Data SnapshotPartData `json:"data"`
+	Type SnapshotPartType `json:"type"`
+}
+
+// SnapshotPartType defines model for SnapshotPart.Type.
+type SnapshotPartType string
+
+// SnapshotPartData defines model for SnapshotPartData.
+type SnapshotPartData struct {
+	// Snapshot The state of the work tree.
+	Snapshot string `json:"snapshot"`
+}
+
+// StepFinishPart defines model for StepFinishPart.
+type StepFinishPart struct {
+	Data StepFinishPartData `json:"data"`
+	Type StepFinishPartType `json:"type"`
+}
+
+// StepFinishPartType defines model for StepFinishPart.Type.
+type StepFinishPartType string
+
+// StepFinishPartData defines model for StepFinishPartData.
+type StepFinishPartData struct {
+	Cost   float64 `json:"cost"`
+	Reason string  `json:"reason"`
+
+	// Snapshot The state of the work tree.
+	Snapshot *string `json:"snapshot,omitempty"`
+	Tokens   Tokens  `json:"tokens"`
+}
+
+// StepStartPart defines model for StepStartPart.
+type StepStartPart struct {
+	Data StepStartPartData `json:"data"`
+	Type StepStartPartType `json:"type"`
+}
+
+// StepStartPartType defines model for StepStartPart.Type.
+type StepStartPartType string
+
+// StepStartPartData defines model for StepStartPartData.
+type StepStartPartData struct {
+	// Snapshot The state of the work tree.
+	Snapshot *string `json:"snapshot,omitempty"`
+}
+
+// SubtaskPart defines model for SubtaskPart.
+type SubtaskPart struct {
+	Data SubtaskPartData `json:"data"`
+	Type SubtaskPartType `json:"type"`
+}
+
+// SubtaskPartType defines model for SubtaskPart.Type.
+type SubtaskPartType string
+
+// SubtaskPartData defines model for SubtaskPartData.
+type SubtaskPartData struct {
+	Agent       string  `json:"agent"`
+	Command     *string `json:"command,omitempty"`
+	Description string  `json:"description"`
+	Model       *struct {
+		ModelID    string `json:"modelID"`
+		ProviderID string `json:"providerID"`
+	} `json:"model,omitempty"`
+	Prompt string `json:"prompt"`
+}
+
 // Tag A label of the organisation's own.
 type Tag = string
+
+// TextPart defines model for TextPart.
+type TextPart struct {
+	Data TextPartData `json:"data"`
+	Type TextPartType `json:"type"`
+}
+
+// TextPartType defines model for TextPart.Type.
+type TextPartType string
+
+// TextPartData defines model for TextPartData.
+type TextPartData struct {
+	// Ignored Not for the model.
+	Ignored *bool `json:"ignored,omitempty"`
+
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// Synthetic Written by the program, not by the author of the message.
+	Synthetic *bool  `json:"synthetic,omitempty"`
+	Text      string `json:"text"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time *PartTime `json:"time,omitempty"`
+}
+
+// TextPosition defines model for TextPosition.
+type TextPosition struct {
+	Character float64 `json:"character"`
+	Line      float64 `json:"line"`
+}
+
+// TextSpan Where it stands in the message's text.
+type TextSpan struct {
+	End   float64 `json:"end"`
+	Start float64 `json:"start"`
+	Value string  `json:"value"`
+}
+
+// Tokens defines model for Tokens.
+type Tokens struct {
+	Cache struct {
+		Read  float64 `json:"read"`
+		Write float64 `json:"write"`
+	} `json:"cache"`
+	Input     float64  `json:"input"`
+	Output    float64  `json:"output"`
+	Reasoning float64  `json:"reasoning"`
+	Total     *float64 `json:"total,omitempty"`
+}
+
+// ToolPart defines model for ToolPart.
+type ToolPart struct {
+	Data ToolPartData `json:"data"`
+	Type ToolPartType `json:"type"`
+}
+
+// ToolPartType defines model for ToolPart.Type.
+type ToolPartType string
+
+// ToolPartData defines model for ToolPartData.
+type ToolPartData struct {
+	CallID string `json:"callID"`
+
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// State How a tool call is. What may follow what is said at updatePart.
+	State ToolState `json:"state"`
+	Tool  string    `json:"tool"`
+}
+
+// ToolState How a tool call is. What may follow what is said at updatePart.
+type ToolState struct {
+	union json.RawMessage
+}
+
+// ToolStateCompleted The tool has answered. A command that failed has answered too.
+type ToolStateCompleted struct {
+	Attachments *[]FilePartData          `json:"attachments,omitempty"`
+	Input       map[string]interface{}   `json:"input"`
+	Metadata    map[string]interface{}   `json:"metadata"`
+	Output      string                   `json:"output"`
+	Status      ToolStateCompletedStatus `json:"status"`
+	Time        struct {
+		// Compacted When the output was taken out of the model's context.
+		Compacted *float64 `json:"compacted,omitempty"`
+		End       float64  `json:"end"`
+		Start     float64  `json:"start"`
+	} `json:"time"`
+	Title string `json:"title"`
+}
+
+// ToolStateCompletedStatus defines model for ToolStateCompleted.Status.
+type ToolStateCompletedStatus string
+
+// ToolStateError defines model for ToolStateError.
+type ToolStateError struct {
+	Error    string                  `json:"error"`
+	Input    map[string]interface{}  `json:"input"`
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+	Status   ToolStateErrorStatus    `json:"status"`
+	Time     struct {
+		End   float64 `json:"end"`
+		Start float64 `json:"start"`
+	} `json:"time"`
+}
+
+// ToolStateErrorStatus defines model for ToolStateError.Status.
+type ToolStateErrorStatus string
+
+// ToolStatePending The model is still writing the call.
+type ToolStatePending struct {
+	Input map[string]interface{} `json:"input"`
+
+	// Raw The input so far, as the model writes it.
+	Raw    string                 `json:"raw"`
+	Status ToolStatePendingStatus `json:"status"`
+}
+
+// ToolStatePendingStatus defines model for ToolStatePending.Status.
+type ToolStatePendingStatus string
+
+// ToolStateRunning defines model for ToolStateRunning.
+type ToolStateRunning struct {
+	Input    map[string]interface{}  `json:"input"`
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// Output The output so far.
+	Output *string                `json:"output,omitempty"`
+	Status ToolStateRunningStatus `json:"status"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time  PartTime `json:"time"`
+	Title *string  `json:"title,omitempty"`
+}
+
+// ToolStateRunningStatus defines model for ToolStateRunning.Status.
+type ToolStateRunningStatus string
 
 // Version defines model for Version.
 type Version struct {
@@ -963,6 +1866,9 @@ type AccountId = openapi_types.UUID
 // ApiKeyId defines model for ApiKeyId.
 type ApiKeyId = openapi_types.UUID
 
+// Content defines model for Content.
+type Content string
+
 // Cursor defines model for Cursor.
 type Cursor = string
 
@@ -977,6 +1883,9 @@ type Limit = int32
 
 // OrganizationId defines model for OrganizationId.
 type OrganizationId = openapi_types.UUID
+
+// PartId defines model for PartId.
+type PartId = openapi_types.UUID
 
 // ProjectId defines model for ProjectId.
 type ProjectId = openapi_types.UUID
@@ -1165,6 +2074,24 @@ type VerifyAuditLogParams struct {
 	Platform *bool `form:"platform,omitempty" json:"platform,omitempty"`
 }
 
+// FollowEventsParams defines parameters for FollowEvents.
+type FollowEventsParams struct {
+	// SessionId Only what happens in this session.
+	SessionId *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+
+	// ProjectId Only what happens in this project.
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+
+	// Kind Only changes of these kinds, separated by commas.
+	Kind *[]EventKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// After As `Last-Event-ID`, which goes first.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The `id` of the last event that was received.
+	LastEventID *int64 `json:"Last-Event-ID,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -1315,6 +2242,11 @@ type UpdateSessionParams struct {
 
 // ListMessagesParams defines parameters for ListMessages.
 type ListMessagesParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *ListMessagesParamsContent `form:"content,omitempty" json:"content,omitempty"`
+
 	// Limit How many items to return at most.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
@@ -1322,8 +2254,71 @@ type ListMessagesParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// ListMessagesParamsContent defines parameters for ListMessages.
+type ListMessagesParamsContent string
+
 // AppendMessageParams defines parameters for AppendMessage.
 type AppendMessageParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetMessageParams defines parameters for GetMessage.
+type GetMessageParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *GetMessageParamsContent `form:"content,omitempty" json:"content,omitempty"`
+}
+
+// GetMessageParamsContent defines parameters for GetMessage.
+type GetMessageParamsContent string
+
+// ListPartsParams defines parameters for ListParts.
+type ListPartsParams struct {
+	// Type Only parts of this type.
+	Type *string `form:"type,omitempty" json:"type,omitempty"`
+
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *ListPartsParamsContent `form:"content,omitempty" json:"content,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ListPartsParamsContent defines parameters for ListParts.
+type ListPartsParamsContent string
+
+// AppendPartsParams defines parameters for AppendParts.
+type AppendPartsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetPartParams defines parameters for GetPart.
+type GetPartParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *GetPartParamsContent `form:"content,omitempty" json:"content,omitempty"`
+}
+
+// GetPartParamsContent defines parameters for GetPart.
+type GetPartParamsContent string
+
+// UpdatePartParams defines parameters for UpdatePart.
+type UpdatePartParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// AppendPartDeltaParams defines parameters for AppendPartDelta.
+type AppendPartDeltaParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
@@ -1378,6 +2373,15 @@ type UpdateSessionApplicationMergePatchPlusJSONRequestBody = SessionUpdate
 
 // AppendMessageJSONRequestBody defines body for AppendMessage for application/json ContentType.
 type AppendMessageJSONRequestBody = MessageAppend
+
+// AppendPartsJSONRequestBody defines body for AppendParts for application/json ContentType.
+type AppendPartsJSONRequestBody = PartAppend
+
+// UpdatePartApplicationMergePatchPlusJSONRequestBody defines body for UpdatePart for application/merge-patch+json ContentType.
+type UpdatePartApplicationMergePatchPlusJSONRequestBody = PartUpdate
+
+// AppendPartDeltaJSONRequestBody defines body for AppendPartDelta for application/json ContentType.
+type AppendPartDeltaJSONRequestBody = PartDelta
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -1543,6 +2547,1106 @@ func (a OpencodeExport_Messages_Item) MarshalJSON() ([]byte, error) {
 		}
 	}
 	return json.Marshal(object)
+}
+
+// AsFileSourceFile returns the union data inside the FileSource as a FileSourceFile
+func (t FileSource) AsFileSourceFile() (FileSourceFile, error) {
+	var body FileSourceFile
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceFile overwrites any union data inside the FileSource as the provided FileSourceFile
+func (t *FileSource) FromFileSourceFile(v FileSourceFile) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceFile performs a merge with any union data inside the FileSource, using the provided FileSourceFile
+func (t *FileSource) MergeFileSourceFile(v FileSourceFile) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFileSourceSymbol returns the union data inside the FileSource as a FileSourceSymbol
+func (t FileSource) AsFileSourceSymbol() (FileSourceSymbol, error) {
+	var body FileSourceSymbol
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceSymbol overwrites any union data inside the FileSource as the provided FileSourceSymbol
+func (t *FileSource) FromFileSourceSymbol(v FileSourceSymbol) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"symbol"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceSymbol performs a merge with any union data inside the FileSource, using the provided FileSourceSymbol
+func (t *FileSource) MergeFileSourceSymbol(v FileSourceSymbol) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"symbol"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFileSourceResource returns the union data inside the FileSource as a FileSourceResource
+func (t FileSource) AsFileSourceResource() (FileSourceResource, error) {
+	var body FileSourceResource
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceResource overwrites any union data inside the FileSource as the provided FileSourceResource
+func (t *FileSource) FromFileSourceResource(v FileSourceResource) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"resource"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceResource performs a merge with any union data inside the FileSource, using the provided FileSourceResource
+func (t *FileSource) MergeFileSourceResource(v FileSourceResource) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"resource"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t FileSource) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"type"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t FileSource) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "file":
+		return t.AsFileSourceFile()
+	case "resource":
+		return t.AsFileSourceResource()
+	case "symbol":
+		return t.AsFileSourceSymbol()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t FileSource) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *FileSource) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsTextPart returns the union data inside the KnownPart as a TextPart
+func (t KnownPart) AsTextPart() (TextPart, error) {
+	var body TextPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromTextPart overwrites any union data inside the KnownPart as the provided TextPart
+func (t *KnownPart) FromTextPart(v TextPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"text"}`))
+	t.union = b
+	return err
+}
+
+// MergeTextPart performs a merge with any union data inside the KnownPart, using the provided TextPart
+func (t *KnownPart) MergeTextPart(v TextPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"text"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsReasoningPart returns the union data inside the KnownPart as a ReasoningPart
+func (t KnownPart) AsReasoningPart() (ReasoningPart, error) {
+	var body ReasoningPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromReasoningPart overwrites any union data inside the KnownPart as the provided ReasoningPart
+func (t *KnownPart) FromReasoningPart(v ReasoningPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"reasoning"}`))
+	t.union = b
+	return err
+}
+
+// MergeReasoningPart performs a merge with any union data inside the KnownPart, using the provided ReasoningPart
+func (t *KnownPart) MergeReasoningPart(v ReasoningPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"reasoning"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFilePart returns the union data inside the KnownPart as a FilePart
+func (t KnownPart) AsFilePart() (FilePart, error) {
+	var body FilePart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFilePart overwrites any union data inside the KnownPart as the provided FilePart
+func (t *KnownPart) FromFilePart(v FilePart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	t.union = b
+	return err
+}
+
+// MergeFilePart performs a merge with any union data inside the KnownPart, using the provided FilePart
+func (t *KnownPart) MergeFilePart(v FilePart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolPart returns the union data inside the KnownPart as a ToolPart
+func (t KnownPart) AsToolPart() (ToolPart, error) {
+	var body ToolPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolPart overwrites any union data inside the KnownPart as the provided ToolPart
+func (t *KnownPart) FromToolPart(v ToolPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"tool"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolPart performs a merge with any union data inside the KnownPart, using the provided ToolPart
+func (t *KnownPart) MergeToolPart(v ToolPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"tool"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsStepStartPart returns the union data inside the KnownPart as a StepStartPart
+func (t KnownPart) AsStepStartPart() (StepStartPart, error) {
+	var body StepStartPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromStepStartPart overwrites any union data inside the KnownPart as the provided StepStartPart
+func (t *KnownPart) FromStepStartPart(v StepStartPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-start"}`))
+	t.union = b
+	return err
+}
+
+// MergeStepStartPart performs a merge with any union data inside the KnownPart, using the provided StepStartPart
+func (t *KnownPart) MergeStepStartPart(v StepStartPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-start"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsStepFinishPart returns the union data inside the KnownPart as a StepFinishPart
+func (t KnownPart) AsStepFinishPart() (StepFinishPart, error) {
+	var body StepFinishPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromStepFinishPart overwrites any union data inside the KnownPart as the provided StepFinishPart
+func (t *KnownPart) FromStepFinishPart(v StepFinishPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-finish"}`))
+	t.union = b
+	return err
+}
+
+// MergeStepFinishPart performs a merge with any union data inside the KnownPart, using the provided StepFinishPart
+func (t *KnownPart) MergeStepFinishPart(v StepFinishPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-finish"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsSnapshotPart returns the union data inside the KnownPart as a SnapshotPart
+func (t KnownPart) AsSnapshotPart() (SnapshotPart, error) {
+	var body SnapshotPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromSnapshotPart overwrites any union data inside the KnownPart as the provided SnapshotPart
+func (t *KnownPart) FromSnapshotPart(v SnapshotPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"snapshot"}`))
+	t.union = b
+	return err
+}
+
+// MergeSnapshotPart performs a merge with any union data inside the KnownPart, using the provided SnapshotPart
+func (t *KnownPart) MergeSnapshotPart(v SnapshotPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"snapshot"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsPatchPart returns the union data inside the KnownPart as a PatchPart
+func (t KnownPart) AsPatchPart() (PatchPart, error) {
+	var body PatchPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromPatchPart overwrites any union data inside the KnownPart as the provided PatchPart
+func (t *KnownPart) FromPatchPart(v PatchPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"patch"}`))
+	t.union = b
+	return err
+}
+
+// MergePatchPart performs a merge with any union data inside the KnownPart, using the provided PatchPart
+func (t *KnownPart) MergePatchPart(v PatchPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"patch"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsAgentPart returns the union data inside the KnownPart as a AgentPart
+func (t KnownPart) AsAgentPart() (AgentPart, error) {
+	var body AgentPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromAgentPart overwrites any union data inside the KnownPart as the provided AgentPart
+func (t *KnownPart) FromAgentPart(v AgentPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"agent"}`))
+	t.union = b
+	return err
+}
+
+// MergeAgentPart performs a merge with any union data inside the KnownPart, using the provided AgentPart
+func (t *KnownPart) MergeAgentPart(v AgentPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"agent"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsSubtaskPart returns the union data inside the KnownPart as a SubtaskPart
+func (t KnownPart) AsSubtaskPart() (SubtaskPart, error) {
+	var body SubtaskPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromSubtaskPart overwrites any union data inside the KnownPart as the provided SubtaskPart
+func (t *KnownPart) FromSubtaskPart(v SubtaskPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"subtask"}`))
+	t.union = b
+	return err
+}
+
+// MergeSubtaskPart performs a merge with any union data inside the KnownPart, using the provided SubtaskPart
+func (t *KnownPart) MergeSubtaskPart(v SubtaskPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"subtask"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsCompactionPart returns the union data inside the KnownPart as a CompactionPart
+func (t KnownPart) AsCompactionPart() (CompactionPart, error) {
+	var body CompactionPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromCompactionPart overwrites any union data inside the KnownPart as the provided CompactionPart
+func (t *KnownPart) FromCompactionPart(v CompactionPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"compaction"}`))
+	t.union = b
+	return err
+}
+
+// MergeCompactionPart performs a merge with any union data inside the KnownPart, using the provided CompactionPart
+func (t *KnownPart) MergeCompactionPart(v CompactionPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"compaction"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsRetryPart returns the union data inside the KnownPart as a RetryPart
+func (t KnownPart) AsRetryPart() (RetryPart, error) {
+	var body RetryPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromRetryPart overwrites any union data inside the KnownPart as the provided RetryPart
+func (t *KnownPart) FromRetryPart(v RetryPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"retry"}`))
+	t.union = b
+	return err
+}
+
+// MergeRetryPart performs a merge with any union data inside the KnownPart, using the provided RetryPart
+func (t *KnownPart) MergeRetryPart(v RetryPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"retry"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t KnownPart) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"type"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t KnownPart) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "agent":
+		return t.AsAgentPart()
+	case "compaction":
+		return t.AsCompactionPart()
+	case "file":
+		return t.AsFilePart()
+	case "patch":
+		return t.AsPatchPart()
+	case "reasoning":
+		return t.AsReasoningPart()
+	case "retry":
+		return t.AsRetryPart()
+	case "snapshot":
+		return t.AsSnapshotPart()
+	case "step-finish":
+		return t.AsStepFinishPart()
+	case "step-start":
+		return t.AsStepStartPart()
+	case "subtask":
+		return t.AsSubtaskPart()
+	case "text":
+		return t.AsTextPart()
+	case "tool":
+		return t.AsToolPart()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t KnownPart) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *KnownPart) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsKnownPart returns the union data inside the Part as a KnownPart
+func (t Part) AsKnownPart() (KnownPart, error) {
+	var body KnownPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromKnownPart overwrites any union data inside the Part as the provided KnownPart
+func (t *Part) FromKnownPart(v KnownPart) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeKnownPart performs a merge with any union data inside the Part, using the provided KnownPart
+func (t *Part) MergeKnownPart(v KnownPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsOtherPart returns the union data inside the Part as a OtherPart
+func (t Part) AsOtherPart() (OtherPart, error) {
+	var body OtherPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromOtherPart overwrites any union data inside the Part as the provided OtherPart
+func (t *Part) FromOtherPart(v OtherPart) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeOtherPart performs a merge with any union data inside the Part, using the provided OtherPart
+func (t *Part) MergeOtherPart(v OtherPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t Part) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	object := make(map[string]json.RawMessage)
+	if t.union != nil {
+		err = json.Unmarshal(b, &object)
+		if err != nil {
+			return nil, err
+		}
+	}
+
+	object["createdAt"], err = json.Marshal(t.CreatedAt)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'createdAt': %w", err)
+	}
+
+	object["data"], err = json.Marshal(t.Data)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'data': %w", err)
+	}
+
+	object["id"], err = json.Marshal(t.Id)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'id': %w", err)
+	}
+
+	object["messageId"], err = json.Marshal(t.MessageId)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'messageId': %w", err)
+	}
+
+	object["metadata"], err = json.Marshal(t.Metadata)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'metadata': %w", err)
+	}
+
+	object["revision"], err = json.Marshal(t.Revision)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'revision': %w", err)
+	}
+
+	object["sourceId"], err = json.Marshal(t.SourceId)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'sourceId': %w", err)
+	}
+
+	if t.Truncated != nil {
+		object["truncated"], err = json.Marshal(t.Truncated)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'truncated': %w", err)
+		}
+	}
+
+	object["type"], err = json.Marshal(t.Type)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'type': %w", err)
+	}
+
+	object["updatedAt"], err = json.Marshal(t.UpdatedAt)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'updatedAt': %w", err)
+	}
+
+	b, err = json.Marshal(object)
+	return b, err
+}
+
+func (t *Part) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	if err != nil {
+		return err
+	}
+	object := make(map[string]json.RawMessage)
+	err = json.Unmarshal(b, &object)
+	if err != nil {
+		return err
+	}
+
+	if raw, found := object["createdAt"]; found {
+		err = json.Unmarshal(raw, &t.CreatedAt)
+		if err != nil {
+			return fmt.Errorf("error reading 'createdAt': %w", err)
+		}
+	}
+
+	if raw, found := object["data"]; found {
+		err = json.Unmarshal(raw, &t.Data)
+		if err != nil {
+			return fmt.Errorf("error reading 'data': %w", err)
+		}
+	}
+
+	if raw, found := object["id"]; found {
+		err = json.Unmarshal(raw, &t.Id)
+		if err != nil {
+			return fmt.Errorf("error reading 'id': %w", err)
+		}
+	}
+
+	if raw, found := object["messageId"]; found {
+		err = json.Unmarshal(raw, &t.MessageId)
+		if err != nil {
+			return fmt.Errorf("error reading 'messageId': %w", err)
+		}
+	}
+
+	if raw, found := object["metadata"]; found {
+		err = json.Unmarshal(raw, &t.Metadata)
+		if err != nil {
+			return fmt.Errorf("error reading 'metadata': %w", err)
+		}
+	}
+
+	if raw, found := object["revision"]; found {
+		err = json.Unmarshal(raw, &t.Revision)
+		if err != nil {
+			return fmt.Errorf("error reading 'revision': %w", err)
+		}
+	}
+
+	if raw, found := object["sourceId"]; found {
+		err = json.Unmarshal(raw, &t.SourceId)
+		if err != nil {
+			return fmt.Errorf("error reading 'sourceId': %w", err)
+		}
+	}
+
+	if raw, found := object["truncated"]; found {
+		err = json.Unmarshal(raw, &t.Truncated)
+		if err != nil {
+			return fmt.Errorf("error reading 'truncated': %w", err)
+		}
+	}
+
+	if raw, found := object["type"]; found {
+		err = json.Unmarshal(raw, &t.Type)
+		if err != nil {
+			return fmt.Errorf("error reading 'type': %w", err)
+		}
+	}
+
+	if raw, found := object["updatedAt"]; found {
+		err = json.Unmarshal(raw, &t.UpdatedAt)
+		if err != nil {
+			return fmt.Errorf("error reading 'updatedAt': %w", err)
+		}
+	}
+
+	return err
+}
+
+// AsKnownPart returns the union data inside the PartCreate as a KnownPart
+func (t PartCreate) AsKnownPart() (KnownPart, error) {
+	var body KnownPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromKnownPart overwrites any union data inside the PartCreate as the provided KnownPart
+func (t *PartCreate) FromKnownPart(v KnownPart) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeKnownPart performs a merge with any union data inside the PartCreate, using the provided KnownPart
+func (t *PartCreate) MergeKnownPart(v KnownPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsNewOtherPart returns the union data inside the PartCreate as a NewOtherPart
+func (t PartCreate) AsNewOtherPart() (NewOtherPart, error) {
+	var body NewOtherPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromNewOtherPart overwrites any union data inside the PartCreate as the provided NewOtherPart
+func (t *PartCreate) FromNewOtherPart(v NewOtherPart) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeNewOtherPart performs a merge with any union data inside the PartCreate, using the provided NewOtherPart
+func (t *PartCreate) MergeNewOtherPart(v NewOtherPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t PartCreate) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	object := make(map[string]json.RawMessage)
+	if t.union != nil {
+		err = json.Unmarshal(b, &object)
+		if err != nil {
+			return nil, err
+		}
+	}
+
+	if t.Data != nil {
+		object["data"], err = json.Marshal(t.Data)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'data': %w", err)
+		}
+	}
+
+	if t.Metadata != nil {
+		object["metadata"], err = json.Marshal(t.Metadata)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'metadata': %w", err)
+		}
+	}
+
+	if t.Type != nil {
+		object["type"], err = json.Marshal(t.Type)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'type': %w", err)
+		}
+	}
+	b, err = json.Marshal(object)
+	return b, err
+}
+
+func (t *PartCreate) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	if err != nil {
+		return err
+	}
+	object := make(map[string]json.RawMessage)
+	err = json.Unmarshal(b, &object)
+	if err != nil {
+		return err
+	}
+
+	if raw, found := object["data"]; found {
+		err = json.Unmarshal(raw, &t.Data)
+		if err != nil {
+			return fmt.Errorf("error reading 'data': %w", err)
+		}
+	}
+
+	if raw, found := object["metadata"]; found {
+		err = json.Unmarshal(raw, &t.Metadata)
+		if err != nil {
+			return fmt.Errorf("error reading 'metadata': %w", err)
+		}
+	}
+
+	if raw, found := object["type"]; found {
+		err = json.Unmarshal(raw, &t.Type)
+		if err != nil {
+			return fmt.Errorf("error reading 'type': %w", err)
+		}
+	}
+
+	return err
+}
+
+// AsToolStatePending returns the union data inside the ToolState as a ToolStatePending
+func (t ToolState) AsToolStatePending() (ToolStatePending, error) {
+	var body ToolStatePending
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStatePending overwrites any union data inside the ToolState as the provided ToolStatePending
+func (t *ToolState) FromToolStatePending(v ToolStatePending) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"pending"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStatePending performs a merge with any union data inside the ToolState, using the provided ToolStatePending
+func (t *ToolState) MergeToolStatePending(v ToolStatePending) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"pending"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateRunning returns the union data inside the ToolState as a ToolStateRunning
+func (t ToolState) AsToolStateRunning() (ToolStateRunning, error) {
+	var body ToolStateRunning
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateRunning overwrites any union data inside the ToolState as the provided ToolStateRunning
+func (t *ToolState) FromToolStateRunning(v ToolStateRunning) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"running"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateRunning performs a merge with any union data inside the ToolState, using the provided ToolStateRunning
+func (t *ToolState) MergeToolStateRunning(v ToolStateRunning) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"running"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateCompleted returns the union data inside the ToolState as a ToolStateCompleted
+func (t ToolState) AsToolStateCompleted() (ToolStateCompleted, error) {
+	var body ToolStateCompleted
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateCompleted overwrites any union data inside the ToolState as the provided ToolStateCompleted
+func (t *ToolState) FromToolStateCompleted(v ToolStateCompleted) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"completed"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateCompleted performs a merge with any union data inside the ToolState, using the provided ToolStateCompleted
+func (t *ToolState) MergeToolStateCompleted(v ToolStateCompleted) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"completed"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateError returns the union data inside the ToolState as a ToolStateError
+func (t ToolState) AsToolStateError() (ToolStateError, error) {
+	var body ToolStateError
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateError overwrites any union data inside the ToolState as the provided ToolStateError
+func (t *ToolState) FromToolStateError(v ToolStateError) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"error"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateError performs a merge with any union data inside the ToolState, using the provided ToolStateError
+func (t *ToolState) MergeToolStateError(v ToolStateError) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"error"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t ToolState) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"status"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t ToolState) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "completed":
+		return t.AsToolStateCompleted()
+	case "error":
+		return t.AsToolStateError()
+	case "pending":
+		return t.AsToolStatePending()
+	case "running":
+		return t.AsToolStateRunning()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t ToolState) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *ToolState) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
 }
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
@@ -1869,6 +3973,27 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/audit-logs/verification (the `VerifyAuditLog` operationId).
 	VerifyAuditLog(ctx context.Context, params *VerifyAuditLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// FollowEvents Follow what changes
+	//
+	// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+	// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+	// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+	// streams in comes, several times a second at most, how long it is by now.
+	//
+	// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+	// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+	// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+	// far the feed has come, also past what the filters hold back.
+	//
+	// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+	// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+	// and may come back at once; one whose key is revoked, within seconds and for good.
+	//
+	// Scope: `events:read`.
+	//
+	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetMe Say who is asking
 	//
@@ -2230,7 +4355,8 @@ type ClientInterface interface {
 	// AppendMessageWithBody Append messages with their parts
 	//
 	// One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-	// messages and parts sort by id.
+	// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+	// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -2242,7 +4368,8 @@ type ClientInterface interface {
 	// AppendMessage Append messages with their parts
 	//
 	// One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-	// messages and parts sort by id.
+	// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+	// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -2256,7 +4383,109 @@ type ClientInterface interface {
 	// Scope: `sessions:read`.
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
-	GetMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *GetMessageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListParts List a session's parts
+	//
+	// The oldest first (by id), over all messages.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
+	ListParts(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AppendPartsWithBody Append parts to a message
+	//
+	// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+	AppendPartsWithBody(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AppendParts Append parts to a message
+	//
+	// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+	AppendParts(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetPart Get a part
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/parts/{partId} (the `GetPart` operationId).
+	GetPart(ctx context.Context, sessionId SessionId, partId PartId, params *GetPartParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdatePartWithBody Change a part
+	//
+	// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+	// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+	// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+	UpdatePartWithBody(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdatePartWithApplicationMergePatchPlusJSONBody Change a part
+	//
+	// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+	// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+	// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+	UpdatePartWithApplicationMergePatchPlusJSONBody(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, body UpdatePartApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AppendPartDeltaWithBody Let a part's text grow
+	//
+	// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+	// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+	// whatever number of deltas it comes in.
+	//
+	// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+	// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+	// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+	// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+	// code units.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+	AppendPartDeltaWithBody(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AppendPartDelta Let a part's text grow
+	//
+	// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+	// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+	// whatever number of deltas it comes in.
+	//
+	// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+	// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+	// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+	// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+	// code units.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+	AppendPartDelta(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetVersion Which hub this is
 	//
@@ -2777,6 +5006,37 @@ func (c *Client) ExportAuditLogs(ctx context.Context, params *ExportAuditLogsPar
 // Corresponds with GET /v1/audit-logs/verification (the `VerifyAuditLog` operationId).
 func (c *Client) VerifyAuditLog(ctx context.Context, params *VerifyAuditLogParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewVerifyAuditLogRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// FollowEvents Follow what changes
+//
+// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+// streams in comes, several times a second at most, how long it is by now.
+//
+// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+// far the feed has come, also past what the filters hold back.
+//
+// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+// and may come back at once; one whose key is revoked, within seconds and for good.
+//
+// Scope: `events:read`.
+//
+// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFollowEventsRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3527,7 +5787,8 @@ func (c *Client) ListMessages(ctx context.Context, sessionId SessionId, params *
 // AppendMessageWithBody Append messages with their parts
 //
 // One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-// messages and parts sort by id.
+// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 //
 // Scope: `sessions:write`.
 //
@@ -3549,7 +5810,8 @@ func (c *Client) AppendMessageWithBody(ctx context.Context, sessionId SessionId,
 // AppendMessage Append messages with their parts
 //
 // One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-// messages and parts sort by id.
+// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 //
 // Scope: `sessions:write`.
 //
@@ -3573,8 +5835,190 @@ func (c *Client) AppendMessage(ctx context.Context, sessionId SessionId, params 
 // Scope: `sessions:read`.
 //
 // Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
-func (c *Client) GetMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetMessageRequest(c.Server, sessionId, messageId)
+func (c *Client) GetMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *GetMessageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetMessageRequest(c.Server, sessionId, messageId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListParts List a session's parts
+//
+// The oldest first (by id), over all messages.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
+func (c *Client) ListParts(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListPartsRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AppendPartsWithBody Append parts to a message
+//
+// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+func (c *Client) AppendPartsWithBody(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartsRequestWithBody(c.Server, sessionId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AppendParts Append parts to a message
+//
+// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+func (c *Client) AppendParts(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartsRequest(c.Server, sessionId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetPart Get a part
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/parts/{partId} (the `GetPart` operationId).
+func (c *Client) GetPart(ctx context.Context, sessionId SessionId, partId PartId, params *GetPartParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetPartRequest(c.Server, sessionId, partId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdatePartWithBody Change a part
+//
+// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+func (c *Client) UpdatePartWithBody(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdatePartRequestWithBody(c.Server, sessionId, partId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdatePartWithApplicationMergePatchPlusJSONBody Change a part
+//
+// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+func (c *Client) UpdatePartWithApplicationMergePatchPlusJSONBody(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, body UpdatePartApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdatePartRequestWithApplicationMergePatchPlusJSONBody(c.Server, sessionId, partId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AppendPartDeltaWithBody Let a part's text grow
+//
+// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+// whatever number of deltas it comes in.
+//
+// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+// code units.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+func (c *Client) AppendPartDeltaWithBody(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartDeltaRequestWithBody(c.Server, sessionId, partId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AppendPartDelta Let a part's text grow
+//
+// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+// whatever number of deltas it comes in.
+//
+// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+// code units.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+func (c *Client) AppendPartDelta(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartDeltaRequest(c.Server, sessionId, partId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -4978,6 +7422,111 @@ func NewVerifyAuditLogRequest(server string, params *VerifyAuditLogParams) (*htt
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewFollowEventsRequest constructs an http.Request for the FollowEvents method
+func NewFollowEventsRequest(server string, params *FollowEventsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/events")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.SessionId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "sessionId", *params.SessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ProjectId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "projectId", *params.ProjectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Kind != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "kind", *params.Kind, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.LastEventID != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "integer", Format: "int64"})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -6470,6 +9019,18 @@ func NewListMessagesRequest(server string, sessionId SessionId, params *ListMess
 		// per the OpenAPI spec (e.g. "color=blue,black,brown").
 		var rawQueryFragments []string
 
+		if params.Content != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "content", *params.Content, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.Limit != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
@@ -6571,7 +9132,7 @@ func NewAppendMessageRequestWithBody(server string, sessionId SessionId, params 
 }
 
 // NewGetMessageRequest constructs an http.Request for the GetMessage method
-func NewGetMessageRequest(server string, sessionId SessionId, messageId openapi_types.UUID) (*http.Request, error) {
+func NewGetMessageRequest(server string, sessionId SessionId, messageId openapi_types.UUID, params *GetMessageParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -6603,9 +9164,401 @@ func NewGetMessageRequest(server string, sessionId SessionId, messageId openapi_
 		return nil, err
 	}
 
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Content != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "content", *params.Content, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListPartsRequest constructs an http.Request for the ListParts method
+func NewListPartsRequest(server string, sessionId SessionId, params *ListPartsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/parts", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Type != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "type", *params.Type, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Content != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "content", *params.Content, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAppendPartsRequest calls the generic AppendParts builder with application/json body
+func NewAppendPartsRequest(server string, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAppendPartsRequestWithBody(server, sessionId, params, "application/json", bodyReader)
+}
+
+// NewAppendPartsRequestWithBody constructs an http.Request for the AppendParts method, with any body, and a specified content type
+func NewAppendPartsRequestWithBody(server string, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/parts", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetPartRequest constructs an http.Request for the GetPart method
+func NewGetPartRequest(server string, sessionId SessionId, partId PartId, params *GetPartParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "partId", partId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/parts/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Content != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "content", *params.Content, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdatePartRequestWithApplicationMergePatchPlusJSONBody calls the generic UpdatePart builder with application/merge-patch+json body
+func NewUpdatePartRequestWithApplicationMergePatchPlusJSONBody(server string, sessionId SessionId, partId PartId, params *UpdatePartParams, body UpdatePartApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdatePartRequestWithBody(server, sessionId, partId, params, "application/merge-patch+json", bodyReader)
+}
+
+// NewUpdatePartRequestWithBody constructs an http.Request for the UpdatePart method, with any body, and a specified content type
+func NewUpdatePartRequestWithBody(server string, sessionId SessionId, partId PartId, params *UpdatePartParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "partId", partId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/parts/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewAppendPartDeltaRequest calls the generic AppendPartDelta builder with application/json body
+func NewAppendPartDeltaRequest(server string, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAppendPartDeltaRequestWithBody(server, sessionId, partId, params, "application/json", bodyReader)
+}
+
+// NewAppendPartDeltaRequestWithBody constructs an http.Request for the AppendPartDelta method, with any body, and a specified content type
+func NewAppendPartDeltaRequestWithBody(server string, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "partId", partId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/parts/%s/deltas", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -6966,6 +9919,29 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/audit-logs/verification (the `VerifyAuditLog` operationId).
 	VerifyAuditLogWithResponse(ctx context.Context, params *VerifyAuditLogParams, reqEditors ...RequestEditorFn) (*VerifyAuditLogResponse, error)
+
+	// FollowEventsWithResponse Follow what changes
+	//
+	// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+	// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+	// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+	// streams in comes, several times a second at most, how long it is by now.
+	//
+	// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+	// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+	// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+	// far the feed has come, also past what the filters hold back.
+	//
+	// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+	// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+	// and may come back at once; one whose key is revoked, within seconds and for good.
+	//
+	// Scope: `events:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+	FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error)
 
 	// GetMeWithResponse Say who is asking
 	//
@@ -7359,7 +10335,8 @@ type ClientWithResponsesInterface interface {
 	// AppendMessageWithBodyWithResponse Append messages with their parts
 	//
 	// One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-	// messages and parts sort by id.
+	// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+	// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -7371,7 +10348,8 @@ type ClientWithResponsesInterface interface {
 	// AppendMessageWithResponse Append messages with their parts
 	//
 	// One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-	// messages and parts sort by id.
+	// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+	// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -7387,7 +10365,113 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
-	GetMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetMessageResponse, error)
+	GetMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *GetMessageParams, reqEditors ...RequestEditorFn) (*GetMessageResponse, error)
+
+	// ListPartsWithResponse List a session's parts
+	//
+	// The oldest first (by id), over all messages.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
+	ListPartsWithResponse(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*ListPartsResponse, error)
+
+	// AppendPartsWithBodyWithResponse Append parts to a message
+	//
+	// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+	AppendPartsWithBodyWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error)
+
+	// AppendPartsWithResponse Append parts to a message
+	//
+	// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+	AppendPartsWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error)
+
+	// GetPartWithResponse Get a part
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/parts/{partId} (the `GetPart` operationId).
+	GetPartWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *GetPartParams, reqEditors ...RequestEditorFn) (*GetPartResponse, error)
+
+	// UpdatePartWithBodyWithResponse Change a part
+	//
+	// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+	// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+	// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+	UpdatePartWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdatePartResponse, error)
+
+	// UpdatePartWithApplicationMergePatchPlusJSONBodyWithResponse Change a part
+	//
+	// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+	// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+	// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+	UpdatePartWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, body UpdatePartApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdatePartResponse, error)
+
+	// AppendPartDeltaWithBodyWithResponse Let a part's text grow
+	//
+	// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+	// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+	// whatever number of deltas it comes in.
+	//
+	// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+	// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+	// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+	// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+	// code units.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+	AppendPartDeltaWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error)
+
+	// AppendPartDeltaWithResponse Let a part's text grow
+	//
+	// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+	// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+	// whatever number of deltas it comes in.
+	//
+	// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+	// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+	// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+	// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+	// code units.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+	AppendPartDeltaWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error)
 
 	// GetVersionWithResponse Which hub this is
 	//
@@ -8536,6 +11620,47 @@ func (r VerifyAuditLogResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r VerifyAuditLogResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type FollowEventsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r FollowEventsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r FollowEventsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r FollowEventsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FollowEventsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r FollowEventsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -10036,6 +13161,260 @@ func (r GetMessageResponse) ContentType() string {
 	return ""
 }
 
+type ListPartsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PartPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListPartsResponse) GetJSON200() *PartPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListPartsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListPartsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListPartsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListPartsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListPartsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AppendPartsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *PartList
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r AppendPartsResponse) GetJSON201() *PartList {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AppendPartsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AppendPartsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AppendPartsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AppendPartsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AppendPartsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetPartResponse200Headers the declared response headers of an HTTP 200 response for GetPart
+type GetPartResponse200Headers struct {
+	ETag string
+}
+
+type GetPartResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Part
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetPartResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetPartResponse) GetJSON200() *Part {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetPartResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetPartResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetPartResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetPartResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetPartResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UpdatePartResponse200Headers the declared response headers of an HTTP 200 response for UpdatePart
+type UpdatePartResponse200Headers struct {
+	ETag string
+}
+
+type UpdatePartResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Part
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UpdatePartResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdatePartResponse) GetJSON200() *Part {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdatePartResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdatePartResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdatePartResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdatePartResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdatePartResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AppendPartDeltaResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PartDeltaResult
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r AppendPartDeltaResponse) GetJSON200() *PartDeltaResult {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AppendPartDeltaResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AppendPartDeltaResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AppendPartDeltaResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AppendPartDeltaResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AppendPartDeltaResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetVersionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -10529,6 +13908,35 @@ func (c *ClientWithResponses) VerifyAuditLogWithResponse(ctx context.Context, pa
 		return nil, err
 	}
 	return ParseVerifyAuditLogResponse(rsp)
+}
+
+// FollowEventsWithResponse Follow what changes
+//
+// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+// streams in comes, several times a second at most, how long it is by now.
+//
+// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+// far the feed has come, also past what the filters hold back.
+//
+// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+// and may come back at once; one whose key is revoked, within seconds and for good.
+//
+// Scope: `events:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error) {
+	rsp, err := c.FollowEvents(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFollowEventsResponse(rsp)
 }
 
 // GetMeWithResponse Say who is asking
@@ -11151,7 +14559,8 @@ func (c *ClientWithResponses) ListMessagesWithResponse(ctx context.Context, sess
 // AppendMessageWithBodyWithResponse Append messages with their parts
 //
 // One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-// messages and parts sort by id.
+// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 //
 // Scope: `sessions:write`.
 //
@@ -11169,7 +14578,8 @@ func (c *ClientWithResponses) AppendMessageWithBodyWithResponse(ctx context.Cont
 // AppendMessageWithResponse Append messages with their parts
 //
 // One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-// messages and parts sort by id.
+// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 //
 // Scope: `sessions:write`.
 //
@@ -11191,12 +14601,166 @@ func (c *ClientWithResponses) AppendMessageWithResponse(ctx context.Context, ses
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
-func (c *ClientWithResponses) GetMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetMessageResponse, error) {
-	rsp, err := c.GetMessage(ctx, sessionId, messageId, reqEditors...)
+func (c *ClientWithResponses) GetMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *GetMessageParams, reqEditors ...RequestEditorFn) (*GetMessageResponse, error) {
+	rsp, err := c.GetMessage(ctx, sessionId, messageId, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
 	return ParseGetMessageResponse(rsp)
+}
+
+// ListPartsWithResponse List a session's parts
+//
+// The oldest first (by id), over all messages.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
+func (c *ClientWithResponses) ListPartsWithResponse(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*ListPartsResponse, error) {
+	rsp, err := c.ListParts(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListPartsResponse(rsp)
+}
+
+// AppendPartsWithBodyWithResponse Append parts to a message
+//
+// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+func (c *ClientWithResponses) AppendPartsWithBodyWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error) {
+	rsp, err := c.AppendPartsWithBody(ctx, sessionId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAppendPartsResponse(rsp)
+}
+
+// AppendPartsWithResponse Append parts to a message
+//
+// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+func (c *ClientWithResponses) AppendPartsWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error) {
+	rsp, err := c.AppendParts(ctx, sessionId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAppendPartsResponse(rsp)
+}
+
+// GetPartWithResponse Get a part
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/parts/{partId} (the `GetPart` operationId).
+func (c *ClientWithResponses) GetPartWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *GetPartParams, reqEditors ...RequestEditorFn) (*GetPartResponse, error) {
+	rsp, err := c.GetPart(ctx, sessionId, partId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetPartResponse(rsp)
+}
+
+// UpdatePartWithBodyWithResponse Change a part
+//
+// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+func (c *ClientWithResponses) UpdatePartWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdatePartResponse, error) {
+	rsp, err := c.UpdatePartWithBody(ctx, sessionId, partId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdatePartResponse(rsp)
+}
+
+// UpdatePartWithApplicationMergePatchPlusJSONBodyWithResponse Change a part
+//
+// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+func (c *ClientWithResponses) UpdatePartWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, body UpdatePartApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdatePartResponse, error) {
+	rsp, err := c.UpdatePartWithApplicationMergePatchPlusJSONBody(ctx, sessionId, partId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdatePartResponse(rsp)
+}
+
+// AppendPartDeltaWithBodyWithResponse Let a part's text grow
+//
+// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+// whatever number of deltas it comes in.
+//
+// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+// code units.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+func (c *ClientWithResponses) AppendPartDeltaWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error) {
+	rsp, err := c.AppendPartDeltaWithBody(ctx, sessionId, partId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAppendPartDeltaResponse(rsp)
+}
+
+// AppendPartDeltaWithResponse Let a part's text grow
+//
+// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+// whatever number of deltas it comes in.
+//
+// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+// code units.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+func (c *ClientWithResponses) AppendPartDeltaWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error) {
+	rsp, err := c.AppendPartDelta(ctx, sessionId, partId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAppendPartDeltaResponse(rsp)
 }
 
 // GetVersionWithResponse Which hub this is
@@ -12114,6 +15678,32 @@ func ParseVerifyAuditLogResponse(rsp *http.Response) (*VerifyAuditLogResponse, e
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseFollowEventsResponse parses an HTTP response from a FollowEventsWithResponse call
+func ParseFollowEventsResponse(rsp *http.Response) (*FollowEventsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FollowEventsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Error
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -13318,6 +16908,197 @@ func ParseGetMessageResponse(rsp *http.Response) (*GetMessageResponse, error) {
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListPartsResponse parses an HTTP response from a ListPartsWithResponse call
+func ParseListPartsResponse(rsp *http.Response) (*ListPartsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListPartsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PartPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAppendPartsResponse parses an HTTP response from a AppendPartsWithResponse call
+func ParseAppendPartsResponse(rsp *http.Response) (*AppendPartsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AppendPartsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest PartList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetPartResponse parses an HTTP response from a GetPartWithResponse call
+func ParseGetPartResponse(rsp *http.Response) (*GetPartResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetPartResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Part
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetPartResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdatePartResponse parses an HTTP response from a UpdatePartWithResponse call
+func ParseUpdatePartResponse(rsp *http.Response) (*UpdatePartResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdatePartResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Part
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UpdatePartResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseAppendPartDeltaResponse parses an HTTP response from a AppendPartDeltaWithResponse call
+func ParseAppendPartDeltaResponse(rsp *http.Response) (*AppendPartDeltaResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AppendPartDeltaResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PartDeltaResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
 	}
 
 	return response, nil

@@ -79,6 +79,12 @@ const (
 	AuditLogsSessionIDFkey                       = "audit_logs_session_id_fkey"
 	AuditLogsSessionIDFkeyInUse                  = "audit_logs_session_id_fkey_in_use"
 	AuditPlatformForAdmins                       = "audit_platform_for_admins"
+	EventHeadsPkey                               = "event_heads_pkey"
+	EventHeadsPurgedBehindLastCheck              = "event_heads_purged_behind_last_check"
+	EventSequencersPkey                          = "event_sequencers_pkey"
+	EventSequencersSingletonCheck                = "event_sequencers_singleton_check"
+	EventsAppendOnly                             = "events_append_only"
+	EventsPkey                                   = "events_pkey"
 	IdempotencyKeysAccountIDFkey                 = "idempotency_keys_account_id_fkey"
 	IdempotencyKeysAccountIDFkeyInUse            = "idempotency_keys_account_id_fkey_in_use"
 	IdempotencyKeysIDVersionCheck                = "idempotency_keys_id_version_check"
@@ -129,6 +135,14 @@ const (
 	OrganizationsSlugKey                         = "organizations_slug_key"
 	OrganizationsSlugShapeCheck                  = "organizations_slug_shape_check"
 	OrganizationsTransferredByOwner              = "organizations_transferred_by_owner"
+	PartDeltasAppendOnly                         = "part_deltas_append_only"
+	PartDeltasContiguous                         = "part_deltas_contiguous"
+	PartDeltasPartIDFkey                         = "part_deltas_part_id_fkey"
+	PartDeltasPartIDFkeyInUse                    = "part_deltas_part_id_fkey_in_use"
+	PartDeltasPkey                               = "part_deltas_pkey"
+	PartDeltasTextLengthCheck                    = "part_deltas_text_length_check"
+	PartDeltasWholeLengthCheck                   = "part_deltas_whole_length_check"
+	PartTakesNoDeltas                            = "part_takes_no_deltas"
 	PartsDataObjectCheck                         = "parts_data_object_check"
 	PartsIDVersionCheck                          = "parts_id_version_check"
 	PartsIdentityImmutable                       = "parts_identity_immutable"
@@ -142,7 +156,13 @@ const (
 	PartsSourceShapeCheck                        = "parts_source_shape_check"
 	PartsSourceSourceIDKey                       = "parts_source_source_id_key"
 	PartsSourceWholeCheck                        = "parts_source_whole_check"
+	PartsToolStateFkey                           = "parts_tool_state_fkey"
+	PartsToolStateFkeyInUse                      = "parts_tool_state_fkey_in_use"
+	PartsToolStateTransition                     = "parts_tool_state_transition"
 	PartsTypeLengthCheck                         = "parts_type_length_check"
+	PendingEventsActionCheck                     = "pending_events_action_check"
+	PendingEventsKindCheck                       = "pending_events_kind_check"
+	PendingEventsPkey                            = "pending_events_pkey"
 	ProjectsDataObjectCheck                      = "projects_data_object_check"
 	ProjectsDescriptionLengthCheck               = "projects_description_length_check"
 	ProjectsIDVersionCheck                       = "projects_id_version_check"
@@ -209,6 +229,12 @@ const (
 	SessionsTitleLengthCheck                     = "sessions_title_length_check"
 	SessionsVersionFkey                          = "sessions_version_fkey"
 	SessionsVersionFkeyInUse                     = "sessions_version_fkey_in_use"
+	ToolStateTransitionsFromStateFkey            = "tool_state_transitions_from_state_fkey"
+	ToolStateTransitionsFromStateFkeyInUse       = "tool_state_transitions_from_state_fkey_in_use"
+	ToolStateTransitionsPkey                     = "tool_state_transitions_pkey"
+	ToolStateTransitionsToStateFkey              = "tool_state_transitions_to_state_fkey"
+	ToolStateTransitionsToStateFkeyInUse         = "tool_state_transitions_to_state_fkey_in_use"
+	ToolStatesPkey                               = "tool_states_pkey"
 	Unauthenticated                              = "unauthenticated"
 )
 
@@ -290,6 +316,12 @@ var Rules = []string{
 	AuditLogsSessionIDFkey,
 	AuditLogsSessionIDFkeyInUse,
 	AuditPlatformForAdmins,
+	EventHeadsPkey,
+	EventHeadsPurgedBehindLastCheck,
+	EventSequencersPkey,
+	EventSequencersSingletonCheck,
+	EventsAppendOnly,
+	EventsPkey,
 	IdempotencyKeysAccountIDFkey,
 	IdempotencyKeysAccountIDFkeyInUse,
 	IdempotencyKeysIDVersionCheck,
@@ -340,6 +372,14 @@ var Rules = []string{
 	OrganizationsSlugKey,
 	OrganizationsSlugShapeCheck,
 	OrganizationsTransferredByOwner,
+	PartDeltasAppendOnly,
+	PartDeltasContiguous,
+	PartDeltasPartIDFkey,
+	PartDeltasPartIDFkeyInUse,
+	PartDeltasPkey,
+	PartDeltasTextLengthCheck,
+	PartDeltasWholeLengthCheck,
+	PartTakesNoDeltas,
 	PartsDataObjectCheck,
 	PartsIDVersionCheck,
 	PartsIdentityImmutable,
@@ -353,7 +393,13 @@ var Rules = []string{
 	PartsSourceShapeCheck,
 	PartsSourceSourceIDKey,
 	PartsSourceWholeCheck,
+	PartsToolStateFkey,
+	PartsToolStateFkeyInUse,
+	PartsToolStateTransition,
 	PartsTypeLengthCheck,
+	PendingEventsActionCheck,
+	PendingEventsKindCheck,
+	PendingEventsPkey,
 	ProjectsDataObjectCheck,
 	ProjectsDescriptionLengthCheck,
 	ProjectsIDVersionCheck,
@@ -420,5 +466,11 @@ var Rules = []string{
 	SessionsTitleLengthCheck,
 	SessionsVersionFkey,
 	SessionsVersionFkeyInUse,
+	ToolStateTransitionsFromStateFkey,
+	ToolStateTransitionsFromStateFkeyInUse,
+	ToolStateTransitionsPkey,
+	ToolStateTransitionsToStateFkey,
+	ToolStateTransitionsToStateFkeyInUse,
+	ToolStatesPkey,
 	Unauthenticated,
 }

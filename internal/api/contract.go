@@ -51,6 +51,7 @@ type operation struct {
 	body     *openapi3.Schema
 	optional bool // the request body
 	streamed bool // x-body: stream
+	endless  bool // x-response: stream: it goes on until somebody ends it
 	long     bool // x-long: takes as long as an import may
 	secret   bool // x-secret: its answer holds a secret
 }
@@ -63,6 +64,8 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("the contract: %w", err)
 	}
+	doc.Components.Schemas["PartCreate"].Value.AnyOf = nil // partTypes knows better where a fault is
+	doc.Components.Schemas["PartCreate"].Value.Required = []string{"type"}
 	ops = contract{}
 	for path, item := range doc.Paths.Map() {
 		for method, spec := range item.Operations() {
@@ -72,6 +75,7 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 				public:   spec.Security != nil && len(*spec.Security) == 0,
 				level:    "member",
 				streamed: spec.Extensions["x-body"] == "stream",
+				endless:  spec.Extensions["x-response"] == "stream",
 				long:     spec.Extensions["x-long"] == true,
 				secret:   spec.Extensions["x-secret"] == true,
 			}
@@ -198,6 +202,9 @@ func isRefusal(err error) bool {
 }
 
 func (s *Server) timeout(op *operation) time.Duration {
+	if op != nil && op.endless {
+		return 100 * 365 * 24 * time.Hour
+	}
 	if op != nil && (op.streamed || op.long) {
 		return s.ImportTimeout
 	}
@@ -318,6 +325,9 @@ func fieldErrors(err error) []api.FieldError {
 		for _, token := range schema.JSONPointer() {
 			pointer += pointerToken(token)
 		}
+		if inner := memberErrors(schema); len(inner) > 0 {
+			return inner
+		}
 		if name, unknown := unknownProperty(schema); unknown {
 			pointer, message = pointer+pointerToken(name), "is not a field of this object"
 		}
@@ -326,6 +336,15 @@ func fieldErrors(err error) []api.FieldError {
 		faults = append(faults, api.FieldError{Pointer: "", Message: request.Reason})
 	}
 	return faults
+}
+
+// memberErrors are those of the member that a union's discriminator has chosen; without one all members were tried.
+func memberErrors(err *openapi3.SchemaError) []api.FieldError {
+	var member openapi3.MultiError
+	if err.SchemaField != "oneOf" || !errors.As(err.Origin, &member) || len(member) != 1 {
+		return nil
+	}
+	return fieldErrors(member)
 }
 
 func pointerToken(name string) string {
@@ -425,5 +444,5 @@ func freeForm(schema *openapi3.Schema, tokens []string) bool {
 
 func holdsAnything(schema *openapi3.Schema) bool {
 	extra := schema.AdditionalProperties
-	return extra.Has != nil && *extra.Has || extra.Schema != nil
+	return extra.Has != nil && *extra.Has || extra.Schema != nil || schema.Extensions["x-any-text"] == true
 }

@@ -100,7 +100,7 @@ func allScopes(t testing.TB) []string {
 
 // family is what most operations are about: a project, a session in it and a message in that.
 type family struct {
-	project, emptyProject, session, message string
+	project, emptyProject, session, message, part string
 }
 
 // newFamily makes one as this caller, whose key needs *.
@@ -111,9 +111,14 @@ func (h *hub) newFamily(t testing.TB, c caller) family {
 	f.project = create("/v1/projects", `{"slug":"f-`+uuid.NewString()+`","name":"family"}`).id(t)
 	f.emptyProject = create("/v1/projects", `{"slug":"e-`+uuid.NewString()+`","name":"empty"}`).id(t)
 	f.session = create("/v1/sessions", `{"projectId":"`+f.project+`","title":"family"}`).id(t)
-	var list struct{ Items []struct{ ID string } }
+	var list struct {
+		Items []struct {
+			ID    string
+			Parts []struct{ ID string }
+		}
+	}
 	create("/v1/sessions/"+f.session+"/messages", `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"hello"}}]}]}`).into(t, &list)
-	f.message = list.Items[0].ID
+	f.message, f.part = list.Items[0].ID, list.Items[0].Parts[0].ID
 	return f
 }
 
@@ -160,6 +165,14 @@ func (f family) samples() map[string]sample {
 		"appendMessage": {"POST", session + "/messages", plain, `{"messages":[{"role":"user"}]}`, 201},
 		"listMessages":  {"GET", session + "/messages", "", "", 200},
 		"getMessage":    {"GET", session + "/messages/" + f.message, "", "", 200},
+
+		"followEvents": {"GET", "/v1/events", "", "", 200},
+
+		"appendParts":     {"POST", session + "/parts", plain, `{"messageId":"` + f.message + `","parts":[{"type":"text","data":{"text":"more"}}]}`, 201},
+		"listParts":       {"GET", session + "/parts", "", "", 200},
+		"getPart":         {"GET", session + "/parts/" + f.part, "", "", 200},
+		"updatePart":      {"PATCH", session + "/parts/" + f.part, merge, `{"data":{"synthetic":true}}`, 200},
+		"appendPartDelta": {"POST", session + "/parts/" + f.part + "/deltas", plain, `{"offset":5,"text":"!"}`, 200},
 	}
 }
 

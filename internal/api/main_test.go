@@ -39,6 +39,8 @@ type hub struct {
 	admin caller
 	owner *pgx.Conn // a superuser's connection to the same database: for what the API does not offer, and to look behind it
 	log   *bytes.Buffer
+
+	database string // its URL, for the login that requests run as
 }
 
 // caller is one key, and whom it belongs to.
@@ -53,8 +55,11 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 	ctx := t.Context()
 	h := &hub{log: &bytes.Buffer{}}
 	log := slog.New(slog.NewJSONHandler(&syncWriter{w: h.log}, nil))
-	config := api.Config{Log: log, Version: "test"}
+	ended := make(chan struct{})
+	close(ended) // event streams end as they begin, unless a test says otherwise
+	config := api.Config{Log: log, Version: "test", Stopping: ended}
 	url := pgtest.Database(t)
+	h.database = url
 	database, err := store.Open(ctx, store.Config{URL: url, Log: log, Configure: func(c *pgxpool.Config) {
 		for _, change := range configure {
 			change(&config, c)
@@ -211,6 +216,7 @@ var contractRouter = sync.OnceValue(func() routers.Router {
 		panic(err)
 	}
 	openapi3filter.RegisterBodyDecoder("application/problem+json", openapi3filter.JSONBodyDecoder)
+	openapi3filter.RegisterBodyDecoder("text/event-stream", openapi3filter.FileBodyDecoder)
 	router, err := gorillamux.NewRouter(doc)
 	if err != nil {
 		panic(err)

@@ -94,6 +94,8 @@ var codes = map[string]rule{
 	"session_born_here": {status: conflict, detail: "The session was born in this hub and is here still."},
 	"project_not_found": {status: http.StatusNotFound, detail: "There is no such project, or it is not yours."},
 	"session_not_found": {status: http.StatusNotFound, detail: "There is no such session, or it is not yours."},
+	"part_not_found":    {status: http.StatusNotFound, detail: "There is no such part in the session, or it is not yours."},
+	"part_data_invalid": {status: invalid, detail: "With this change the part would not be what its type asks for."},
 	"message_not_found": {status: http.StatusNotFound, detail: "There is no such message in the session, or it is not yours."},
 }
 
@@ -210,6 +212,23 @@ var rules = map[string]rule{
 	db.OrganizationsSlugKey:                  {status: conflict, detail: "Another organisation has this slug.", pointer: "/slug"},
 	db.OrganizationsSlugShapeCheck:           {status: invalid, detail: slugShape, pointer: "/slug"},
 
+	db.EventHeadsPurgedBehindLastCheck: {status: invalid, detail: "What is no longer kept of a feed lies behind its head."},
+	db.EventSequencersSingletonCheck:   {status: invalid, detail: "There is one office of the sequencer."},
+	db.EventsAppendOnly:                {status: conflict, detail: "Events are only ever added."},
+	db.PendingEventsActionCheck:        {status: invalid, detail: "A row is created, updated, deleted, or streams."},
+	db.PendingEventsKindCheck:          {status: invalid, detail: "This is no kind of event."},
+
+	db.PartDeltasAppendOnly:       {status: conflict, detail: "Deltas are only ever added."},
+	db.PartDeltasContiguous:       {status: conflict, detail: "The delta leaves a gap in the text, or says something else than what is there.", pointer: "/offset"},
+	db.PartDeltasPartIDFkey:       {status: invalid, detail: "There is no such part."},
+	db.PartDeltasPartIDFkeyInUse:  {status: conflict, detail: "Text is still streaming into the part."},
+	db.PartDeltasTextLengthCheck:  {status: invalid, detail: "A delta has at least one character.", pointer: "/text"},
+	db.PartDeltasWholeLengthCheck: {status: invalid, detail: "A text that streams in has at most 16,777,216 UTF-16 code units.", pointer: "/text"},
+	db.PartTakesNoDeltas:          {status: conflict, detail: "Text grows in text and reasoning parts, in parts of unknown types with a text, and in tools that are pending or running."},
+
+	db.PartsToolStateFkey:       {status: invalid, detail: "A tool is pending, running, completed or error.", pointer: "/data/state/status"},
+	db.PartsToolStateFkeyInUse:  {status: conflict, detail: "Tool calls still are in this state."},
+	db.PartsToolStateTransition: {status: conflict, detail: "The tool call cannot go from its present state to this one.", pointer: "/data/state/status"},
 	db.PartsInOrder:             {status: conflict, detail: "Ids within a session follow the order of writing."},
 	db.PartsMessageIDFkey:       {status: invalid, detail: "The session has no such message.", pointer: "/messageId"},
 	db.PartsMessageIDFkeyInUse:  {status: conflict, detail: "The message still has parts."},
@@ -243,6 +262,11 @@ var rules = map[string]rule{
 	db.SessionRunStateTransitionsFromStateFkeyInUse: {status: conflict, detail: "Transitions still refer to the state."},
 	db.SessionRunStateTransitionsToStateFkey:        {status: invalid, detail: "There is no such state."},
 	db.SessionRunStateTransitionsToStateFkeyInUse:   {status: conflict, detail: "Transitions still refer to the state."},
+
+	db.ToolStateTransitionsFromStateFkey:      {status: invalid, detail: "There is no such state."},
+	db.ToolStateTransitionsFromStateFkeyInUse: {status: conflict, detail: "Transitions still refer to the state."},
+	db.ToolStateTransitionsToStateFkey:        {status: invalid, detail: "There is no such state."},
+	db.ToolStateTransitionsToStateFkeyInUse:   {status: conflict, detail: "Transitions still refer to the state."},
 
 	db.SessionsAccountIDFkey:             {status: invalid, detail: "The account is no member of this organisation.", pointer: "/accountId"},
 	db.SessionsAccountIDFkeyInUse:        {status: conflict, detail: "The member still has sessions."},

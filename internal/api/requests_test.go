@@ -235,14 +235,14 @@ func TestPathParametersAreChecked(t *testing.T) {
 		if !ok {
 			continue
 		}
-		for name, id := range map[string]string{"projectId": f.project, "sessionId": f.session, "messageId": f.message} {
+		for name, id := range map[string]string{"projectId": f.project, "sessionId": f.session, "messageId": f.message, "partId": f.part} {
 			place := "{" + name + "}"
 			if !strings.Contains(op.path, place) {
 				continue
 			}
 			with := func(value string) sample {
 				r := s
-				r.path = strings.NewReplacer(place, value, "{projectId}", f.project, "{sessionId}", f.session, "{messageId}", f.message).Replace(op.path)
+				r.path = strings.NewReplacer(place, value, "{projectId}", f.project, "{sessionId}", f.session, "{messageId}", f.message, "{partId}", f.part).Replace(op.path)
 				return r
 			}
 			for _, bad := range []string{
@@ -385,7 +385,7 @@ func TestX07_FreeFormJSON(t *testing.T) {
 	places := []place{
 		{"session", "/data", post("/v1/sessions", `{"projectId":"`+f.project+`","data":`, `}`), member("data"), ""},
 		{"message", "/messages/0/data", post(messages, `{"messages":[{"role":"user","data":`, `}]}`), member("items", "0", "data"), ""},
-		{"part", "/messages/0/parts/0/data", post(messages, `{"messages":[{"role":"user","parts":[{"type":"text","data":`, `}]}]}`), member("items", "0", "parts", "0", "data"), ""},
+		{"part", "/messages/0/parts/0/data", post(messages, `{"messages":[{"role":"user","parts":[{"type":"x","data":`, `}]}]}`), member("items", "0", "parts", "0", "data"), ""},
 		{"session metadata", "/metadata/_x", post("/v1/sessions", `{"projectId":"`+f.project+`","metadata":{"_x":`, `}}`), member("metadata", "_x"), ""},
 		{"message metadata", "/messages/0/metadata/_x", post(messages, `{"messages":[{"role":"user","metadata":{"_x":`, `}}]}`), member("items", "0", "metadata", "_x"), ""},
 		{"project", "/data", post("/v1/projects", `{"slug":"SLUG","name":"n","data":`, `}`), member("data"), ""},
@@ -465,7 +465,7 @@ func TestX07_NumbersOfMetadataKeepTheirValue(t *testing.T) {
 		t.Run(name, func(t *testing.T) { wantJSON(t, name, got[r.field], []byte(want)) })
 	}
 	messages := "/v1/sessions/" + f.session + "/messages"
-	a := h.do(t, "POST", messages, `{"messages":[{"role":"user","metadata":{"_x":`+object+`},"parts":[{"type":"text","metadata":{"_x":`+object+`}}]}]}`).wants(t, 201)
+	a := h.do(t, "POST", messages, `{"messages":[{"role":"user","metadata":{"_x":`+object+`},"parts":[{"type":"x","metadata":{"_x":`+object+`}}]}]}`).wants(t, 201)
 	var list struct {
 		Items []struct {
 			ID       string
@@ -502,7 +502,7 @@ func TestX07_NumbersKeepTheirSpelling(t *testing.T) {
 			Parts []struct{ Data json.RawMessage }
 		}
 	}
-	h.do(t, "POST", messages, `{"messages":[{"role":"user","data":`+object+`,"parts":[{"type":"text","data":`+object+`}]}]}`).wants(t, 201).into(t, &list)
+	h.do(t, "POST", messages, `{"messages":[{"role":"user","data":`+object+`,"parts":[{"type":"x","data":`+object+`}]}]}`).wants(t, 201).into(t, &list)
 	h.do(t, "GET", messages+"/"+list.Items[0].ID, nil).wants(t, 200).into(t, &list.Items[0])
 	wantJSON(t, "message data", list.Items[0].Data, []byte(object))
 	wantJSON(t, "part data", list.Items[0].Parts[0].Data, []byte(object))

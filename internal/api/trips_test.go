@@ -92,8 +92,13 @@ func TestRoundTripsPerOperation(t *testing.T) {
 	project := h.newProject(t, "trips")
 	session := h.do(t, "POST", "/v1/sessions", `{"projectId":"`+project+`"}`).wants(t, 201).id(t)
 	messages := "/v1/sessions/" + session + "/messages"
-	body := `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"a"}},{"type":"text"}]},{"role":"assistant","parts":[{"type":"text"}]}]}`
-	var appended struct{ Items []struct{ ID string } }
+	body := `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"a"}},{"type":"x"}]},{"role":"assistant","parts":[{"type":"x"}]}]}`
+	var appended struct {
+		Items []struct {
+			ID    string
+			Parts []struct{ ID string }
+		}
+	}
 	h.do(t, "POST", messages, body).wants(t, 201).into(t, &appended)
 
 	for _, op := range []struct {
@@ -113,6 +118,9 @@ func TestRoundTripsPerOperation(t *testing.T) {
 		{"appendMessage", "POST", messages, body, 201, 1, 2},
 		{"listMessages", "GET", messages, "", 200, 1, 2},
 		{"getMessage", "GET", messages + "/" + appended.Items[0].ID, "", 200, 1, 2},
+		{"appendParts", "POST", "/v1/sessions/" + session + "/parts", `{"messageId":"` + appended.Items[0].ID + `","parts":[{"type":"x"},{"type":"text","data":{"text":""}}]}`, 201, 1, 2},
+		{"listParts", "GET", "/v1/sessions/" + session + "/parts", "", 200, 1, 2},
+		{"getPart", "GET", "/v1/sessions/" + session + "/parts/" + appended.Items[0].Parts[0].ID, "", 200, 1, 2},
 		{"deleteSession", "DELETE", "/v1/sessions/" + session, "", 204, 1, 2},
 		// What is refused costs no more: nobody reads before writing to see whether a write would be refused.
 		{"unauthenticated", "GET", "/v1/sessions?limit=0", "", 400, 1, 1},

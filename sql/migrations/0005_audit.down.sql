@@ -9,7 +9,7 @@ DROP TRIGGER organizations_audit ON organizations;
 DROP TRIGGER organizations_retention_policy ON organizations;
 DROP TRIGGER accounts_audit ON accounts;
 REVOKE DELETE ON projects, roles, sessions, messages, parts FROM hub_system;
-REVOKE SELECT ON projects, roles, messages, parts FROM hub_system;
+REVOKE SELECT ON projects, roles, messages FROM hub_system;
 DROP POLICY parts_purge ON parts;
 DROP POLICY messages_purge ON messages;
 DROP POLICY roles_purge ON roles;
