@@ -183,7 +183,7 @@ func TestX01_RowLevelSecurityIsOnEverywhere(t *testing.T) {
 		  AND NOT (t.rls AND t.forced AND EXISTS (SELECT FROM pg_policy p WHERE p.polrelid = t.oid AND p.polroles = ARRAY['hub_app'::regrole::oid] AND p.polpermissive))`)
 	none(t, conn, "what hub_app sees of a table with an org_id is its organisation's rows, and nothing else lets it see more", `
 		SELECT p.polname FROM pg_policy p JOIN tables t ON t.oid = p.polrelid AND t.has_org
-		WHERE p.polroles && ARRAY['hub_app'::regrole::oid, 0::oid]
+		WHERE p.polroles && ARRAY['hub_app'::regrole::oid, 0::oid] AND p.polpermissive
 		  AND (pg_get_expr(p.polqual, p.polrelid) IS DISTINCT FROM '(org_id = ( SELECT current_org_id() AS current_org_id))'
 		       OR coalesce(pg_get_expr(p.polwithcheck, p.polrelid), '(org_id = ( SELECT current_org_id() AS current_org_id))') <> '(org_id = ( SELECT current_org_id() AS current_org_id))')`)
 	none(t, conn, "policies name whom they are for", `
@@ -327,7 +327,7 @@ func TestW14_Names(t *testing.T) {
 		SELECT g.tgname::text FROM pg_trigger g JOIN tables t ON t.oid = g.tgrelid WHERE NOT g.tgisinternal AND NOT starts_with(g.tgname, t.name || '_')
 		UNION ALL SELECT p.polname::text FROM pg_policy p JOIN tables t ON t.oid = p.polrelid WHERE NOT starts_with(p.polname, t.name || '_')`)
 	none(t, conn, "what requests may do is said by the policy <table>_tenant, or _visible", `
-		SELECT p.polname::text FROM pg_policy p JOIN tables t ON t.oid = p.polrelid WHERE p.polroles = ARRAY['hub_app'::regrole::oid] AND p.polname::text NOT IN (t.name || '_tenant', t.name || '_visible')`)
+		SELECT p.polname::text FROM pg_policy p JOIN tables t ON t.oid = p.polrelid WHERE p.polroles = ARRAY['hub_app'::regrole::oid] AND p.polpermissive AND p.polname::text NOT IN (t.name || '_tenant', t.name || '_visible')`)
 	none(t, conn, "a rule's name is one rule's", "SELECT name FROM rules GROUP BY name HAVING count(*) > 1")
 }
 
@@ -366,7 +366,7 @@ func TestX02_EveryRuleHasACase(t *testing.T) {
 	const restricting = "SELECT name || '_in_use' FROM constraints WHERE contype = 'f' AND confdeltype IN ('r', 'a')"
 	const tenants = `
 		SELECT p.polname::text FROM pg_policy p JOIN tables t ON t.oid = p.polrelid
-		WHERE p.polroles = ARRAY['hub_app'::regrole::oid] AND has_any_column_privilege('hub_app', t.oid, 'INSERT')`
+		WHERE p.polroles = ARRAY['hub_app'::regrole::oid] AND p.polpermissive AND has_any_column_privilege('hub_app', t.oid, 'INSERT')`
 	rules := list[string](t, conn, "SELECT name FROM rules WHERE name !~ "+ofMigrations+" UNION ALL "+restricting+" UNION ALL "+tenants+" ORDER BY 1")
 	var cases []string
 	for _, c := range ruleCases {

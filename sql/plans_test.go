@@ -50,6 +50,7 @@ var arguments = map[string]string{
 	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
 	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
 	"roles": "'{user,user}'", "part_messages": "'{1,2}'", "part_types": "'{text,tool}'", "part_data": "'{\"{}\",\"{}\"}'", "part_raw": "'{\"\",\"\"}'", "part_metadata": "'{\"{}\",\"{}\"}'",
+	"after_name": "''", "origin": "NULL", "file_set": "NULL", "prompt": "'x'", "descriptions": "'{x}'", "prompts": "'{x}'", "descendants": "true", "after_depth": "0", "fork_id": "@child", "last_id": "@message", "before": "false", "type": "'tool'",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
 
@@ -61,6 +62,9 @@ var argumentsOf = map[string]map[string]string{
 	"ImportSession":      {"source_id": "'x'", "project_id": "@project"},
 	"CreateSession":      {"project_id": "@project"},
 	"CreateProject":      {"slug": "'x'"},
+	"SyncRoles":          {"file_set": "'x'", "data": `'{"{}"}'`},
+	"ForkSession":        {"message_id": "@message"},
+	"PurgeDeletedSource": {"source_id": "'crowd-7'"},
 	"GetSessionBySource": {"source_id": "'crowd-7'"},
 }
 
@@ -72,6 +76,7 @@ type query struct {
 
 var (
 	queryHead  = regexp.MustCompile(`(?m)^-- name: (\w+) :\w+.*\n`)
+	queryEmbed = regexp.MustCompile(`sqlc\.embed\((\w+)\)`)
 	queryParam = regexp.MustCompile(`sqlc\.n?arg\('(\w+)'\)|@(\w+)`)
 )
 
@@ -94,7 +99,7 @@ func queries(t testing.TB) []query {
 				end = heads[i+1][0]
 			}
 			q := query{name: string(text[head[2]:head[3]])}
-			q.text = queryParam.ReplaceAllStringFunc(string(text[head[1]:end]), func(match string) string {
+			q.text = queryParam.ReplaceAllStringFunc(queryEmbed.ReplaceAllString(string(text[head[1]:end]), "$1.*"), func(match string) string {
 				groups := queryParam.FindStringSubmatch(match)
 				name := groups[1] + groups[2]
 				if !slices.Contains(q.params, name) {

@@ -129,6 +129,44 @@ CREATE FUNCTION public.current_org_id() RETURNS uuid
 
 COMMENT ON FUNCTION public.current_org_id() IS 'X01: the organisation of the calling key. NULL when nobody is signed in, and then no row is visible.';
 
+-- Name: delete_session(uuid, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.delete_session(p_id uuid, p_descendants boolean) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    c_short constant integer := 1000;
+    v_org   constant uuid    := current_org_id();
+    v_ids   uuid[] := '{}';
+    v_found uuid[];
+BEGIN
+    -- A session that is locked gets no more children: what is found again is all there is.
+    LOOP
+        WITH RECURSIVE tree AS (
+            SELECT s.id FROM sessions s WHERE s.org_id = v_org AND s.id = p_id AND s.deleted_at IS NULL
+            UNION ALL
+            SELECT c.id FROM tree t JOIN sessions c ON c.org_id = v_org AND c.parent_id = t.id WHERE p_descendants)
+        SELECT coalesce(array_agg(t.id ORDER BY t.id), '{}') INTO v_found FROM tree t;
+        EXIT WHEN v_found = v_ids;
+        v_ids := v_found;
+        PERFORM FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids) ORDER BY s.id FOR UPDATE;
+    END LOOP;
+    IF (SELECT count(*) FROM (SELECT FROM parts p WHERE p.org_id = v_org AND p.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short
+       AND (SELECT count(*) FROM (SELECT FROM messages m WHERE m.org_id = v_org AND m.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short THEN
+        DELETE FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids);
+    ELSE
+        UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(s.id::text, '-', '') WHERE s.org_id = v_org AND s.id = ANY (v_ids);
+        UPDATE sessions s SET parent_id = NULL WHERE s.org_id = v_org AND s.parent_id = ANY (v_ids);
+        UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = v_org AND s.fork_of_id = ANY (v_ids);
+    END IF;
+    RETURN cardinality(v_ids);
+END $$;
+
+-- Name: FUNCTION delete_session(p_id uuid, p_descendants boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) IS 'Deletes a session of the caller''s organisation, with its descendants if told so, and returns how many went. Up to 1,000 messages and parts go at once; of more, the sessions are marked, and purge_deleted_sessions() does the rest.';
+
 -- Name: hub_uuidv7_at(bigint); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.hub_uuidv7_at(p_clock bigint) RETURNS uuid
@@ -176,6 +214,156 @@ CREATE FUNCTION public.is_uuidv7(p_id uuid) RETURNS boolean
 -- Name: FUNCTION is_uuidv7(p_id uuid); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.is_uuidv7(p_id uuid) IS 'C02: version 7, RFC variant. The CHECK of every id column.';
+
+-- Name: sessions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.sessions (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    project_id uuid NOT NULL,
+    parent_id uuid,
+    fork_of_id uuid,
+    account_id uuid,
+    role_name text,
+    slug text NOT NULL,
+    title text DEFAULT ''::text NOT NULL,
+    version text DEFAULT '1'::text NOT NULL,
+    run_state text DEFAULT 'idle'::text NOT NULL,
+    last_activity_at timestamp with time zone DEFAULT now() NOT NULL,
+    archived_at timestamp with time zone,
+    deleted_at timestamp with time zone,
+    source text,
+    source_id text,
+    source_parent_id text,
+    source_updated_at timestamp with time zone,
+    data jsonb DEFAULT '{}'::jsonb NOT NULL,
+    raw text,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    last_message_id uuid DEFAULT '00000000-0000-7000-8000-000000000000'::uuid NOT NULL,
+    last_part_id uuid DEFAULT '00000000-0000-7000-8000-000000000000'::uuid NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT sessions_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT sessions_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT sessions_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT sessions_not_own_parent_check CHECK ((parent_id <> id)),
+    CONSTRAINT sessions_slug_shape_check CHECK (((slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'::text) AND (char_length(slug) <= 100))),
+    CONSTRAINT sessions_source_id_length_check CHECK (((octet_length(source_id) >= 1) AND (octet_length(source_id) <= 200))),
+    CONSTRAINT sessions_source_parent_id_length_check CHECK (((octet_length(source_parent_id) >= 1) AND (octet_length(source_parent_id) <= 200))),
+    CONSTRAINT sessions_source_shape_check CHECK ((source ~ '^[a-z][a-z0-9-]{0,39}$'::text)),
+    CONSTRAINT sessions_source_whole_check CHECK ((((source IS NULL) = (source_id IS NULL)) AND ((source IS NULL) = (source_updated_at IS NULL)) AND ((source_id IS NOT NULL) OR (source_parent_id IS NULL)))),
+    CONSTRAINT sessions_title_length_check CHECK ((char_length(title) <= 10000))
+);
+
+ALTER TABLE ONLY public.sessions FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE sessions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.sessions IS 'One conversation of an agent: its messages and their parts hang below it.';
+
+-- Name: COLUMN sessions.project_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.project_id IS 'S13: immutable.';
+
+-- Name: COLUMN sessions.parent_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.parent_id IS 'S11: a sub-agent is a child session. Set once: at creation, or when an imported session''s parent arrives.';
+
+-- Name: COLUMN sessions.fork_of_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.fork_of_id IS 'The session that this one was forked from: it began with a copy of its messages.';
+
+-- Name: COLUMN sessions.account_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.account_id IS 'C01: who the session belongs to. NULL once that account has left the organisation or is gone.';
+
+-- Name: COLUMN sessions.role_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.role_name IS 'C05: the agent role, by name.';
+
+-- Name: COLUMN sessions.slug; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.slug IS 'S09: unique in the organisation. Made by the database when none is given: two words and a suffix.';
+
+-- Name: COLUMN sessions.version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.version IS 'W10: the shape of messages.data and parts.data. A source''s own version stands in metadata.';
+
+-- Name: COLUMN sessions.run_state; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.run_state IS 'X10: idle, running, waiting, errored or ended; session_run_state_transitions says what may follow what.';
+
+-- Name: COLUMN sessions.last_activity_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.last_activity_at IS 'X10: when a message or part last arrived. Moves without counting as a revision.';
+
+-- Name: COLUMN sessions.archived_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.archived_at IS 'When the session was put aside; NULL while it is in use.';
+
+-- Name: COLUMN sessions.deleted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.deleted_at IS 'When a long session was deleted: nobody sees it or writes to it since, and purge_deleted_sessions() takes its rows away in batches. Only delete_session() sets it.';
+
+-- Name: COLUMN sessions.source; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.source IS 'C02: the program that the session was imported from; NULL for a session born here.';
+
+-- Name: COLUMN sessions.source_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.source_id IS 'C02: the session''s id in its source.';
+
+-- Name: COLUMN sessions.source_parent_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.source_parent_id IS 'The parent''s id in the source, which may be imported later or never.';
+
+-- Name: COLUMN sessions.source_updated_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.source_updated_at IS 'When the source had last changed the session as it was imported: an older export changes nothing.';
+
+-- Name: COLUMN sessions.data; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.data IS 'W01: structured settings. For an imported session what its source says of it, less what stands in columns. Strings are escaped (X07).';
+
+-- Name: COLUMN sessions.raw; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.raw IS 'X07: data to the letter, where jsonb would spell a number differently; else NULL.';
+
+-- Name: COLUMN sessions.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN sessions.last_message_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.last_message_id IS 'C02: the highest id of a message; the next one is above it, whatever the clocks say.';
+
+-- Name: COLUMN sessions.last_part_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.last_part_id IS 'C02: the highest id of a part; the next one is above it.';
+
+-- Name: COLUMN sessions.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.revision IS 'Counts changes of everything but last_activity_at: the ETag.';
+
+-- Name: CONSTRAINT sessions_id_version_check ON sessions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT sessions_id_version_check ON public.sessions IS 'C02';
+
+-- Name: CONSTRAINT sessions_metadata_check ON sessions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT sessions_metadata_check ON public.sessions IS 'W01';
+
+-- Name: deleted_session_ids(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.deleted_session_ids() RETURNS uuid[]
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    RETURN ARRAY(SELECT s.id FROM public.sessions s WHERE ((s.org_id = public.current_org_id()) AND (s.deleted_at IS NOT NULL)));
+
+-- Name: FUNCTION deleted_session_ids(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.deleted_session_ids() IS 'The sessions of the caller''s organisation whose rows wait to be purged: messages and parts of these are nobody''s to see.';
 
 -- Name: organizations; Type: TABLE; Schema: public; Owner: -
 
@@ -333,7 +521,7 @@ CREATE FUNCTION public.link_session_to_children() RETURNS trigger
     AS $$
 BEGIN
     UPDATE sessions s SET parent_id = NEW.id
-    WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL;
+    WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL AND s.deleted_at IS NULL;
     RETURN NULL;
 END $$;
 
@@ -395,6 +583,56 @@ END $$;
 -- Name: FUNCTION make_session_slug(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.make_session_slug() IS 'S09: two words and six hex digits.';
+
+-- Name: purge_deleted_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_deleted_sessions(p_limit integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_session record;
+    v_count   integer;
+    v_total   integer;
+BEGIN
+    SELECT s.org_id, s.id INTO v_session FROM sessions s WHERE s.deleted_at IS NOT NULL ORDER BY s.deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM parts p
+    WHERE p.org_id = v_session.org_id
+      AND p.id = ANY (ARRAY(SELECT o.id FROM parts o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT p_limit));
+    GET DIAGNOSTICS v_total = ROW_COUNT;
+    IF v_total < p_limit THEN
+        DELETE FROM messages m
+        WHERE m.org_id = v_session.org_id
+          AND m.id = ANY (ARRAY(SELECT o.id FROM messages o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT p_limit - v_total));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_total := v_total + v_count;
+    END IF;
+    IF v_total < p_limit THEN
+        DELETE FROM sessions s WHERE s.org_id = v_session.org_id AND s.id = v_session.id;
+        v_total := v_total + 1;
+    END IF;
+    RETURN v_total;
+END $$;
+
+-- Name: FUNCTION purge_deleted_sessions(p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_deleted_sessions(p_limit integer) IS 'Takes away up to so many rows of one deleted session, whichever organisation''s, and returns how many; 0 when nothing waits. Workers call it until then, each call a transaction of its own; several may do so at once.';
+
+-- Name: purge_deleted_source(text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_deleted_source(p_source text, p_source_id text) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    DELETE FROM sessions s WHERE s.org_id = current_org_id() AND s.source = p_source AND s.source_id = p_source_id AND s.deleted_at IS NOT NULL;
+$$;
+
+-- Name: FUNCTION purge_deleted_source(p_source text, p_source_id text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) IS 'What is left of a deleted session goes at once when the session is imported again: its rows have the ids that the new ones need.';
 
 -- Name: raise_rule(text, text, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -469,8 +707,8 @@ CREATE FUNCTION public.refuse_other_session_parent() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    -- ON DELETE SET NULL comes after the parent is gone: nobody else can bring that about.
-    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id) THEN
+    -- ON DELETE SET NULL comes after the parent is gone, or marked as deleted: nobody else can bring that about.
+    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id AND s.deleted_at IS NULL) THEN
         RETURN NEW;
     END IF;
     PERFORM raise_rule(TG_NAME, 'A session''s parent cannot be changed once it is written.');
@@ -492,6 +730,10 @@ DECLARE
 BEGIN
     IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
         RETURN NULL;
+    END IF;
+    -- What is deleted is not there, though its row may be for a while.
+    IF NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id AND s.deleted_at IS NULL) THEN
+        RAISE EXCEPTION USING ERRCODE = '23503', CONSTRAINT = 'sessions_parent_id_fkey', TABLE = 'sessions', MESSAGE = 'There is no such parent session.';
     END IF;
     WHILE v_ancestor IS NOT NULL LOOP
         IF v_ancestor = NEW.id OR v_ancestor = ANY (v_seen) THEN
@@ -603,6 +845,16 @@ END $$;
 -- Name: FUNCTION touch_row(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.touch_row() IS 'W22: updated_at, and the revision that the API shows as ETag. Nobody sets either by hand. Its triggers compare rows by their bytes (*<>): for jsonb 1.0 equals 1.00, for us it does not (X07).';
+
+-- Name: usage_number(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.usage_number(p_value jsonb) RETURNS numeric
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN ((jsonb_typeof(p_value) = 'number'::text) AND (((p_value)::numeric >= (0)::numeric) AND ((p_value)::numeric <= ('1000000000000'::bigint)::numeric))) THEN (p_value)::numeric ELSE (0)::numeric END;
+
+-- Name: FUNCTION usage_number(p_value jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.usage_number(p_value jsonb) IS 'A number of tokens, or an amount, as a client wrote it: 0 for what can be neither.';
 
 -- Name: accounts; Type: TABLE; Schema: public; Owner: -
 
@@ -987,12 +1239,15 @@ CREATE TABLE public.roles (
     description text DEFAULT ''::text NOT NULL,
     prompt text DEFAULT ''::text NOT NULL,
     origin text DEFAULT 'api'::text NOT NULL,
+    file_set text,
     data jsonb DEFAULT '{}'::jsonb NOT NULL,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT roles_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT roles_file_set_check CHECK (((origin = 'file'::text) = (file_set IS NOT NULL))),
+    CONSTRAINT roles_file_set_length_check CHECK (((char_length(file_set) >= 1) AND (char_length(file_set) <= 200))),
     CONSTRAINT roles_id_version_check CHECK (public.is_uuidv7(id)),
     CONSTRAINT roles_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT roles_name_length_check CHECK (((octet_length(name) >= 1) AND (octet_length(name) <= 200))),
@@ -1012,6 +1267,10 @@ COMMENT ON COLUMN public.roles.prompt IS 'The system prompt.';
 -- Name: COLUMN roles.origin; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.roles.origin IS 'api: created by a caller; file: synced from role files; import: a name that an imported session used, until somebody defines it.';
+
+-- Name: COLUMN roles.file_set; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.roles.file_set IS 'C05: the set of role files that the role was synced from, usually one repository''s: a sync of a set removes what the set has no more, and touches no other set.';
 
 -- Name: COLUMN roles.data; Type: COMMENT; Schema: public; Owner: -
 
@@ -1068,135 +1327,6 @@ CREATE TABLE public.session_versions (
 -- Name: TABLE session_versions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TABLE public.session_versions IS 'W10: the shapes that messages.data and parts.data can have.';
-
--- Name: sessions; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.sessions (
-    org_id uuid NOT NULL,
-    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
-    project_id uuid NOT NULL,
-    parent_id uuid,
-    account_id uuid,
-    role_name text,
-    slug text NOT NULL,
-    title text DEFAULT ''::text NOT NULL,
-    version text DEFAULT '1'::text NOT NULL,
-    run_state text DEFAULT 'idle'::text NOT NULL,
-    last_activity_at timestamp with time zone DEFAULT now() NOT NULL,
-    archived_at timestamp with time zone,
-    source text,
-    source_id text,
-    source_parent_id text,
-    source_updated_at timestamp with time zone,
-    data jsonb DEFAULT '{}'::jsonb NOT NULL,
-    raw text,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    last_message_id uuid DEFAULT '00000000-0000-7000-8000-000000000000'::uuid NOT NULL,
-    last_part_id uuid DEFAULT '00000000-0000-7000-8000-000000000000'::uuid NOT NULL,
-    revision integer DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT sessions_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
-    CONSTRAINT sessions_id_version_check CHECK (public.is_uuidv7(id)),
-    CONSTRAINT sessions_metadata_check CHECK (public.is_metadata(metadata)),
-    CONSTRAINT sessions_not_own_parent_check CHECK ((parent_id <> id)),
-    CONSTRAINT sessions_slug_shape_check CHECK (((slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'::text) AND (char_length(slug) <= 100))),
-    CONSTRAINT sessions_source_id_length_check CHECK (((octet_length(source_id) >= 1) AND (octet_length(source_id) <= 200))),
-    CONSTRAINT sessions_source_parent_id_length_check CHECK (((octet_length(source_parent_id) >= 1) AND (octet_length(source_parent_id) <= 200))),
-    CONSTRAINT sessions_source_shape_check CHECK ((source ~ '^[a-z][a-z0-9-]{0,39}$'::text)),
-    CONSTRAINT sessions_source_whole_check CHECK ((((source IS NULL) = (source_id IS NULL)) AND ((source IS NULL) = (source_updated_at IS NULL)) AND ((source_id IS NOT NULL) OR (source_parent_id IS NULL)))),
-    CONSTRAINT sessions_title_length_check CHECK ((char_length(title) <= 10000))
-);
-
-ALTER TABLE ONLY public.sessions FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE sessions; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.sessions IS 'One conversation of an agent: its messages and their parts hang below it.';
-
--- Name: COLUMN sessions.project_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.project_id IS 'S13: immutable.';
-
--- Name: COLUMN sessions.parent_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.parent_id IS 'S11: a sub-agent is a child session. Set once: at creation, or when an imported session''s parent arrives.';
-
--- Name: COLUMN sessions.account_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.account_id IS 'C01: who the session belongs to. NULL once that account has left the organisation or is gone.';
-
--- Name: COLUMN sessions.role_name; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.role_name IS 'C05: the agent role, by name.';
-
--- Name: COLUMN sessions.slug; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.slug IS 'S09: unique in the organisation. Made by the database when none is given: two words and a suffix.';
-
--- Name: COLUMN sessions.version; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.version IS 'W10: the shape of messages.data and parts.data. A source''s own version stands in metadata.';
-
--- Name: COLUMN sessions.run_state; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.run_state IS 'X10: idle, running, waiting, errored or ended; session_run_state_transitions says what may follow what.';
-
--- Name: COLUMN sessions.last_activity_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.last_activity_at IS 'X10: when a message or part last arrived. Moves without counting as a revision.';
-
--- Name: COLUMN sessions.archived_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.archived_at IS 'When the session was put aside; NULL while it is in use.';
-
--- Name: COLUMN sessions.source; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.source IS 'C02: the program that the session was imported from; NULL for a session born here.';
-
--- Name: COLUMN sessions.source_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.source_id IS 'C02: the session''s id in its source.';
-
--- Name: COLUMN sessions.source_parent_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.source_parent_id IS 'The parent''s id in the source, which may be imported later or never.';
-
--- Name: COLUMN sessions.source_updated_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.source_updated_at IS 'When the source had last changed the session as it was imported: an older export changes nothing.';
-
--- Name: COLUMN sessions.data; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.data IS 'W01: structured settings. For an imported session what its source says of it, less what stands in columns. Strings are escaped (X07).';
-
--- Name: COLUMN sessions.raw; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.raw IS 'X07: data to the letter, where jsonb would spell a number differently; else NULL.';
-
--- Name: COLUMN sessions.metadata; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.metadata IS 'W01: opaque, one object per subsystem.';
-
--- Name: COLUMN sessions.last_message_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.last_message_id IS 'C02: the highest id of a message; the next one is above it, whatever the clocks say.';
-
--- Name: COLUMN sessions.last_part_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.last_part_id IS 'C02: the highest id of a part; the next one is above it.';
-
--- Name: COLUMN sessions.revision; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.revision IS 'Counts changes of everything but last_activity_at: the ETag.';
-
--- Name: CONSTRAINT sessions_id_version_check ON sessions; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT sessions_id_version_check ON public.sessions IS 'C02';
-
--- Name: CONSTRAINT sessions_metadata_check ON sessions; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT sessions_metadata_check ON public.sessions IS 'W01';
 
 -- Name: accounts accounts_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -1384,6 +1514,10 @@ CREATE INDEX parts_type_session_id_idx ON public.parts USING btree (org_id, type
 
 COMMENT ON INDEX public.parts_type_session_id_idx IS 'S10: all tool parts of a session. type comes before session_id, so that nobody takes this index to find a message''s parts: PostgreSQL thinks that a session has few, and would read all of them for each message.';
 
+-- Name: roles_file_set_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX roles_file_set_idx ON public.roles USING btree (org_id, file_set) WHERE (file_set IS NOT NULL);
+
 -- Name: session_run_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX session_run_state_transitions_to_state_idx ON public.session_run_state_transitions USING btree (to_state);
@@ -1391,6 +1525,26 @@ CREATE INDEX session_run_state_transitions_to_state_idx ON public.session_run_st
 -- Name: sessions_account_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX sessions_account_id_idx ON public.sessions USING btree (org_id, account_id, id);
+
+-- Name: sessions_archived_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_archived_idx ON public.sessions USING btree (org_id, archived_at) WHERE (archived_at IS NOT NULL);
+
+-- Name: INDEX sessions_archived_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.sessions_archived_idx IS 'W09: what retention asks for.';
+
+-- Name: sessions_deleted_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_deleted_idx ON public.sessions USING btree (org_id, deleted_at, id) WHERE (deleted_at IS NOT NULL);
+
+-- Name: INDEX sessions_deleted_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.sessions_deleted_idx IS 'What waits to be purged.';
+
+-- Name: sessions_fork_of_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_fork_of_id_idx ON public.sessions USING btree (org_id, fork_of_id, id);
 
 -- Name: sessions_orphans_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -1594,7 +1748,7 @@ CREATE TRIGGER sessions_slug BEFORE INSERT ON public.sessions FOR EACH ROW WHEN 
 
 -- Name: sessions sessions_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.fork_of_id IS DISTINCT FROM new.fork_of_id)) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
 
 -- Name: api_keys api_keys_member_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -1688,6 +1842,11 @@ ALTER TABLE ONLY public.sessions
 
 COMMENT ON CONSTRAINT sessions_account_id_fkey ON public.sessions IS 'C01: NULLable, so that SET NULL can do what it says. Through the membership, so that no other organisation''s account fits (X01).';
 
+-- Name: sessions sessions_fork_of_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.sessions
+    ADD CONSTRAINT sessions_fork_of_id_fkey FOREIGN KEY (org_id, fork_of_id) REFERENCES public.sessions(org_id, id) ON DELETE SET NULL (fork_of_id);
+
 -- Name: sessions sessions_parent_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.sessions
@@ -1771,9 +1930,17 @@ CREATE POLICY api_keys_tenant ON public.api_keys FOR SELECT TO hub_app USING ((o
 
 ALTER TABLE public.messages ENABLE ROW LEVEL SECURITY;
 
+-- Name: messages messages_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_purge ON public.messages TO hub_system USING (true);
+
 -- Name: messages messages_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY messages_tenant ON public.messages TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: messages messages_undeleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_undeleted ON public.messages AS RESTRICTIVE TO hub_app USING ((session_id <> ALL (( SELECT public.deleted_session_ids() AS deleted_session_ids)::uuid[])));
 
 -- Name: organization_members; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -1807,9 +1974,17 @@ CREATE POLICY organizations_tenant ON public.organizations FOR SELECT TO hub_app
 
 ALTER TABLE public.parts ENABLE ROW LEVEL SECURITY;
 
+-- Name: parts parts_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_purge ON public.parts TO hub_system USING (true);
+
 -- Name: parts parts_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY parts_tenant ON public.parts TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: parts parts_undeleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_undeleted ON public.parts AS RESTRICTIVE TO hub_app USING ((session_id <> ALL (( SELECT public.deleted_session_ids() AS deleted_session_ids)::uuid[])));
 
 -- Name: projects; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -1839,6 +2014,10 @@ CREATE POLICY sessions_bookkeeping ON public.sessions TO hub_system USING (true)
 
 CREATE POLICY sessions_tenant ON public.sessions TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: sessions sessions_undeleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY sessions_undeleted ON public.sessions AS RESTRICTIVE TO hub_app USING ((deleted_at IS NULL));
+
 -- Name: SCHEMA public; Type: ACL; Schema: -; Owner: -
 
 GRANT USAGE ON SCHEMA public TO hub_app;
@@ -1856,11 +2035,136 @@ GRANT ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT
 REVOKE ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) TO hub;
 
+-- Name: FUNCTION delete_session(p_id uuid, p_descendants boolean); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) TO hub_app;
+
+-- Name: TABLE sessions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.sessions TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.project_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(project_id),UPDATE(project_id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.parent_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(parent_id),UPDATE(parent_id) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(parent_id) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.fork_of_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(fork_of_id) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(fork_of_id) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.account_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(account_id),UPDATE(account_id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.role_name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(role_name),UPDATE(role_name) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.slug; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(slug),UPDATE(slug) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(slug) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.title; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(title),UPDATE(title) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(version) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.run_state; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(run_state),UPDATE(run_state) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.last_activity_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(last_activity_at),UPDATE(last_activity_at) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(last_activity_at) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.archived_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(archived_at),UPDATE(archived_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.deleted_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(deleted_at) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.source; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.source_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.source_parent_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_parent_id),UPDATE(source_parent_id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.source_updated_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_updated_at),UPDATE(source_updated_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.data; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(data),UPDATE(data) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.raw; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(raw),UPDATE(raw) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.last_message_id; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(last_message_id) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.last_part_id; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(last_part_id) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.created_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: FUNCTION deleted_session_ids(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.deleted_session_ids() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.deleted_session_ids() TO hub_app;
+
 -- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.organizations TO hub_app;
 GRANT SELECT ON TABLE public.organizations TO hub_auth;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organizations TO hub_system;
+
+-- Name: FUNCTION purge_deleted_sessions(p_limit integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_deleted_sessions(p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_deleted_sessions(p_limit integer) TO hub_app;
+
+-- Name: FUNCTION purge_deleted_source(p_source text, p_source_id text); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) TO hub_app;
 
 -- Name: FUNCTION record_session_rows(); Type: ACL; Schema: public; Owner: -
 
@@ -1928,6 +2232,7 @@ GRANT SELECT(updated_at) ON TABLE public.api_keys TO hub_app;
 -- Name: TABLE messages; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE,UPDATE ON TABLE public.messages TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.messages TO hub_system;
 
 -- Name: COLUMN messages.org_id; Type: ACL; Schema: public; Owner: -
 
@@ -1981,6 +2286,7 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organization_members TO hub_sy
 -- Name: TABLE parts; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE,UPDATE ON TABLE public.parts TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.parts TO hub_system;
 
 -- Name: COLUMN parts.org_id; Type: ACL; Schema: public; Owner: -
 
@@ -2094,6 +2400,10 @@ GRANT INSERT(prompt) ON TABLE public.roles TO hub_app;
 
 GRANT INSERT(origin) ON TABLE public.roles TO hub_app;
 
+-- Name: COLUMN roles.file_set; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(file_set) ON TABLE public.roles TO hub_app;
+
 -- Name: COLUMN roles.data; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(data) ON TABLE public.roles TO hub_app;
@@ -2113,97 +2423,3 @@ GRANT SELECT ON TABLE public.session_run_states TO hub_app;
 -- Name: TABLE session_versions; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.session_versions TO hub_app;
-
--- Name: TABLE sessions; Type: ACL; Schema: public; Owner: -
-
-GRANT SELECT,DELETE ON TABLE public.sessions TO hub_app;
-GRANT SELECT ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.org_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(org_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.project_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(project_id),UPDATE(project_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.parent_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(parent_id),UPDATE(parent_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.account_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(account_id),UPDATE(account_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.role_name; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(role_name),UPDATE(role_name) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.slug; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(slug),UPDATE(slug) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.title; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(title),UPDATE(title) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.version; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(version) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.run_state; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(run_state),UPDATE(run_state) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.last_activity_at; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(last_activity_at),UPDATE(last_activity_at) ON TABLE public.sessions TO hub_app;
-GRANT UPDATE(last_activity_at) ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.archived_at; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(archived_at),UPDATE(archived_at) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.source; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(source) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.source_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(source_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.source_parent_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(source_parent_id),UPDATE(source_parent_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.source_updated_at; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(source_updated_at),UPDATE(source_updated_at) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.data; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(data),UPDATE(data) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.raw; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(raw),UPDATE(raw) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.metadata; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.last_message_id; Type: ACL; Schema: public; Owner: -
-
-GRANT UPDATE(last_message_id) ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.last_part_id; Type: ACL; Schema: public; Owner: -
-
-GRANT UPDATE(last_part_id) ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.created_at; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;

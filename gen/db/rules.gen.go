@@ -90,6 +90,8 @@ const (
 	ProjectsSlugKey                              = "projects_slug_key"
 	ProjectsSlugShapeCheck                       = "projects_slug_shape_check"
 	RolesDataObjectCheck                         = "roles_data_object_check"
+	RolesFileSetCheck                            = "roles_file_set_check"
+	RolesFileSetLengthCheck                      = "roles_file_set_length_check"
 	RolesIDVersionCheck                          = "roles_id_version_check"
 	RolesIdentityImmutable                       = "roles_identity_immutable"
 	RolesMetadataCheck                           = "roles_metadata_check"
@@ -109,6 +111,8 @@ const (
 	SessionsAccountIDFkey                        = "sessions_account_id_fkey"
 	SessionsAccountIDFkeyInUse                   = "sessions_account_id_fkey_in_use"
 	SessionsDataObjectCheck                      = "sessions_data_object_check"
+	SessionsForkOfIDFkey                         = "sessions_fork_of_id_fkey"
+	SessionsForkOfIDFkeyInUse                    = "sessions_fork_of_id_fkey_in_use"
 	SessionsIDVersionCheck                       = "sessions_id_version_check"
 	SessionsIdentityImmutable                    = "sessions_identity_immutable"
 	SessionsMetadataCheck                        = "sessions_metadata_check"
@@ -228,6 +232,8 @@ var Rules = []string{
 	ProjectsSlugKey,
 	ProjectsSlugShapeCheck,
 	RolesDataObjectCheck,
+	RolesFileSetCheck,
+	RolesFileSetLengthCheck,
 	RolesIDVersionCheck,
 	RolesIdentityImmutable,
 	RolesMetadataCheck,
@@ -247,6 +253,8 @@ var Rules = []string{
 	SessionsAccountIDFkey,
 	SessionsAccountIDFkeyInUse,
 	SessionsDataObjectCheck,
+	SessionsForkOfIDFkey,
+	SessionsForkOfIDFkeyInUse,
 	SessionsIDVersionCheck,
 	SessionsIdentityImmutable,
 	SessionsMetadataCheck,

@@ -174,8 +174,11 @@ func isRefusal(err error) bool {
 	return errors.As(err, new(*problem)) || errors.As(err, new(*pgjson.Error))
 }
 
+// transfers are the operations that read or write whole sessions, beside those with a streamed body.
+var transfers = []string{"exportSession", "exportSessionTree", "forkSession"}
+
 func (s *Server) timeout(op *operation) time.Duration {
-	if op != nil && (op.streamed || op.id == "exportSession") {
+	if op != nil && (op.streamed || slices.Contains(transfers, op.id)) {
 		return s.ImportTimeout
 	}
 	return s.RequestTimeout

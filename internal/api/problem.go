@@ -79,10 +79,15 @@ var codes = map[string]rule{
 	"database_unavailable":   {status: http.StatusServiceUnavailable, detail: "The database does not answer."},
 	"storage_unavailable":    {status: http.StatusServiceUnavailable, detail: "The server cannot put the file aside."},
 
-	"session_born_here": {status: conflict, detail: "The session was born in this hub and is here still."},
-	"project_not_found": {status: http.StatusNotFound, detail: "There is no such project, or it is not yours."},
-	"session_not_found": {status: http.StatusNotFound, detail: "There is no such session, or it is not yours."},
-	"message_not_found": {status: http.StatusNotFound, detail: "There is no such message in the session, or it is not yours."},
+	"session_born_here":      {status: conflict, detail: "The session was born in this hub and is here still."},
+	"invalid_archive":        {status: http.StatusBadRequest, detail: "The body is no zip archive of session exports."},
+	"fork_message_not_found": {status: invalid, detail: "The session has no such message."},
+	"project_not_found":      {status: http.StatusNotFound, detail: "There is no such project, or it is not yours."},
+	"session_not_found":      {status: http.StatusNotFound, detail: "There is no such session, or it is not yours."},
+	"role_not_found":         {status: http.StatusNotFound, detail: "There is no such role, or it is not yours."},
+	"role_file_invalid":      {status: invalid, detail: "A role file cannot be read. No role was changed."},
+	"role_in_other_set":      {status: conflict, detail: "Another set of files has a role of this name. No role was changed."},
+	"message_not_found":      {status: http.StatusNotFound, detail: "There is no such message in the session, or it is not yours."},
 }
 
 // rules is the one table from a rule's name to what the client is told. A rule of the database that is missing here fails
@@ -150,11 +155,13 @@ var rules = map[string]rule{
 	db.ProjectsSlugKey:                {status: conflict, detail: "Another project has this slug.", pointer: "/slug"},
 	db.ProjectsSlugShapeCheck:         {status: invalid, detail: slugShape, pointer: "/slug"},
 
-	db.RolesNameKey:         {status: conflict, detail: "Another role has this name.", pointer: "/name"},
-	db.RolesNameLengthCheck: {status: invalid, detail: "A role's name has 1 to 200 bytes.", pointer: "/name"},
-	db.RolesOrgIDFkey:       {status: invalid, detail: "There is no such organisation."},
-	db.RolesOrgIDFkeyInUse:  {status: conflict, detail: "The organisation still has roles."},
-	db.RolesOriginCheck:     {status: invalid, detail: "A role comes from api, file or import.", pointer: "/origin"},
+	db.RolesFileSetCheck:       {status: invalid, detail: "A role has a set of files exactly when it comes from one.", pointer: "/fileSet"},
+	db.RolesFileSetLengthCheck: {status: invalid, detail: "The name of a set of files has 1 to 200 characters.", pointer: "/fileSet"},
+	db.RolesNameKey:            {status: conflict, detail: "Another role has this name.", pointer: "/name"},
+	db.RolesNameLengthCheck:    {status: invalid, detail: "A role's name has 1 to 200 bytes.", pointer: "/name"},
+	db.RolesOrgIDFkey:          {status: invalid, detail: "There is no such organisation."},
+	db.RolesOrgIDFkeyInUse:     {status: conflict, detail: "The organisation still has roles."},
+	db.RolesOriginCheck:        {status: invalid, detail: "A role comes from api, file or import.", pointer: "/origin"},
 
 	db.SessionRunStateTransitionsFromStateFkey:      {status: invalid, detail: "There is no such state."},
 	db.SessionRunStateTransitionsFromStateFkeyInUse: {status: conflict, detail: "Transitions still refer to the state."},
@@ -163,6 +170,8 @@ var rules = map[string]rule{
 
 	db.SessionsAccountIDFkey:             {status: invalid, detail: "The account is no member of this organisation.", pointer: "/accountId"},
 	db.SessionsAccountIDFkeyInUse:        {status: conflict, detail: "The member still has sessions."},
+	db.SessionsForkOfIDFkey:              {status: invalid, detail: "There is no such session to fork.", pointer: "/forkOfId"},
+	db.SessionsForkOfIDFkeyInUse:         {status: conflict, detail: "The session still has forks."},
 	db.SessionsNotOwnParentCheck:         {status: invalid, detail: "A session cannot be its own parent.", pointer: "/parentId"},
 	db.SessionsParentAcyclic:             {status: invalid, detail: "A session cannot be its own ancestor.", pointer: "/parentId"},
 	db.SessionsParentIDFkey:              {status: invalid, detail: "There is no such parent session.", pointer: "/parentId"},

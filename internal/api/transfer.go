@@ -66,45 +66,8 @@ func (s *Server) importSession(ctx context.Context, project uuid.UUID, outline *
 	if err != nil {
 		return api.SessionImport{}, err
 	}
-	in := &importer{outline: outline, project: project, seen: []string{}} // not nil: that would be NULL, to which nothing compares
-	err = s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error {
-		in.db = q
-		if err := in.refuseBorn(ctx); err != nil {
-			return err
-		}
-		if err := q.RegisterImportedRoles(ctx, outline.Agents); err != nil {
-			return err
-		}
-		stored, err := q.ImportSession(ctx, db.ImportSessionParams{
-			ID: outline.ID, ProjectID: project, RoleName: outline.Agent, Title: outline.Title,
-			Source: source, SourceID: outline.SourceID, SourceParentID: outline.ParentSourceID, SourceUpdatedAt: outline.Updated,
-			ArchivedAt: outline.Archived, Data: outline.Data.JSON, Raw: nullable(raw(outline.Data)), Metadata: outline.Metadata.JSON, CreatedAt: outline.Created,
-		})
-		if errors.Is(err, pgx.ErrNoRows) {
-			return in.older(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		in.result.Id, in.created = stored.ID, stored.Created
-		if err := in.findBorn(ctx); err != nil {
-			return err
-		}
-		for message, err := range opencode.Messages(text, outline) {
-			if err != nil {
-				return err
-			}
-			if err := in.add(ctx, message); err != nil {
-				return err
-			}
-		}
-		if err := in.finish(ctx); err != nil {
-			return err
-		}
-		in.conclude(stored.Changed)
-		return nil
-	})
-	if err != nil {
+	in := newImporter(project, outline)
+	if err := s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error { return in.run(ctx, q, text) }); err != nil {
 		return api.SessionImport{}, s.pointAt(ctx, err, in)
 	}
 	return in.result, nil
@@ -122,6 +85,53 @@ type importer struct {
 	messages db.ImportMessagesParams
 	parts    db.ImportPartsParams
 	bytes    int
+}
+
+func newImporter(project uuid.UUID, outline *opencode.Session) *importer {
+	return &importer{outline: outline, project: project, seen: []string{}} // not nil: that would be NULL, to which nothing compares
+}
+
+// run stores the file that text reads, in q's transaction.
+func (in *importer) run(ctx context.Context, q *db.Queries, text io.Reader) error {
+	in.db = q
+	outline := in.outline
+	if err := in.refuseBorn(ctx); err != nil {
+		return err
+	}
+	if err := q.PurgeDeletedSource(ctx, db.PurgeDeletedSourceParams{Source: source, SourceID: outline.SourceID}); err != nil {
+		return err
+	}
+	if err := q.RegisterImportedRoles(ctx, outline.Agents); err != nil {
+		return err
+	}
+	stored, err := q.ImportSession(ctx, db.ImportSessionParams{
+		ID: outline.ID, ProjectID: in.project, RoleName: outline.Agent, Title: outline.Title,
+		Source: source, SourceID: outline.SourceID, SourceParentID: outline.ParentSourceID, SourceUpdatedAt: outline.Updated,
+		ArchivedAt: outline.Archived, Data: outline.Data.JSON, Raw: nullable(raw(outline.Data)), Metadata: outline.Metadata.JSON, CreatedAt: outline.Created,
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return in.older(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	in.result.Id, in.created = stored.ID, stored.Created
+	if err := in.findBorn(ctx); err != nil {
+		return err
+	}
+	for message, err := range opencode.Messages(text, outline) {
+		if err != nil {
+			return err
+		}
+		if err := in.add(ctx, message); err != nil {
+			return err
+		}
+	}
+	if err := in.finish(ctx); err != nil {
+		return err
+	}
+	in.conclude(stored.Changed)
+	return nil
 }
 
 // refuseBorn refuses the export of a session that was born here and is here still: it would be here twice, under one id outside.
@@ -343,9 +353,14 @@ func (s *Server) pointAt(ctx context.Context, refusal error, in *importer) error
 	return p
 }
 
-// ExportSession implements the contract's operation. The file is made from one snapshot and put aside, and only then sent: a client
-// that reads slowly holds no connection to the database.
+// ExportSession implements the contract's operation.
 func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestObject) (api.ExportSessionResponseObject, error) {
+	return s.export(ctx, r.SessionId, func(q *db.Queries, root db.Session, w io.Writer) error { return writeExport(ctx, q, root, w) })
+}
+
+// export makes a file from one snapshot and puts it aside, and only then is it sent: a client that reads slowly holds no connection
+// to the database.
+func (s *Server) export(ctx context.Context, id uuid.UUID, write func(*db.Queries, db.Session, io.Writer) error) (*exportFile, error) {
 	out := &exportFile{spool: &spool{dir: s.TempDir}}
 	done, err := s.beginTransfer(ctx)
 	if err != nil {
@@ -353,12 +368,12 @@ func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestOb
 	}
 	defer done()
 	err = s.store.Tx(ctx, store.Snapshot, func(q *db.Queries) error {
-		row, err := q.GetSession(ctx, r.SessionId)
+		row, err := q.GetSession(ctx, id)
 		if err != nil {
 			return missing("session", err)
 		}
 		out.name = cmp.Or(deref(row.SourceID), row.Slug)
-		return writeExport(ctx, q, row, out.spool)
+		return write(q, row, out.spool)
 	})
 	if err != nil {
 		out.spool.Close()
@@ -370,7 +385,7 @@ func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestOb
 	return out, nil
 }
 
-// exportFile is the answer: a finished export.
+// exportFile is the answer: a finished export, or an archive of them.
 type exportFile struct {
 	name  string
 	spool *spool
@@ -378,13 +393,22 @@ type exportFile struct {
 
 // VisitExportSessionResponse sends the file and gives its storage back.
 func (f *exportFile) VisitExportSessionResponse(w http.ResponseWriter) error {
+	return f.send(w, "application/json", ".json")
+}
+
+// VisitExportSessionTreeResponse sends the archive and gives its storage back.
+func (f *exportFile) VisitExportSessionTreeResponse(w http.ResponseWriter) error {
+	return f.send(w, "application/zip", ".zip")
+}
+
+func (f *exportFile) send(w http.ResponseWriter, media, ending string) error {
 	defer f.spool.Close()
 	text, err := f.spool.Reader()
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", f.name+".json"))
+	w.Header().Set("Content-Type", media)
+	w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", f.name+ending))
 	_, err = io.Copy(w, text)
 	return err
 }
@@ -495,6 +519,15 @@ func (s *spool) Reader() (io.Reader, error) {
 	}
 	_, err := s.file.Seek(0, io.SeekStart)
 	return bufio.NewReaderSize(s.file, 64<<10), err
+}
+
+// ReaderAt reads anywhere.
+func (s *spool) ReaderAt() (at io.ReaderAt, size int64, err error) {
+	if s.file == nil {
+		return bytes.NewReader(s.memory.Bytes()), int64(s.memory.Len()), nil
+	}
+	size, err = s.file.Seek(0, io.SeekEnd)
+	return s.file, size, err
 }
 
 // Close gives memory and file back.

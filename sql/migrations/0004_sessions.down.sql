@@ -1,3 +1,10 @@
+DROP POLICY parts_undeleted ON parts;
+DROP POLICY messages_undeleted ON messages;
+DROP FUNCTION purge_deleted_source(text, text);
+DROP FUNCTION purge_deleted_sessions(integer);
+DROP FUNCTION deleted_session_ids();
+DROP FUNCTION delete_session(uuid, boolean);
+DROP FUNCTION usage_number(jsonb);
 DROP TABLE parts;
 DROP TABLE messages;
 DROP FUNCTION record_session_rows();

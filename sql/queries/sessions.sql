@@ -37,10 +37,15 @@ RETURNING *;
 -- name: LockSession :one
 SELECT * FROM sessions WHERE org_id = current_org_id() AND id = @id FOR NO KEY UPDATE;
 
--- name: DeleteSession :execrows
-DELETE FROM sessions
-WHERE org_id = current_org_id() AND id = @id
-  AND revision = coalesce(sqlc.narg('if_match')::integer, revision);
+-- name: DeleteSession :many
+-- What delete_session() returned, of the session that the caller sees.
+WITH session AS MATERIALIZED (
+    SELECT s.id FROM sessions s
+    WHERE s.org_id = current_org_id() AND s.id = @id
+      AND s.revision = coalesce(sqlc.narg('if_match')::integer, s.revision)
+    FOR UPDATE
+)
+SELECT delete_session(s.id, @descendants::boolean)::integer AS deleted FROM session s;
 
 -- name: AppendMessages :many
 -- Messages and their parts in one statement. The arrays run in step ('' in raw stands for NULL); part_messages holds the number (from 1) of each part's
@@ -100,6 +105,19 @@ SELECT p.message_id, p.id, p.type, p.source_id, coalesce(p.raw, p.data::text), p
 FROM parts p
 WHERE p.org_id = current_org_id() AND p.session_id = @session_id AND p.message_id = @message_id
 ORDER BY message_id, part_id;
+
+
+-- name: DeleteMessage :execrows
+DELETE FROM messages
+WHERE org_id = current_org_id() AND session_id = @session_id AND id = @message_id
+  AND revision = coalesce(sqlc.narg('if_match')::integer, revision);
+
+-- name: ListParts :many
+SELECT p.id, p.message_id, p.type, p.source_id, coalesce(p.raw, p.data::text)::text AS data, p.metadata, p.revision, p.created_at, p.updated_at
+FROM parts p
+WHERE p.org_id = current_org_id() AND p.session_id = @session_id AND p.type = @type AND p.id > @after_id
+ORDER BY p.id
+LIMIT @row_limit;
 
 
 -- Import and export ------------------------------------------------------------------------------------------------
