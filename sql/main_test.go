@@ -23,8 +23,8 @@ func TestMain(m *testing.M) {
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
 	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules)
-	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes)
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, searchRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, searchDeletes)
 )
 
 // ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's

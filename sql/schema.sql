@@ -455,6 +455,56 @@ CREATE FUNCTION public.hub_uuidv7_after(p_floor uuid) RETURNS uuid
 
 COMMENT ON FUNCTION public.hub_uuidv7_after(p_floor uuid) IS 'C02: a UUIDv7 of now, or the next one above the floor where clocks differ or stand still.';
 
+-- Name: index_parts(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.index_parts() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        DELETE FROM search_entries e USING added n, removed o
+        WHERE (o.org_id, o.id) = (n.org_id, n.id) AND o.data IS DISTINCT FROM n.data AND (e.org_id, e.part_id) = (n.org_id, n.id);
+        INSERT INTO search_entries (org_id, session_id, part_id, chunk, vector, created_at)
+        SELECT n.org_id, n.session_id, n.id, c.chunk, v.vector, n.created_at
+        FROM added n JOIN removed o ON (o.org_id, o.id) = (n.org_id, n.id) AND o.data IS DISTINCT FROM n.data,
+             part_text(n.data) t, generate_series(0, least(124, (char_length(t) - 1) / 8000)) c(chunk), search_vector(search_chunk(t, c.chunk)) v(vector)
+        WHERE v.vector <> '';
+    ELSE
+        INSERT INTO search_entries (org_id, session_id, part_id, chunk, vector, created_at)
+        SELECT n.org_id, n.session_id, n.id, c.chunk, v.vector, n.created_at
+        FROM added n, part_text(n.data) t, generate_series(0, least(124, (char_length(t) - 1) / 8000)) c(chunk), search_vector(search_chunk(t, c.chunk)) v(vector)
+        WHERE v.vector <> '';
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION index_parts(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.index_parts() IS 'Keeps search_entries, after each statement.';
+
+-- Name: index_session_title(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.index_session_title() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_vector tsvector := search_vector(search_chunk(NEW.title, 0));
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        DELETE FROM search_entries e WHERE e.org_id = NEW.org_id AND e.session_id = NEW.id AND e.part_id IS NULL;
+    END IF;
+    IF v_vector <> '' THEN
+        INSERT INTO search_entries (org_id, session_id, vector, created_at) VALUES (NEW.org_id, NEW.id, v_vector, NEW.created_at);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION index_session_title(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.index_session_title() IS 'Keeps the title''s row of search_entries.';
+
 -- Name: issue_session_row_id(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.issue_session_row_id() RETURNS trigger
@@ -583,6 +633,29 @@ END $$;
 -- Name: FUNCTION make_session_slug(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.make_session_slug() IS 'S09: two words and six hex digits.';
+
+-- Name: part_text(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.part_text(p_data jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $_$
+DECLARE
+    v_text text := concat_ws(E'\n',
+        p_data ->> 'text', p_data ->> 'filename', p_data ->> 'name', p_data ->> 'description', p_data ->> 'prompt', p_data #>> '{source,text,value}',
+        p_data #>> '{state,title}', (SELECT string_agg(v #>> '{}', E'\n') FROM jsonb_path_query(p_data #> '{state,input}', 'strict $.**') v WHERE jsonb_typeof(v) = 'string'),
+        p_data #>> '{state,output}', p_data #>> '{state,error}', (SELECT string_agg(f, E'\n') FROM jsonb_array_elements_text(CASE jsonb_typeof(p_data -> 'files') WHEN 'array' THEN p_data -> 'files' END) f),
+        p_data #>> '{error,data,message}');
+BEGIN
+    IF strpos(v_text, E'\x10') > 0 THEN -- what jsonb cannot hold (X07)
+        v_text := regexp_replace(v_text, E'\x10(0|u[0-9a-f]{4}|\x10)', E'\uFFFD', 'g');
+    END IF;
+    RETURN v_text;
+END $_$;
+
+-- Name: FUNCTION part_text(p_data jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.part_text(p_data jsonb) IS 'What can be found of a part: its text, a tool call''s title, input, output and error, names of files, a sub-agent''s prompt, a retry''s error. Of unknown types what has one of these names.';
 
 -- Name: purge_deleted_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -817,6 +890,157 @@ END $_$;
 
 COMMENT ON FUNCTION public.refuse_unless_cascade() IS 'Append-only tables. Arguments: parent table, own column with the parent''s org, own column with the parent''s id, then the columns that a SET NULL may clear. Without arguments nothing passes.';
 
+-- Name: search_chunk(text, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_chunk(p_text text, p_chunk integer) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN substr(p_text, ((p_chunk * 8000) + 1), 8100);
+
+-- Name: FUNCTION search_chunk(p_text text, p_chunk integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_chunk(p_text text, p_chunk integer) IS 'One piece of a text, a hundred characters longer than the way to the next, so that hardly a phrase is torn. Pieces this short fit a tsvector (its limits: 1 MB, 16,383 positions), and a snippet is made of one.';
+
+-- Name: search_letters(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_letters(p_text text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN translate(CASE WHEN (octet_length(p_text) > char_length(p_text)) THEN NORMALIZE(p_text, NFKC) ELSE p_text END, '!"#$%&''()*+,-./:;<=>?@[\]^_`{|}~'::text, repeat(' '::text, 32));
+
+-- Name: FUNCTION search_letters(p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_letters(p_text text) IS 'A text in which each spelling of a letter is the same (NFKC), and without punctuation: src/app/discount.ts and last_message_id are words one by one, which the parser would take for a file and keep whole.';
+
+-- Name: search_query(text, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_query(p_query text, p_for_snippet boolean) RETURNS tsquery
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $_$
+DECLARE
+    v_term  text[];
+    v_run   text[];
+    v_word  tsquery;
+    v_and   tsquery := '';
+    v_or    tsquery := '';
+    v_whole tsquery;
+BEGIN
+    FOR v_term IN SELECT regexp_matches(p_query, '(-?)(?:"([^"]*)"?|(\S+))', 'g') LOOP
+        IF v_term[1] = '' AND lower(v_term[3]) = 'or' THEN
+            v_or := v_or || v_and;
+            v_and := '';
+            CONTINUE;
+        END IF;
+        v_word := '';
+        FOR v_run IN
+            SELECT regexp_matches(search_letters(coalesce(v_term[2], v_term[3])), '([' || unspaced_letters() || ']+)|([^' || unspaced_letters() || ']+)', 'g')
+        LOOP
+            v_whole := '';
+            IF v_run[1] IS NULL THEN
+                v_whole := phraseto_tsquery('public.hub_text', v_run[2]);
+                IF v_term[3] ~ '[^*]\*$' AND numnode(v_whole) = 1 THEN -- a beginning: disc*
+                    v_whole := (quote_literal(lower(trim(v_run[2]))) || ':*')::tsquery;
+                END IF;
+            ELSIF char_length(v_run[1]) = 1 THEN
+                v_whole := (quote_literal(v_run[1]) || CASE WHEN p_for_snippet THEN '' ELSE ':*' END)::tsquery;
+            ELSE
+                SELECT phraseto_tsquery('public.hub_text', string_agg(substr(v_run[1], n, CASE WHEN p_for_snippet THEN 1 ELSE 2 END), ' ' ORDER BY n)) INTO v_whole
+                FROM generate_series(1, char_length(v_run[1]) - CASE WHEN p_for_snippet THEN 0 ELSE 1 END) n;
+            END IF;
+            v_word := v_word && v_whole;
+        END LOOP;
+        IF v_term[1] = '-' THEN
+            v_word := !! v_word;
+        END IF;
+        v_and := v_and && v_word;
+    END LOOP;
+    RETURN v_or || v_and;
+END $_$;
+
+-- Name: FUNCTION search_query(p_query text, p_for_snippet boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_query(p_query text, p_for_snippet boolean) IS 'What people type: all words, a "phrase", -not, one or the other, a begin*. For a snippet letters of languages without spaces are words one by one.';
+
+-- Name: search_sessions(text, uuid, text, uuid, boolean, timestamp with time zone, timestamp with time zone, real, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) RETURNS TABLE(session_id uuid, rank real, matches bigint, entry_ids uuid[])
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+DECLARE
+    v_org   constant uuid    := current_org_id();
+    v_query constant tsquery := search_query(p_query, false);
+BEGIN
+    IF numnode(v_query) = 0 OR querytree(v_query) IN ('', 'T') THEN
+        PERFORM raise_rule('search_query_empty', 'The query has no word to look for.', '22023');
+    END IF;
+    RETURN QUERY
+    WITH candidate AS (
+        SELECT e.id, e.session_id, e.part_id, e.vector, e.created_at
+        FROM search_entries e JOIN sessions s ON s.org_id = e.org_id AND s.id = e.session_id
+        WHERE e.org_id = v_org AND e.vector @@ v_query
+          AND s.deleted_at IS NULL
+          AND (p_project_id IS NULL OR s.project_id = p_project_id)
+          AND (p_role_name IS NULL OR s.role_name = p_role_name)
+          AND (p_account_id IS NULL OR s.account_id = p_account_id)
+          AND (p_archived IS NULL OR (s.archived_at IS NOT NULL) = p_archived)
+          AND (p_since IS NULL OR e.created_at >= p_since)
+          AND (p_until IS NULL OR e.created_at < p_until)
+        ORDER BY e.created_at DESC
+        LIMIT 20000
+    ), ranked AS (
+        SELECT c.id, c.session_id, c.part_id, c.created_at, ts_rank(c.vector, v_query, 1) * CASE WHEN c.part_id IS NULL THEN 2 ELSE 1 END::real AS rank FROM candidate c
+    ), best AS (
+        SELECT DISTINCT ON (r.session_id, r.part_id) r.* FROM ranked r ORDER BY r.session_id, r.part_id, r.rank DESC, r.id
+    ), session AS (
+        SELECT b.session_id, max(b.rank) AS rank, count(*) AS matches FROM best b GROUP BY b.session_id
+    ), page AS (
+        SELECT * FROM session s WHERE p_below_id IS NULL OR (s.rank, s.session_id) < (p_below_rank, p_below_id) ORDER BY s.rank DESC, s.session_id DESC LIMIT p_limit
+    )
+    SELECT p.session_id, p.rank, p.matches, ARRAY(SELECT b.id FROM best b WHERE b.session_id = p.session_id ORDER BY b.rank DESC, b.created_at DESC, b.id LIMIT 3)
+    FROM page p ORDER BY p.rank DESC, p.session_id DESC;
+END $$;
+
+-- Name: FUNCTION search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) IS 'The sessions of the caller''s organisation in which a query is found, the best first, each with its three best entries. Of more than 20,000 entries that match the newest are ranked. A title counts twice.';
+
+-- Name: search_snippet(text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_snippet(p_text text, p_query text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $_$
+    SELECT translate(ts_headline('public.hub_text',
+               regexp_replace(translate(p_text, E'\x01\x02\x03', ''), '([' || unspaced_letters() || E']|[]!"#$%&''()*+,\\-./:;<=>?@[\\\\^_`{|}~])', E'\x01\\1\x01', 'g'),
+               search_query(p_query, true),
+               E'StartSel=\x02, StopSel=\x03, MaxFragments=2, MaxWords=30, MinWords=10, FragmentDelimiter=" … "'), E'\x01', '');
+$_$;
+
+-- Name: FUNCTION search_snippet(p_text text, p_query text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_snippet(p_text text, p_query text) IS 'Where in a text the words of a query are: U+0002 stands before and U+0003 behind each. (U+0001 parts words from what the parser would take for one with them.)';
+
+-- Name: search_vector(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_vector(p_text text) RETURNS tsvector
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_text text := search_letters(p_text);
+BEGIN
+    IF octet_length(v_text) > char_length(v_text) AND v_text ~ ('[' || unspaced_letters() || ']') THEN
+        -- ABCD becomes A AB BC CD D: any two letters that follow each other are a word, and each letter begins one.
+        v_text := regexp_replace(regexp_replace(v_text, '([' || unspaced_letters() || ']+)', ' \1 ', 'g'), '([' || unspaced_letters() || '])', '\1 \1', 'g');
+    END IF;
+    RETURN to_tsvector('public.hub_text', v_text);
+END $$;
+
+-- Name: FUNCTION search_vector(p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_vector(p_text text) IS 'The words of a text, where languages without spaces are concerned each two letters of it.';
+
 -- Name: set_updated_at(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.set_updated_at() RETURNS trigger
@@ -846,6 +1070,16 @@ END $$;
 
 COMMENT ON FUNCTION public.touch_row() IS 'W22: updated_at, and the revision that the API shows as ETag. Nobody sets either by hand. Its triggers compare rows by their bytes (*<>): for jsonb 1.0 equals 1.00, for us it does not (X07).';
 
+-- Name: unspaced_letters(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.unspaced_letters() RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN '฀-໿က-႟ក-៿⺀-⿟々-〇぀-㆏ㇰ-ㇿ㐀-䶿一-鿿가-힯豈-﫿𠀀-𿿿'::text;
+
+-- Name: FUNCTION unspaced_letters(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.unspaced_letters() IS 'For a bracket expression: the letters of languages that put no spaces between words, or not between all that readers look for: Thai, Lao, Burmese, Khmer, Chinese, Japanese, Korean.';
+
 -- Name: usage_number(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.usage_number(p_value jsonb) RETURNS numeric
@@ -855,6 +1089,82 @@ CREATE FUNCTION public.usage_number(p_value jsonb) RETURNS numeric
 -- Name: FUNCTION usage_number(p_value jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.usage_number(p_value jsonb) IS 'A number of tokens, or an amount, as a client wrote it: 0 for what can be neither.';
+
+-- Name: hub_english; Type: TEXT SEARCH DICTIONARY; Schema: public; Owner: -
+
+CREATE TEXT SEARCH DICTIONARY public.hub_english (
+    TEMPLATE = pg_catalog.snowball,
+    language = 'english' );
+
+-- Name: TEXT SEARCH DICTIONARY hub_english; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TEXT SEARCH DICTIONARY public.hub_english IS 'English stems without stop words: in code "if" and "this" are words like any other.';
+
+-- Name: hub_text; Type: TEXT SEARCH CONFIGURATION; Schema: public; Owner: -
+
+CREATE TEXT SEARCH CONFIGURATION public.hub_text (
+    PARSER = pg_catalog."default" );
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR asciiword WITH public.hub_english;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR word WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR numword WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR email WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR url WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR host WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR sfloat WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR version WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword_numpart WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword_part WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword_asciipart WITH public.hub_english;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR numhword WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR asciihword WITH public.hub_english;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR url_path WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR file WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR "float" WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR "int" WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR uint WITH simple;
+
+-- Name: TEXT SEARCH CONFIGURATION hub_text; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TEXT SEARCH CONFIGURATION public.hub_text IS 'Words of ASCII letters by their English stem, all others as they are, in lower case.';
 
 -- Name: accounts; Type: TABLE; Schema: public; Owner: -
 
@@ -1292,6 +1602,42 @@ COMMENT ON CONSTRAINT roles_id_version_check ON public.roles IS 'C02';
 
 COMMENT ON CONSTRAINT roles_metadata_check ON public.roles IS 'W01';
 
+-- Name: search_entries; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.search_entries (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    session_id uuid NOT NULL,
+    part_id uuid,
+    chunk integer DEFAULT 0 NOT NULL,
+    vector tsvector NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT search_entries_chunk_range_check CHECK (((chunk >= 0) AND (chunk <= 124))),
+    CONSTRAINT search_entries_id_version_check CHECK (public.is_uuidv7(id))
+);
+
+ALTER TABLE ONLY public.search_entries FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE search_entries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.search_entries IS 'What search looks through: one row for each title, and for each 8,000 characters of a part''s text, up to a million. Kept by triggers, in the transaction of what they index.';
+
+-- Name: COLUMN search_entries.part_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.search_entries.part_id IS 'NULL for the session''s title.';
+
+-- Name: COLUMN search_entries.vector; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.search_entries.vector IS 'See search_vector().';
+
+-- Name: COLUMN search_entries.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.search_entries.created_at IS 'When the part, or the session, was created.';
+
+-- Name: CONSTRAINT search_entries_id_version_check ON search_entries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT search_entries_id_version_check ON public.search_entries IS 'C02';
+
 -- Name: session_run_state_transitions; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.session_run_state_transitions (
@@ -1432,6 +1778,20 @@ COMMENT ON CONSTRAINT roles_name_key ON public.roles IS 'C05: what sessions.role
 ALTER TABLE ONLY public.roles
     ADD CONSTRAINT roles_pkey PRIMARY KEY (org_id, id);
 
+-- Name: search_entries search_entries_part_id_chunk_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_part_id_chunk_key UNIQUE (org_id, part_id, chunk);
+
+-- Name: CONSTRAINT search_entries_part_id_chunk_key ON search_entries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT search_entries_part_id_chunk_key ON public.search_entries IS 'Also the index of search_entries_part_id_fkey (W03).';
+
+-- Name: search_entries search_entries_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_pkey PRIMARY KEY (org_id, id);
+
 -- Name: session_run_state_transitions session_run_state_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.session_run_state_transitions
@@ -1517,6 +1877,14 @@ COMMENT ON INDEX public.parts_type_session_id_idx IS 'S10: all tool parts of a s
 -- Name: roles_file_set_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX roles_file_set_idx ON public.roles USING btree (org_id, file_set) WHERE (file_set IS NOT NULL);
+
+-- Name: search_entries_session_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX search_entries_session_id_idx ON public.search_entries USING btree (org_id, session_id);
+
+-- Name: search_entries_vector_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX search_entries_vector_idx ON public.search_entries USING gin (org_id, vector);
 
 -- Name: session_run_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -1662,6 +2030,14 @@ CREATE TRIGGER parts_in_order AFTER INSERT ON public.parts REFERENCING NEW TABLE
 
 COMMENT ON TRIGGER parts_in_order ON public.parts IS 'C02';
 
+-- Name: parts parts_index_added; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_index_added AFTER INSERT ON public.parts REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION public.index_parts();
+
+-- Name: parts parts_index_changed; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_index_changed AFTER UPDATE ON public.parts REFERENCING OLD TABLE AS removed NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION public.index_parts();
+
 -- Name: parts parts_issue_id; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER parts_issue_id BEFORE INSERT ON public.parts FOR EACH ROW WHEN ((new.source_id IS NULL)) EXECUTE FUNCTION public.issue_session_row_id();
@@ -1705,6 +2081,14 @@ COMMENT ON TRIGGER sessions_activity ON public.sessions IS 'W22: an append moves
 -- Name: sessions sessions_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER sessions_identity_immutable BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.source IS DISTINCT FROM new.source)) OR (old.source_id IS DISTINCT FROM new.source_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A session''s organisation, id, source and creation time');
+
+-- Name: sessions sessions_index_new_title; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_index_new_title AFTER UPDATE ON public.sessions FOR EACH ROW WHEN ((old.title IS DISTINCT FROM new.title)) EXECUTE FUNCTION public.index_session_title();
+
+-- Name: sessions sessions_index_title; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_index_title AFTER INSERT ON public.sessions FOR EACH ROW WHEN ((new.title <> ''::text)) EXECUTE FUNCTION public.index_session_title();
 
 -- Name: sessions sessions_link_to_children; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1822,6 +2206,16 @@ ALTER TABLE ONLY public.roles
 -- Name: CONSTRAINT roles_org_id_fkey ON roles; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT roles_org_id_fkey ON public.roles IS 'W12. Indexed by roles_name_key (W03).';
+
+-- Name: search_entries search_entries_part_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_part_id_fkey FOREIGN KEY (org_id, part_id) REFERENCES public.parts(org_id, id) ON DELETE CASCADE;
+
+-- Name: search_entries search_entries_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_session_id_fkey FOREIGN KEY (org_id, session_id) REFERENCES public.sessions(org_id, id) ON DELETE CASCADE;
 
 -- Name: session_run_state_transitions session_run_state_transitions_from_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -2002,6 +2396,18 @@ ALTER TABLE public.roles ENABLE ROW LEVEL SECURITY;
 
 CREATE POLICY roles_tenant ON public.roles TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: search_entries; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.search_entries ENABLE ROW LEVEL SECURITY;
+
+-- Name: search_entries search_entries_search; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_search ON public.search_entries TO hub_search USING (true);
+
+-- Name: search_entries search_entries_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_tenant ON public.search_entries TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: sessions; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.sessions ENABLE ROW LEVEL SECURITY;
@@ -2009,6 +2415,10 @@ ALTER TABLE public.sessions ENABLE ROW LEVEL SECURITY;
 -- Name: sessions sessions_bookkeeping; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY sessions_bookkeeping ON public.sessions TO hub_system USING (true);
+
+-- Name: sessions sessions_search; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY sessions_search ON public.sessions FOR SELECT TO hub_search USING (true);
 
 -- Name: sessions sessions_tenant; Type: POLICY; Schema: public; Owner: -
 
@@ -2044,6 +2454,7 @@ GRANT ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) TO
 
 GRANT SELECT,DELETE ON TABLE public.sessions TO hub_app;
 GRANT SELECT,DELETE ON TABLE public.sessions TO hub_system;
+GRANT SELECT ON TABLE public.sessions TO hub_search;
 
 -- Name: COLUMN sessions.org_id; Type: ACL; Schema: public; Owner: -
 
@@ -2156,6 +2567,14 @@ GRANT SELECT ON TABLE public.organizations TO hub_app;
 GRANT SELECT ON TABLE public.organizations TO hub_auth;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organizations TO hub_system;
 
+-- Name: FUNCTION index_parts(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.index_parts() FROM PUBLIC;
+
+-- Name: FUNCTION index_session_title(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.index_session_title() FROM PUBLIC;
+
 -- Name: FUNCTION purge_deleted_sessions(p_limit integer); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.purge_deleted_sessions(p_limit integer) FROM PUBLIC;
@@ -2169,6 +2588,11 @@ GRANT ALL ON FUNCTION public.purge_deleted_source(p_source text, p_source_id tex
 -- Name: FUNCTION record_session_rows(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.record_session_rows() FROM PUBLIC;
+
+-- Name: FUNCTION search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) TO hub_app;
 
 -- Name: TABLE accounts; Type: ACL; Schema: public; Owner: -
 
@@ -2411,6 +2835,11 @@ GRANT INSERT(data) ON TABLE public.roles TO hub_app;
 -- Name: COLUMN roles.metadata; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(metadata) ON TABLE public.roles TO hub_app;
+
+-- Name: TABLE search_entries; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.search_entries TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.search_entries TO hub_search;
 
 -- Name: TABLE session_run_state_transitions; Type: ACL; Schema: public; Owner: -
 

@@ -467,6 +467,21 @@ type RoleUpdate struct {
 // turn failed, and can be taken up again. ended: over for good; late messages are still taken.
 type RunState string
 
+// SearchMatch defines model for SearchMatch.
+type SearchMatch struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// MessageId Null for the session's title.
+	MessageId *openapi_types.UUID `json:"messageId"`
+	PartId    *openapi_types.UUID `json:"partId"`
+
+	// Snippet What stands around the words, in pieces that join to one text.
+	Snippet []SnippetPiece `json:"snippet"`
+
+	// Type The part's type.
+	Type *string `json:"type"`
+}
+
 // Session defines model for Session.
 type Session struct {
 	// AccountId Who it belongs to; null once they have left.
@@ -548,6 +563,19 @@ type SessionFork struct {
 	Title *string `json:"title,omitempty"`
 }
 
+// SessionHit defines model for SessionHit.
+type SessionHit struct {
+	// Best The best three of them.
+	Best []SearchMatch `json:"best"`
+
+	// Matches In how many parts the query was found, the title counted as one.
+	Matches int64 `json:"matches"`
+
+	// Rank Only good for comparing: the higher the better.
+	Rank    float32 `json:"rank"`
+	Session Session `json:"session"`
+}
+
 // SessionImport defines model for SessionImport.
 type SessionImport struct {
 	// Id The session's id in the hub.
@@ -565,6 +593,14 @@ type SessionImportResult string
 // SessionPage defines model for SessionPage.
 type SessionPage struct {
 	Items []Session `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// SessionSearchPage defines model for SessionSearchPage.
+type SessionSearchPage struct {
+	Items []SessionHit `json:"items"`
 
 	// NextCursor Absent on the last page.
 	NextCursor *string `json:"nextCursor,omitempty"`
@@ -615,6 +651,15 @@ type SessionUsage struct {
 
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
+
+// SnippetPiece defines model for SnippetPiece.
+type SnippetPiece struct {
+	// Match Whether this is a word that was looked for.
+	Match bool `json:"match"`
+
+	// Text Plain text, not HTML.
+	Text string `json:"text"`
+}
 
 // TokenUsage defines model for TokenUsage.
 type TokenUsage struct {
@@ -759,6 +804,30 @@ type ImportSessionParams struct {
 type ImportSessionTreeParams struct {
 	// ProjectId The project that new sessions go to. Sessions that are here already must be in it.
 	ProjectId openapi_types.UUID `form:"projectId" json:"projectId"`
+}
+
+// SearchSessionsParams defines parameters for SearchSessions.
+type SearchSessionsParams struct {
+	// Q What to look for.
+	Q         string              `form:"q" json:"q"`
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+	RoleName  *string             `form:"roleName,omitempty" json:"roleName,omitempty"`
+	AccountId *openapi_types.UUID `form:"accountId,omitempty" json:"accountId,omitempty"`
+
+	// Archived Only archived sessions, or only those in use. Both when absent.
+	Archived *bool `form:"archived,omitempty" json:"archived,omitempty"`
+
+	// Since Only what was written at this time or later.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Only what was written before this time.
+	Until *time.Time `form:"until,omitempty" json:"until,omitempty"`
+
+	// Limit How many sessions to return at most.
+	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // DeleteSessionParams defines parameters for DeleteSession.
@@ -1081,6 +1150,9 @@ type ServerInterface interface {
 	// ImportSessionTree Import an archive of opencode exports
 	// (POST /v1/sessions/import/tree)
 	ImportSessionTree(ctx echo.Context, params ImportSessionTreeParams) error
+	// SearchSessions Search all sessions
+	// (GET /v1/sessions/search)
+	SearchSessions(ctx echo.Context, params SearchSessionsParams) error
 	// DeleteSession Delete a session with its messages
 	// (DELETE /v1/sessions/{sessionId})
 	DeleteSession(ctx echo.Context, sessionId SessionId, params DeleteSessionParams) error
@@ -1558,6 +1630,80 @@ func (w *ServerInterfaceWrapper) ImportSessionTree(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ImportSessionTree(ctx, params)
+	return err
+}
+
+// SearchSessions converts echo context to params.
+func (w *ServerInterfaceWrapper) SearchSessions(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params SearchSessionsParams
+	// ------------- Required query parameter "q" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "q", ctx.QueryParams(), &params.Q, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter q: %s", err))
+	}
+
+	// ------------- Optional query parameter "projectId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "projectId", ctx.QueryParams(), &params.ProjectId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// ------------- Optional query parameter "roleName" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "roleName", ctx.QueryParams(), &params.RoleName, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter roleName: %s", err))
+	}
+
+	// ------------- Optional query parameter "accountId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "accountId", ctx.QueryParams(), &params.AccountId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter accountId: %s", err))
+	}
+
+	// ------------- Optional query parameter "archived" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "archived", ctx.QueryParams(), &params.Archived, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter archived: %s", err))
+	}
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", ctx.QueryParams(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter since: %s", err))
+	}
+
+	// ------------- Optional query parameter "until" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "until", ctx.QueryParams(), &params.Until, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter until: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SearchSessions(ctx, params)
 	return err
 }
 
@@ -2045,6 +2191,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/sessions", wrapper.CreateSession, options.OperationMiddlewares["createSession"]...)
 	router.POST(options.BaseURL+"/v1/sessions/import", wrapper.ImportSession, options.OperationMiddlewares["importSession"]...)
 	router.POST(options.BaseURL+"/v1/sessions/import/tree", wrapper.ImportSessionTree, options.OperationMiddlewares["importSessionTree"]...)
+	router.GET(options.BaseURL+"/v1/sessions/search", wrapper.SearchSessions, options.OperationMiddlewares["searchSessions"]...)
 	router.DELETE(options.BaseURL+"/v1/sessions/:sessionId", wrapper.DeleteSession, options.OperationMiddlewares["deleteSession"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId", wrapper.GetSession, options.OperationMiddlewares["getSession"]...)
 	router.PATCH(options.BaseURL+"/v1/sessions/:sessionId", wrapper.UpdateSession, options.OperationMiddlewares["updateSession"]...)
@@ -2821,6 +2968,45 @@ func (response ImportSessionTreedefaultApplicationProblemPlusJSONResponse) Visit
 	return err
 }
 
+type SearchSessionsRequestObject struct {
+	Params SearchSessionsParams
+}
+
+type SearchSessionsResponseObject interface {
+	VisitSearchSessionsResponse(w http.ResponseWriter) error
+}
+
+type SearchSessions200JSONResponse SessionSearchPage
+
+func (response SearchSessions200JSONResponse) VisitSearchSessionsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SearchSessionsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SearchSessionsdefaultApplicationProblemPlusJSONResponse) VisitSearchSessionsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type DeleteSessionRequestObject struct {
 	SessionId SessionId `json:"sessionId"`
 	Params    DeleteSessionParams
@@ -3555,6 +3741,9 @@ type StrictServerInterface interface {
 	// ImportSessionTree Import an archive of opencode exports
 	// (POST /v1/sessions/import/tree)
 	ImportSessionTree(ctx context.Context, request ImportSessionTreeRequestObject) (ImportSessionTreeResponseObject, error)
+	// SearchSessions Search all sessions
+	// (GET /v1/sessions/search)
+	SearchSessions(ctx context.Context, request SearchSessionsRequestObject) (SearchSessionsResponseObject, error)
 	// DeleteSession Delete a session with its messages
 	// (DELETE /v1/sessions/{sessionId})
 	DeleteSession(ctx context.Context, request DeleteSessionRequestObject) (DeleteSessionResponseObject, error)
@@ -4191,6 +4380,31 @@ func (sh *strictHandler) ImportSessionTree(ctx echo.Context, params ImportSessio
 		return err
 	} else if validResponse, ok := response.(ImportSessionTreeResponseObject); ok {
 		return validResponse.VisitImportSessionTreeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// SearchSessions operation middleware
+func (sh *strictHandler) SearchSessions(ctx echo.Context, params SearchSessionsParams) error {
+	var request SearchSessionsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SearchSessions(ctx.Request().Context(), request.(SearchSessionsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SearchSessions")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SearchSessionsResponseObject); ok {
+		return validResponse.VisitSearchSessionsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -468,6 +468,21 @@ type RoleUpdate struct {
 // turn failed, and can be taken up again. ended: over for good; late messages are still taken.
 type RunState string
 
+// SearchMatch defines model for SearchMatch.
+type SearchMatch struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// MessageId Null for the session's title.
+	MessageId *openapi_types.UUID `json:"messageId"`
+	PartId    *openapi_types.UUID `json:"partId"`
+
+	// Snippet What stands around the words, in pieces that join to one text.
+	Snippet []SnippetPiece `json:"snippet"`
+
+	// Type The part's type.
+	Type *string `json:"type"`
+}
+
 // Session defines model for Session.
 type Session struct {
 	// AccountId Who it belongs to; null once they have left.
@@ -549,6 +564,19 @@ type SessionFork struct {
 	Title *string `json:"title,omitempty"`
 }
 
+// SessionHit defines model for SessionHit.
+type SessionHit struct {
+	// Best The best three of them.
+	Best []SearchMatch `json:"best"`
+
+	// Matches In how many parts the query was found, the title counted as one.
+	Matches int64 `json:"matches"`
+
+	// Rank Only good for comparing: the higher the better.
+	Rank    float32 `json:"rank"`
+	Session Session `json:"session"`
+}
+
 // SessionImport defines model for SessionImport.
 type SessionImport struct {
 	// Id The session's id in the hub.
@@ -566,6 +594,14 @@ type SessionImportResult string
 // SessionPage defines model for SessionPage.
 type SessionPage struct {
 	Items []Session `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// SessionSearchPage defines model for SessionSearchPage.
+type SessionSearchPage struct {
+	Items []SessionHit `json:"items"`
 
 	// NextCursor Absent on the last page.
 	NextCursor *string `json:"nextCursor,omitempty"`
@@ -616,6 +652,15 @@ type SessionUsage struct {
 
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
+
+// SnippetPiece defines model for SnippetPiece.
+type SnippetPiece struct {
+	// Match Whether this is a word that was looked for.
+	Match bool `json:"match"`
+
+	// Text Plain text, not HTML.
+	Text string `json:"text"`
+}
 
 // TokenUsage defines model for TokenUsage.
 type TokenUsage struct {
@@ -760,6 +805,30 @@ type ImportSessionParams struct {
 type ImportSessionTreeParams struct {
 	// ProjectId The project that new sessions go to. Sessions that are here already must be in it.
 	ProjectId openapi_types.UUID `form:"projectId" json:"projectId"`
+}
+
+// SearchSessionsParams defines parameters for SearchSessions.
+type SearchSessionsParams struct {
+	// Q What to look for.
+	Q         string              `form:"q" json:"q"`
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+	RoleName  *string             `form:"roleName,omitempty" json:"roleName,omitempty"`
+	AccountId *openapi_types.UUID `form:"accountId,omitempty" json:"accountId,omitempty"`
+
+	// Archived Only archived sessions, or only those in use. Both when absent.
+	Archived *bool `form:"archived,omitempty" json:"archived,omitempty"`
+
+	// Since Only what was written at this time or later.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Only what was written before this time.
+	Until *time.Time `form:"until,omitempty" json:"until,omitempty"`
+
+	// Limit How many sessions to return at most.
+	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // DeleteSessionParams defines parameters for DeleteSession.
@@ -1345,6 +1414,18 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
 	ImportSessionTreeWithBody(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SearchSessions Search all sessions
+	//
+	// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+	// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+	// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+	// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+	SearchSessions(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteSession Delete a session with its messages
 	//
@@ -1996,6 +2077,28 @@ func (c *Client) ImportSession(ctx context.Context, params *ImportSessionParams,
 // Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
 func (c *Client) ImportSessionTreeWithBody(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewImportSessionTreeRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SearchSessions Search all sessions
+//
+// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+func (c *Client) SearchSessions(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSearchSessionsRequest(c.Server, params)
 	if err != nil {
 		return nil, err
 	}
@@ -3333,6 +3436,152 @@ func NewImportSessionTreeRequestWithBody(server string, params *ImportSessionTre
 	return req, nil
 }
 
+// NewSearchSessionsRequest constructs an http.Request for the SearchSessions method
+func NewSearchSessionsRequest(server string, params *SearchSessionsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/search")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "q", params.Q, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.ProjectId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "projectId", *params.ProjectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.RoleName != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "roleName", *params.RoleName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.AccountId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "accountId", *params.AccountId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Archived != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "archived", *params.Archived, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewDeleteSessionRequest constructs an http.Request for the DeleteSession method
 func NewDeleteSessionRequest(server string, sessionId SessionId, params *DeleteSessionParams) (*http.Request, error) {
 	var err error
@@ -4518,6 +4767,20 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
 	ImportSessionTreeWithBodyWithResponse(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportSessionTreeResponse, error)
 
+	// SearchSessionsWithResponse Search all sessions
+	//
+	// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+	// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+	// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+	// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+	SearchSessionsWithResponse(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*SearchSessionsResponse, error)
+
 	// DeleteSessionWithResponse Delete a session with its messages
 	//
 	// Its child sessions stay, without a parent, unless `descendants` says that they go as well. A session is gone at once, however long it is; the rows of a
@@ -5590,6 +5853,54 @@ func (r ImportSessionTreeResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ImportSessionTreeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SearchSessionsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SessionSearchPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SearchSessionsResponse) GetJSON200() *SessionSearchPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SearchSessionsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SearchSessionsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SearchSessionsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SearchSessionsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SearchSessionsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -6791,6 +7102,26 @@ func (c *ClientWithResponses) ImportSessionTreeWithBodyWithResponse(ctx context.
 	return ParseImportSessionTreeResponse(rsp)
 }
 
+// SearchSessionsWithResponse Search all sessions
+//
+// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+func (c *ClientWithResponses) SearchSessionsWithResponse(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*SearchSessionsResponse, error) {
+	rsp, err := c.SearchSessions(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSearchSessionsResponse(rsp)
+}
+
 // DeleteSessionWithResponse Delete a session with its messages
 //
 // Its child sessions stay, without a parent, unless `descendants` says that they go as well. A session is gone at once, however long it is; the rows of a
@@ -7782,6 +8113,39 @@ func ParseImportSessionTreeResponse(rsp *http.Response) (*ImportSessionTreeRespo
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest SessionTreeImport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSearchSessionsResponse parses an HTTP response from a SearchSessionsWithResponse call
+func ParseSearchSessionsResponse(rsp *http.Response) (*SearchSessionsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SearchSessionsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SessionSearchPage
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -101,6 +101,15 @@ const (
 	RolesOrgIDFkeyInUse                          = "roles_org_id_fkey_in_use"
 	RolesOriginCheck                             = "roles_origin_check"
 	RolesPkey                                    = "roles_pkey"
+	SearchEntriesChunkRangeCheck                 = "search_entries_chunk_range_check"
+	SearchEntriesIDVersionCheck                  = "search_entries_id_version_check"
+	SearchEntriesPartIDChunkKey                  = "search_entries_part_id_chunk_key"
+	SearchEntriesPartIDFkey                      = "search_entries_part_id_fkey"
+	SearchEntriesPartIDFkeyInUse                 = "search_entries_part_id_fkey_in_use"
+	SearchEntriesPkey                            = "search_entries_pkey"
+	SearchEntriesSessionIDFkey                   = "search_entries_session_id_fkey"
+	SearchEntriesSessionIDFkeyInUse              = "search_entries_session_id_fkey_in_use"
+	SearchQueryEmpty                             = "search_query_empty"
 	SessionRunStateTransitionsFromStateFkey      = "session_run_state_transitions_from_state_fkey"
 	SessionRunStateTransitionsFromStateFkeyInUse = "session_run_state_transitions_from_state_fkey_in_use"
 	SessionRunStateTransitionsPkey               = "session_run_state_transitions_pkey"
@@ -243,6 +252,15 @@ var Rules = []string{
 	RolesOrgIDFkeyInUse,
 	RolesOriginCheck,
 	RolesPkey,
+	SearchEntriesChunkRangeCheck,
+	SearchEntriesIDVersionCheck,
+	SearchEntriesPartIDChunkKey,
+	SearchEntriesPartIDFkey,
+	SearchEntriesPartIDFkeyInUse,
+	SearchEntriesPkey,
+	SearchEntriesSessionIDFkey,
+	SearchEntriesSessionIDFkeyInUse,
+	SearchQueryEmpty,
 	SessionRunStateTransitionsFromStateFkey,
 	SessionRunStateTransitionsFromStateFkeyInUse,
 	SessionRunStateTransitionsPkey,

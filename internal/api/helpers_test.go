@@ -170,6 +170,7 @@ func (f family) samples() map[string]sample {
 		"listMessages":      {"GET", session + "/messages", "", "", 200},
 		"deleteMessage":     {"DELETE", session + "/messages/" + f.message, "", "", 204},
 		"listParts":         {"GET", session + "/parts?type=text", "", "", 200},
+		"searchSessions":    {"GET", "/v1/sessions/search?q=hello&projectId=" + f.project, "", "", 200},
 		"archiveSession":    {"POST", session + "/archive", "", "", 200},
 		"unarchiveSession":  {"POST", session + "/unarchive", "", "", 200},
 		"forkSession":       {"POST", session + "/fork", plain, `{"title":"forked"}`, 201},

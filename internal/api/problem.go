@@ -163,6 +163,14 @@ var rules = map[string]rule{
 	db.RolesOrgIDFkeyInUse:     {status: conflict, detail: "The organisation still has roles."},
 	db.RolesOriginCheck:        {status: invalid, detail: "A role comes from api, file or import.", pointer: "/origin"},
 
+	db.SearchEntriesChunkRangeCheck:    {status: invalid, detail: "A text has at most 125 chunks."},
+	db.SearchEntriesPartIDChunkKey:     {status: conflict, detail: "This chunk is indexed already."},
+	db.SearchEntriesPartIDFkey:         {status: invalid, detail: "There is no such part."},
+	db.SearchEntriesPartIDFkeyInUse:    {status: conflict, detail: "The part still can be found."},
+	db.SearchEntriesSessionIDFkey:      {status: invalid, detail: "There is no such session."},
+	db.SearchEntriesSessionIDFkeyInUse: {status: conflict, detail: "The session still can be found."},
+	db.SearchQueryEmpty:                {status: http.StatusBadRequest, detail: "The query has no word to look for.", pointer: "query:q"},
+
 	db.SessionRunStateTransitionsFromStateFkey:      {status: invalid, detail: "There is no such state."},
 	db.SessionRunStateTransitionsFromStateFkeyInUse: {status: conflict, detail: "Transitions still refer to the state."},
 	db.SessionRunStateTransitionsToStateFkey:        {status: invalid, detail: "There is no such state."},
