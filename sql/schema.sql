@@ -9,21 +9,317 @@ CREATE SCHEMA public;
 
 COMMENT ON SCHEMA public IS 'standard public schema';
 
--- Name: authenticate(bytea, text[]); Type: FUNCTION; Schema: public; Owner: -
+-- Name: admin_create_account(text, text, text, bytea); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) RETURNS record
+CREATE FUNCTION public.admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    v_scopes  text[];
-    v_level   text;
-    v_missing text[];
+    v_org_id     uuid := (SELECT o.id FROM organizations o WHERE o.slug = p_org_slug AND o.deleted_at IS NULL);
+    v_account_id uuid;
 BEGIN
-    SELECT k.org_id, k.account_id, k.id, k.scopes, a.access_level INTO org_id, account_id, key_id, v_scopes, v_level
+    IF v_org_id IS NULL THEN
+        RETURN NULL;
+    END IF;
+    PERFORM set_config('hub.actor_source', 'admin', true);
+    INSERT INTO accounts (kind, access_level, display_name, email) VALUES ('human', 'admin', p_display_name, p_email) RETURNING id INTO v_account_id;
+    INSERT INTO organization_members (org_id, account_id, membership_level) VALUES (v_org_id, v_account_id, 'owner');
+    INSERT INTO api_keys (org_id, account_id, name, key_hash, scopes) VALUES (v_org_id, v_account_id, 'hub admin', p_key_hash, '{*,platform:*}');
+    RETURN v_account_id;
+END $$;
+
+-- Name: FUNCTION admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea) IS '`hub admin create`: another platform admin, with a key, where no admin can sign in any more. NULL where there is no such organisation.';
+
+-- Name: admin_issue_key(uuid, text, bytea); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.admin_issue_key(p_account_id uuid, p_org_slug text, p_key_hash bytea) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_account accounts;
+    v_org_id  uuid;
+    v_key_id  uuid;
+BEGIN
+    SELECT * INTO v_account FROM accounts a WHERE a.id = p_account_id;
+    SELECT m.org_id INTO v_org_id
+    FROM organization_members m JOIN organizations o ON o.id = m.org_id
+    WHERE m.account_id = p_account_id AND o.deleted_at IS NULL AND o.slug = coalesce(p_org_slug, o.slug)
+    ORDER BY membership_rank(m.membership_level) DESC, o.created_at LIMIT 1;
+    IF v_org_id IS NULL THEN
+        RETURN NULL;
+    END IF;
+    PERFORM set_config('hub.actor_source', 'admin', true);
+    INSERT INTO api_keys (org_id, account_id, name, key_hash, scopes)
+    VALUES (v_org_id, p_account_id, 'hub admin', p_key_hash, CASE v_account.access_level WHEN 'admin' THEN '{*,platform:*}' ELSE '{*}' END::text[])
+    RETURNING id INTO v_key_id;
+    RETURN v_key_id;
+END $$;
+
+-- Name: FUNCTION admin_issue_key(p_account_id uuid, p_org_slug text, p_key_hash bytea); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.admin_issue_key(p_account_id uuid, p_org_slug text, p_key_hash bytea) IS '`hub admin key`: a new key for somebody who lost theirs. NULL where the account is in no such organisation.';
+
+-- Name: admin_list_accounts(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.admin_list_accounts(OUT org_slug text, OUT account_id uuid, OUT kind text, OUT access_level text, OUT status text, OUT display_name text, OUT email text, OUT membership_level text) RETURNS SETOF record
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    SELECT o.slug, a.id, a.kind, a.access_level, a.status, a.display_name, a.email, m.membership_level
+    FROM accounts a
+    LEFT JOIN organization_members m ON m.account_id = a.id
+    LEFT JOIN organizations o ON o.id = m.org_id
+    WHERE a.kind <> 'system'
+    ORDER BY o.slug, a.display_name, a.id
+$$;
+
+-- Name: FUNCTION admin_list_accounts(OUT org_slug text, OUT account_id uuid, OUT kind text, OUT access_level text, OUT status text, OUT display_name text, OUT email text, OUT membership_level text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.admin_list_accounts(OUT org_slug text, OUT account_id uuid, OUT kind text, OUT access_level text, OUT status text, OUT display_name text, OUT email text, OUT membership_level text) IS '`hub admin accounts`: all accounts and where they work.';
+
+-- Name: admin_set_account_status(uuid, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.admin_set_account_status(p_account_id uuid, p_status text) RETURNS text[]
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM set_config('hub.actor_source', 'admin', true);
+    UPDATE accounts a SET status = p_status WHERE a.id = p_account_id;
+    IF NOT FOUND THEN
+        RETURN NULL;
+    END IF;
+    RETURN ARRAY(SELECT o.slug FROM organizations o WHERE o.owner_id = p_account_id ORDER BY o.slug);
+END $$;
+
+-- Name: FUNCTION admin_set_account_status(p_account_id uuid, p_status text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.admin_set_account_status(p_account_id uuid, p_status text) IS '`hub admin deactivate`, the break-glass, and `activate`. Returns the organisations that the account owns, which want another owner (W02); NULL where there is no such account.';
+
+-- Name: append_audit(uuid, text, text, uuid, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_noted uuid[] := string_to_array(nullif(current_setting('hub.audit_chains', true), ''), ' ')::uuid[];
+    v_chain audit_chains;
+    v_row   audit_logs;
+BEGIN
+    v_row.chain_id := coalesce(p_org_id, '00000000-0000-0000-0000-000000000000');
+    SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id AND v_noted IS NULL FOR UPDATE;
+    IF NOT FOUND THEN
+        v_noted := v_noted || v_row.chain_id;
+        INSERT INTO audit_chains (chain_id)
+        SELECT n FROM unnest(v_noted) n WHERE NOT EXISTS (SELECT FROM audit_chains c WHERE c.chain_id = n) ORDER BY n ON CONFLICT DO NOTHING;
+        PERFORM FROM audit_chains c WHERE c.chain_id = ANY (v_noted) ORDER BY c.chain_id FOR UPDATE;
+        PERFORM set_config('hub.audit_chains', '', true);
+        SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id FOR UPDATE;
+    END IF;
+    v_row.id := hub_uuidv7();
+    v_row.position := v_chain.position + 1;
+    v_row.org_id := (SELECT o.id FROM organizations o WHERE o.id = v_row.chain_id);
+    v_row.owner_id := coalesce(current_account_id(), '00000000-0000-7000-8000-000000000001');
+    v_row.actor_source := coalesce(nullif(current_setting('hub.actor_source', true), ''), 'psql');
+    v_row.database_user := session_user;
+    v_row.api_key_id := current_key_id();
+    v_row.acting_session_id := current_session_id();
+    v_row.session_id := (SELECT s.id FROM sessions s WHERE (s.org_id, s.id) = (v_row.chain_id, v_row.acting_session_id));
+    v_row.action := p_action;
+    v_row.target_type := p_target_type;
+    v_row.target_id := p_target_id;
+    v_row.changes := p_changes;
+    v_row.previous_hash := v_chain.hash;
+    v_row.created_at := greatest(clock_timestamp(), v_chain.updated_at + interval '1 microsecond');
+    v_row.hash := audit_hash(v_row);
+    INSERT INTO audit_logs VALUES (v_row.*);
+    UPDATE audit_chains c SET position = v_row.position, hash = v_row.hash, updated_at = v_row.created_at WHERE c.chain_id = v_row.chain_id;
+END $$;
+
+-- Name: FUNCTION append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb) IS 'X03: adds an entry to the organisation''s chain, or to the platform''s for NULL. Whoever appends to a chain waits for those before it to commit: so this is called last in a transaction, by deferred triggers, or alone.';
+
+-- Name: audit_chain_of(boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.audit_chain_of(p_platform boolean) RETURNS uuid
+    LANGUAGE plpgsql STABLE
+    AS $$
+BEGIN
+    IF p_platform AND NOT public.is_platform_admin() THEN
+        PERFORM public.raise_rule('insufficient_scope', 'The platform''s audit log is for platform admins.', '42501');
+    END IF;
+    RETURN CASE WHEN p_platform THEN '00000000-0000-0000-0000-000000000000' ELSE public.current_org_id() END;
+END $$;
+
+-- Name: FUNCTION audit_chain_of(p_platform boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.audit_chain_of(p_platform boolean) IS 'The chain that the caller asks for: its organisation''s, or the platform''s.';
+
+-- Name: audit_chain_of(name, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.audit_chain_of(p_table name, p_row jsonb) RETURNS uuid
+    LANGUAGE sql IMMUTABLE
+    RETURN COALESCE((CASE p_table WHEN 'organizations'::name THEN (p_row ->> 'id'::text) WHEN 'accounts'::name THEN (p_row ->> 'home_org_id'::text) ELSE (p_row ->> 'org_id'::text) END)::uuid, '00000000-0000-0000-0000-000000000000'::uuid);
+
+-- Name: FUNCTION audit_chain_of(p_table name, p_row jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.audit_chain_of(p_table name, p_row jsonb) IS 'The chain that a row''s changes are in: its organisation''s, or the platform''s.';
+
+-- Name: hub_uuidv7_at(bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hub_uuidv7_at(p_clock bigint) RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    RETURN (encode((int8send(((((p_clock >> 12) << 16) | (28672)::bigint) | (p_clock & (4095)::bigint))) || SUBSTRING(uuid_send(gen_random_uuid()) FROM 9)), 'hex'::text))::uuid;
+
+-- Name: FUNCTION hub_uuidv7_at(p_clock bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hub_uuidv7_at(p_clock bigint) IS 'A UUIDv7 (RFC 9562, method 3) for a clock value: milliseconds since the epoch times 4096 plus the fraction of the millisecond. The other 62 bits are random.';
+
+-- Name: hub_uuidv7(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hub_uuidv7() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    RETURN public.hub_uuidv7_at(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint);
+
+-- Name: FUNCTION hub_uuidv7(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hub_uuidv7() IS 'C02: the default of every id: a UUIDv7 of now, with the fraction of the millisecond in rand_a, so that ids sort by time alone.';
+
+-- Name: is_uuidv7(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.is_uuidv7(p_id uuid) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN (((get_byte(uuid_send(p_id), 6) >> 4) = 7) AND ((get_byte(uuid_send(p_id), 8) >> 6) = 2));
+
+-- Name: FUNCTION is_uuidv7(p_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.is_uuidv7(p_id uuid) IS 'C02: version 7, RFC variant. The CHECK of every id column.';
+
+-- Name: audit_logs; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.audit_logs (
+    chain_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    "position" bigint NOT NULL,
+    org_id uuid,
+    session_id uuid,
+    owner_id uuid NOT NULL,
+    actor_source text NOT NULL,
+    database_user text NOT NULL,
+    api_key_id uuid,
+    acting_session_id uuid,
+    action text NOT NULL,
+    target_type text NOT NULL,
+    target_id uuid,
+    changes jsonb DEFAULT '{}'::jsonb NOT NULL,
+    previous_hash bytea NOT NULL,
+    hash bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT audit_logs_action_shape_check CHECK ((action ~ '^[a-z]+(_[a-z]+)*[.][a-z]+(_[a-z]+)*$'::text)),
+    CONSTRAINT audit_logs_actor_source_check CHECK ((actor_source = ANY (ARRAY['api'::text, 'psql'::text, 'bootstrap'::text, 'worker'::text, 'admin'::text]))),
+    CONSTRAINT audit_logs_hash_length_check CHECK (((octet_length(hash) = 32) AND (octet_length(previous_hash) = 32))),
+    CONSTRAINT audit_logs_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT audit_logs_org_is_chain_check CHECK ((org_id = chain_id))
+);
+
+ALTER TABLE ONLY public.audit_logs FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE audit_logs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.audit_logs IS 'W12, X03: who changed what of identity, keys, roles, secrets and retention. Append-only; retention removes a prefix.';
+
+-- Name: COLUMN audit_logs.chain_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.chain_id IS 'The organisation whose chain this is, or zeros for the platform''s. Immutable, and what row-level security looks at.';
+
+-- Name: COLUMN audit_logs."position"; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs."position" IS 'Counts from 1 without gaps in each chain.';
+
+-- Name: COLUMN audit_logs.org_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.org_id IS 'The organisation while it exists.';
+
+-- Name: COLUMN audit_logs.session_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.session_id IS 'The acting session while it exists.';
+
+-- Name: COLUMN audit_logs.owner_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.owner_id IS 'C01: the actor. The system account where nobody is signed in. An account with history is deactivated, never deleted.';
+
+-- Name: COLUMN audit_logs.actor_source; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.actor_source IS 'api; psql (a statement outside of hub); bootstrap (first start); worker (sweepers); admin (the hub admin command).';
+
+-- Name: COLUMN audit_logs.database_user; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.database_user IS 'PostgreSQL''s session_user.';
+
+-- Name: COLUMN audit_logs.api_key_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.api_key_id IS 'The key that was used; a snapshot, it may be gone.';
+
+-- Name: COLUMN audit_logs.acting_session_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.acting_session_id IS 'The agent''s session in which the actor said to act; a snapshot, it may be gone.';
+
+-- Name: COLUMN audit_logs.action; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.action IS 'noun.verb';
+
+-- Name: COLUMN audit_logs.changes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.changes IS 'What changed: {"column": {"before": ..., "after": ...}}. Personal and opaque values only as {"changed": true}; secrets not at all.';
+
+-- Name: COLUMN audit_logs.previous_hash; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.previous_hash IS 'The hash of the entry before.';
+
+-- Name: COLUMN audit_logs.hash; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_logs.hash IS 'SHA-256 of this entry''s content, its place and previous_hash: see audit_hash.';
+
+-- Name: CONSTRAINT audit_logs_action_shape_check ON audit_logs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT audit_logs_action_shape_check ON public.audit_logs IS 'W12';
+
+-- Name: audit_hash(public.audit_logs); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.audit_hash(p_row public.audit_logs) RETURNS bytea
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN sha256(convert_to((jsonb_build_array((p_row).chain_id, (p_row)."position", (p_row).id, ((EXTRACT(epoch FROM (p_row).created_at) * (1000000)::numeric))::bigint, (p_row).owner_id, (p_row).actor_source, (p_row).database_user, (p_row).api_key_id, (p_row).acting_session_id, (p_row).action, (p_row).target_type, (p_row).target_id, (p_row).changes, encode((p_row).previous_hash, 'hex'::text)))::text, 'UTF8'::name));
+
+-- Name: FUNCTION audit_hash(p_row public.audit_logs); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.audit_hash(p_row public.audit_logs) IS 'X03: SHA-256 of the UTF-8 text that PostgreSQL gives for the JSON array of: chain, position, id, microseconds since the epoch, actor, source, database user, key, acting session, action, target''s type and id, changes, previous hash in hex. Not of org_id and session_id, which become NULL with their targets.';
+
+-- Name: authenticate(bytea, text[], text, uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_scopes     text[];
+    v_resources  text[];
+    v_level      text;
+    v_membership text;
+    v_platform   boolean;
+    v_missing    text[];
+BEGIN
+    SELECT k.org_id, k.account_id, k.id, k.scopes, k.resources, a.access_level, m.membership_level
+    INTO org_id, account_id, key_id, v_scopes, v_resources, v_level, v_membership
     FROM api_keys k
     JOIN accounts a ON a.id = k.account_id
     JOIN organizations o ON o.id = k.org_id
+    JOIN organization_members m ON (m.org_id, m.account_id) = (k.org_id, k.account_id)
     WHERE k.key_hash = p_key_hash
       AND k.enabled
       AND k.revoked_at IS NULL
@@ -46,19 +342,35 @@ BEGIN
     IF v_missing <> '{}' THEN
         PERFORM raise_rule('insufficient_scope', format('The key lacks the scope %s.', array_to_string(v_missing, ', ')), '42501');
     END IF;
+    v_platform := 'platform:*' = ANY (v_scopes);
+    IF p_level IS DISTINCT FROM v_membership AND NOT v_platform AND (membership_rank(v_membership) >= membership_rank(p_level)) IS NOT TRUE THEN
+        PERFORM raise_rule('insufficient_level', format('This takes the membership level %s.', p_level), '42501');
+    END IF;
+    IF p_session_id IS NOT NULL THEN
+        PERFORM FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id);
+        IF NOT FOUND THEN
+            PERFORM raise_rule('acting_session_not_found', 'There is no such session.', '23503');
+        END IF;
+    END IF;
 
     PERFORM set_config('hub.org_id', org_id::text, true),
             set_config('hub.account_id', account_id::text, true),
-            set_config('hub.key_id', key_id::text, true);
+            set_config('hub.key_id', key_id::text, true),
+            set_config('hub.key_scopes', array_to_string(v_scopes, ' '), true),
+            set_config('hub.project_ids', CASE WHEN v_resources = '{}' THEN '' ELSE replace(v_resources::text, 'project:', '') END, true),
+            set_config('hub.membership_level', v_membership, true),
+            set_config('hub.platform', CASE WHEN v_platform THEN 'on' ELSE '' END, true),
+            set_config('hub.session_id', coalesce(p_session_id::text, ''), true),
+            set_config('hub.actor_source', 'api', true);
 END $$;
 
--- Name: FUNCTION authenticate(p_key_hash bytea, p_scopes text[], OUT org_id uuid, OUT account_id uuid, OUT key_id uuid); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) IS 'Finds the key, checks that it, its account and its organisation are in force and that it covers the scopes, and sets the tenant for this transaction. It rides in front of each request''s first statement, so a revoked key fails on the next request, on every replica. S05: every way to fail is the same 28000 unauthenticated.';
+COMMENT ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) IS 'Finds the key, checks that it, its account and its organisation are in force, that it covers the scopes and its holder has the membership level, and sets the caller for this transaction. It rides in front of each request''s first statement, so a revoked key fails on the next request, on every replica. S05: every way to fail is the same 28000 unauthenticated.';
 
--- Name: bootstrap_hub(text, text, text, bytea); Type: FUNCTION; Schema: public; Owner: -
+-- Name: bootstrap_hub(text, text, text, bytea, text); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) RETURNS record
+CREATE FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text DEFAULT NULL::text, OUT org_id uuid, OUT account_id uuid) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
@@ -67,20 +379,190 @@ BEGIN
     IF EXISTS (SELECT FROM organizations) THEN
         RETURN;
     END IF;
-    org_id := hub_uuidv7();
-    INSERT INTO accounts (kind, access_level, display_name) VALUES ('human', 'admin', p_admin_name)
+    PERFORM set_config('hub.actor_source', 'bootstrap', true);
+    INSERT INTO accounts (kind, access_level, display_name, email) VALUES ('human', 'admin', p_admin_name, p_admin_email)
     RETURNING id INTO account_id;
-    SET CONSTRAINTS organizations_owner_is_member_fkey DEFERRED;
-    INSERT INTO organizations (id, slug, name, owner_id) VALUES (org_id, p_org_slug, p_org_name, account_id);
-    INSERT INTO organization_members (org_id, account_id, membership_level) VALUES (org_id, account_id, 'owner');
-    SET CONSTRAINTS organizations_owner_is_member_fkey IMMEDIATE;
-    INSERT INTO api_keys (org_id, account_id, name, key_hash, scopes)
-    VALUES (org_id, account_id, 'first admin key', p_key_hash, '{*,platform:*}');
+    SELECT o.id INTO org_id
+    FROM make_organization(p_org_slug, p_org_name, account_id, '{}', '{}', hub_uuidv7(), 'first admin key', p_key_hash, '{*,platform:*}') o;
 END $$;
 
--- Name: FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) IS 'The first organisation, its admin and the admin''s key: once, on the first start. Returns NULLs where there is an organisation already.';
+COMMENT ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid) IS 'The first organisation, its admin and the admin''s key: once, on the first start. Returns NULLs where there is an organisation already.';
+
+-- Name: check_account_access_level(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_account_access_level() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NEW.access_level <> (CASE TG_OP WHEN 'INSERT' THEN 'member' ELSE OLD.access_level END)
+       AND public.current_account_id() IS NOT NULL AND NOT public.is_platform_admin() THEN
+        PERFORM public.raise_rule(TG_NAME, 'Only a platform admin gives or takes an access level.', '42501');
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_account_access_level(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_account_access_level() IS 'S01: access levels change only by a platform admin.';
+
+-- Name: check_account_email_domain(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_account_email_domain() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_host text := lower(split_part(NEW.email, '@', 2));
+BEGIN
+    IF EXISTS (SELECT FROM reserved_email_domains d WHERE v_host = d.domain OR right(v_host, length(d.domain) + 1) = '.' || d.domain)
+       <> (NEW.kind IN ('llm', 'service')) THEN
+        PERFORM raise_rule(TG_NAME, CASE WHEN NEW.kind IN ('llm', 'service')
+            THEN 'The address of an llm or service account is at a reserved domain.'
+            ELSE 'This domain is reserved for llm and service accounts.' END);
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_account_email_domain(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_account_email_domain() IS 'S03: an address tells a person from a machine.';
+
+-- Name: check_account_profile(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_account_profile() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF public.current_account_id() <> NEW.id AND NOT public.is_platform_admin()
+       AND NOT (NEW.home_org_id IS NOT DISTINCT FROM public.current_org_id() AND public.current_membership_rank() >= 2) THEN
+        PERFORM public.raise_rule(TG_NAME, 'A profile is changed by its account, an admin of its home organisation or a platform admin.', '42501');
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_account_profile(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_account_profile() IS 'X01: an organisation that an account merely works in does not rewrite it for all others.';
+
+-- Name: check_account_status(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_account_status() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM account_status_transitions t WHERE (t.from_status, t.to_status) = (OLD.status, NEW.status)) THEN
+        PERFORM raise_rule(TG_NAME, format('An account that is %s cannot become %s.', OLD.status, NEW.status));
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_account_status(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_account_status() IS 'X06: the steps are rows of account_status_transitions.';
+
+-- Name: check_audit_chain(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_audit_chain() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NEW.chain_id <> OLD.chain_id OR NEW.created_at <> OLD.created_at OR NEW.position < OLD.position OR NEW.anchor_position < OLD.anchor_position
+       OR NEW.position = OLD.position AND NEW.hash <> OLD.hash
+       OR NEW.position > OLD.position AND NOT EXISTS (SELECT FROM audit_logs l WHERE (l.chain_id, l.position, l.hash) = (NEW.chain_id, NEW.position, NEW.hash))
+       OR (NEW.anchor_position, NEW.anchor_hash) <> (OLD.anchor_position, OLD.anchor_hash)
+          AND NOT EXISTS (SELECT FROM audit_logs l WHERE (l.chain_id, l.position, l.hash) = (NEW.chain_id, NEW.anchor_position, NEW.anchor_hash)) THEN
+        PERFORM raise_rule(TG_NAME, 'A chain only grows, and its anchor only moves on, to entries that are there.');
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_audit_chain(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_audit_chain() IS 'X03: head and anchor are those of entries, and go forward.';
+
+-- Name: check_key_grant(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_key_grant() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_held   text[] := current_key_scopes();
+    v_holder organization_members;
+    v_added  text[] := NEW.scopes;
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        v_added := ARRAY(SELECT unnest(NEW.scopes) EXCEPT SELECT unnest(OLD.scopes));
+    END IF;
+    IF 'platform:*' = ANY (v_added) AND NOT EXISTS (SELECT FROM accounts a WHERE a.id = NEW.account_id AND a.access_level = 'admin') THEN
+        PERFORM raise_rule('api_keys_platform_scope_for_admins', 'platform:* is for keys of admin accounts.');
+    END IF;
+    -- What a platform admin's function does in another organisation is judged there; hub_app itself reaches no other one.
+    IF current_account_id() IS NULL OR NEW.org_id <> current_org_id() THEN
+        RETURN NEW;
+    END IF;
+    SELECT * INTO v_holder FROM organization_members m WHERE (m.org_id, m.account_id) = (NEW.org_id, NEW.account_id);
+    IF FOUND AND NEW.account_id <> current_account_id() AND NOT is_platform_admin()
+       AND (current_membership_rank() < 2 OR membership_rank(v_holder.membership_level) > current_membership_rank()) THEN
+        PERFORM raise_rule('api_keys_holder_within_level', 'Keys of others are made and changed by admins, and owners'' keys by owners.', '42501');
+    END IF;
+    IF EXISTS (SELECT FROM unnest(v_added) s WHERE NOT (s = ANY (v_held) OR NOT starts_with(s, 'platform:') AND '*' = ANY (v_held))) THEN
+        PERFORM raise_rule('api_keys_scopes_granted', 'A key grants no scope that the key that makes it lacks.', '42501');
+    END IF;
+    IF current_project_ids() IS NOT NULL AND (NEW.resources = '{}' OR NOT NEW.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p)) THEN
+        PERFORM raise_rule('api_keys_resources_granted', 'A limited key makes and changes only keys that are limited as much.', '42501');
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_key_grant(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_key_grant() IS 'A key cannot grant what its creator lacks: scopes, resources, or the level of its holder.';
+
+-- Name: check_member_change(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_member_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    v_level text := CASE WHEN TG_OP = 'DELETE' THEN OLD.membership_level ELSE NEW.membership_level END;
+BEGIN
+    -- What a platform admin's function does in another organisation is judged there; hub_app itself reaches no other one.
+    IF public.current_account_id() IS NULL OR public.is_platform_admin() OR coalesce(NEW.org_id, OLD.org_id) <> public.current_org_id()
+       OR TG_OP = 'DELETE' AND OLD.account_id = public.current_account_id() THEN -- everybody may leave
+        RETURN coalesce(NEW, OLD);
+    END IF;
+    IF public.current_membership_rank() < 2
+       OR public.membership_rank(v_level) > public.current_membership_rank()
+       OR TG_OP = 'UPDATE' AND public.membership_rank(OLD.membership_level) > public.current_membership_rank() THEN
+        PERFORM public.raise_rule(TG_NAME, 'Members are added, changed and removed by admins, and owners by owners.', '42501');
+    END IF;
+    RETURN coalesce(NEW, OLD);
+END $$;
+
+-- Name: FUNCTION check_member_change(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_member_change() IS 'Nobody gives or takes a membership level above their own; everybody may leave.';
+
+-- Name: check_organization_transfer(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_organization_transfer() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF public.current_account_id() <> OLD.owner_id AND NOT public.is_platform_admin() THEN
+        PERFORM public.raise_rule(TG_NAME, 'An organisation is handed over by its accountable owner, or by a platform admin.', '42501');
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_organization_transfer(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_organization_transfer() IS 'W16: by the owner or a platform admin.';
 
 -- Name: check_session_run_state(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -98,6 +580,100 @@ END $$;
 -- Name: FUNCTION check_session_run_state(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.check_session_run_state() IS 'X06, X10: legal steps are rows of session_run_state_transitions.';
+
+-- Name: is_metadata(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.is_metadata(p_metadata jsonb) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $_$
+BEGIN
+    IF p_metadata = '{}' THEN
+        RETURN true;
+    END IF;
+    RETURN jsonb_typeof(p_metadata) = 'object' AND NOT EXISTS (
+        SELECT FROM jsonb_each(CASE jsonb_typeof(p_metadata) WHEN 'object' THEN p_metadata ELSE '{}' END) e
+        WHERE e.key !~ '^_[a-z][a-z0-9_]*$' OR jsonb_typeof(e.value) <> 'object');
+END $_$;
+
+-- Name: FUNCTION is_metadata(p_metadata jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.is_metadata(p_metadata jsonb) IS 'W01: metadata is opaque to the hub and holds one object per subsystem, under a key of the form _subsystem. Known fields live in columns or in data.';
+
+-- Name: organizations; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.organizations (
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    slug text NOT NULL,
+    name text NOT NULL,
+    owner_id uuid NOT NULL,
+    owner_level text GENERATED ALWAYS AS ('owner'::text) STORED NOT NULL,
+    deleted_at timestamp with time zone,
+    data jsonb DEFAULT '{}'::jsonb NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT organizations_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT organizations_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT organizations_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT organizations_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
+    CONSTRAINT organizations_slug_shape_check CHECK (((slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'::text) AND (char_length(slug) <= 100)))
+);
+
+ALTER TABLE ONLY public.organizations FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE organizations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.organizations IS 'The tenants. Everything below an organisation carries its id and is invisible to every other one (X01).';
+
+-- Name: COLUMN organizations.owner_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.owner_id IS 'C13: the accountable owner, always a member at level owner.';
+
+-- Name: COLUMN organizations.owner_level; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.owner_level IS 'C13: a constant, so that a foreign key can require it.';
+
+-- Name: COLUMN organizations.deleted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.deleted_at IS 'W12: set when deletion was asked for: its keys fail at once, a worker purges the rest in batches.';
+
+-- Name: COLUMN organizations.data; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.data IS 'W01: structured settings, typed in the contract.';
+
+-- Name: COLUMN organizations.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN organizations.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.organizations.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT organizations_id_version_check ON organizations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT organizations_id_version_check ON public.organizations IS 'C02';
+
+-- Name: CONSTRAINT organizations_metadata_check ON organizations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT organizations_metadata_check ON public.organizations IS 'W01';
+
+-- Name: create_organization(text, text, uuid, jsonb, jsonb, uuid, bytea); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) RETURNS SETOF public.organizations
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT is_platform_admin() THEN
+        PERFORM raise_rule('insufficient_scope', 'Organisations are made by platform admins.', '42501');
+    END IF;
+    RETURN QUERY SELECT * FROM make_organization(p_slug, p_name, coalesce(p_owner_id, current_account_id()), p_data, p_metadata, p_key_id, 'first key', p_key_hash, '{*}');
+END $$;
+
+-- Name: FUNCTION create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) IS 'X01: by platform admins alone.';
 
 -- Name: current_account_id(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -119,6 +695,36 @@ CREATE FUNCTION public.current_key_id() RETURNS uuid
 
 COMMENT ON FUNCTION public.current_key_id() IS 'The calling key.';
 
+-- Name: current_key_scopes(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.current_key_scopes() RETURNS text[]
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN COALESCE(string_to_array(NULLIF(current_setting('hub.key_scopes'::text, true), ''::text), ' '::text), '{}'::text[]);
+
+-- Name: FUNCTION current_key_scopes(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.current_key_scopes() IS 'What the calling key may do: the most that it can grant to another one.';
+
+-- Name: membership_rank(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.membership_rank(p_level text) RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN array_position(ARRAY['member'::text, 'admin'::text, 'owner'::text], p_level);
+
+-- Name: FUNCTION membership_rank(p_level text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.membership_rank(p_level text) IS 'W14: orders the membership levels: 1 member, 2 admin, 3 owner.';
+
+-- Name: current_membership_rank(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.current_membership_rank() RETURNS integer
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN COALESCE(public.membership_rank(current_setting('hub.membership_level'::text, true)), 0);
+
+-- Name: FUNCTION current_membership_rank(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.current_membership_rank() IS 'The rank of the caller''s level in its organisation; 0 when nobody is signed in.';
+
 -- Name: current_org_id(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.current_org_id() RETURNS uuid
@@ -129,6 +735,26 @@ CREATE FUNCTION public.current_org_id() RETURNS uuid
 
 COMMENT ON FUNCTION public.current_org_id() IS 'X01: the organisation of the calling key. NULL when nobody is signed in, and then no row is visible.';
 
+-- Name: current_project_ids(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.current_project_ids() RETURNS uuid[]
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (NULLIF(current_setting('hub.project_ids'::text, true), ''::text))::uuid[];
+
+-- Name: FUNCTION current_project_ids(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.current_project_ids() IS 'The projects that the calling key is limited to; NULL when it is not limited (api_keys.resources).';
+
+-- Name: current_session_id(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.current_session_id() RETURNS uuid
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (NULLIF(current_setting('hub.session_id'::text, true), ''::text))::uuid;
+
+-- Name: FUNCTION current_session_id(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.current_session_id() IS 'The agent''s session in which the caller acts, where it names one: for the audit log.';
+
 -- Name: delete_session(uuid, boolean); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.delete_session(p_id uuid, p_descendants boolean) RETURNS integer
@@ -138,15 +764,16 @@ CREATE FUNCTION public.delete_session(p_id uuid, p_descendants boolean) RETURNS 
 DECLARE
     c_short constant integer := 1000;
     v_org   constant uuid    := current_org_id();
+    v_projects constant uuid[] := current_project_ids();
     v_ids   uuid[] := '{}';
     v_found uuid[];
 BEGIN
     -- A session that is locked gets no more children: what is found again is all there is.
     LOOP
         WITH RECURSIVE tree AS (
-            SELECT s.id FROM sessions s WHERE s.org_id = v_org AND s.id = p_id AND s.deleted_at IS NULL
+            SELECT s.id FROM sessions s WHERE s.org_id = v_org AND s.id = p_id AND s.deleted_at IS NULL AND (v_projects IS NULL OR s.project_id = ANY (v_projects))
             UNION ALL
-            SELECT c.id FROM tree t JOIN sessions c ON c.org_id = v_org AND c.parent_id = t.id WHERE p_descendants)
+            SELECT c.id FROM tree t JOIN sessions c ON c.org_id = v_org AND c.parent_id = t.id WHERE p_descendants AND (v_projects IS NULL OR c.project_id = ANY (v_projects)))
         SELECT coalesce(array_agg(t.id ORDER BY t.id), '{}') INTO v_found FROM tree t;
         EXIT WHEN v_found = v_ids;
         v_ids := v_found;
@@ -156,9 +783,7 @@ BEGIN
        AND (SELECT count(*) FROM (SELECT FROM messages m WHERE m.org_id = v_org AND m.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short THEN
         DELETE FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids);
     ELSE
-        UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(s.id::text, '-', '') WHERE s.org_id = v_org AND s.id = ANY (v_ids);
-        UPDATE sessions s SET parent_id = NULL WHERE s.org_id = v_org AND s.parent_id = ANY (v_ids);
-        UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = v_org AND s.fork_of_id = ANY (v_ids);
+        PERFORM mark_sessions_deleted(v_org, v_ids);
     END IF;
     RETURN cardinality(v_ids);
 END $$;
@@ -166,54 +791,6 @@ END $$;
 -- Name: FUNCTION delete_session(p_id uuid, p_descendants boolean); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) IS 'Deletes a session of the caller''s organisation, with its descendants if told so, and returns how many went. Up to 1,000 messages and parts go at once; of more, the sessions are marked, and purge_deleted_sessions() does the rest.';
-
--- Name: hub_uuidv7_at(bigint); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.hub_uuidv7_at(p_clock bigint) RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    RETURN (encode((int8send(((((p_clock >> 12) << 16) | (28672)::bigint) | (p_clock & (4095)::bigint))) || SUBSTRING(uuid_send(gen_random_uuid()) FROM 9)), 'hex'::text))::uuid;
-
--- Name: FUNCTION hub_uuidv7_at(p_clock bigint); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.hub_uuidv7_at(p_clock bigint) IS 'A UUIDv7 (RFC 9562, method 3) for a clock value: milliseconds since the epoch times 4096 plus the fraction of the millisecond. The other 62 bits are random.';
-
--- Name: hub_uuidv7(); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.hub_uuidv7() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    RETURN public.hub_uuidv7_at(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint);
-
--- Name: FUNCTION hub_uuidv7(); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.hub_uuidv7() IS 'C02: the default of every id: a UUIDv7 of now, with the fraction of the millisecond in rand_a, so that ids sort by time alone.';
-
--- Name: is_metadata(jsonb); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.is_metadata(p_metadata jsonb) RETURNS boolean
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    AS $_$
-BEGIN
-    IF p_metadata = '{}' THEN
-        RETURN true;
-    END IF;
-    RETURN jsonb_typeof(p_metadata) = 'object' AND NOT EXISTS (
-        SELECT FROM jsonb_each(CASE jsonb_typeof(p_metadata) WHEN 'object' THEN p_metadata ELSE '{}' END) e
-        WHERE e.key !~ '^_[a-z][a-z0-9_]*$' OR jsonb_typeof(e.value) <> 'object');
-END $_$;
-
--- Name: FUNCTION is_metadata(p_metadata jsonb); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.is_metadata(p_metadata jsonb) IS 'W01: metadata is opaque to the hub and holds one object per subsystem, under a key of the form _subsystem. Known fields live in columns or in data.';
-
--- Name: is_uuidv7(uuid); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.is_uuidv7(p_id uuid) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN (((get_byte(uuid_send(p_id), 6) >> 4) = 7) AND ((get_byte(uuid_send(p_id), 8) >> 6) = 2));
-
--- Name: FUNCTION is_uuidv7(p_id uuid); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.is_uuidv7(p_id uuid) IS 'C02: version 7, RFC variant. The CHECK of every id column.';
 
 -- Name: sessions; Type: TABLE; Schema: public; Owner: -
 
@@ -365,64 +942,33 @@ CREATE FUNCTION public.deleted_session_ids() RETURNS uuid[]
 
 COMMENT ON FUNCTION public.deleted_session_ids() IS 'The sessions of the caller''s organisation whose rows wait to be purged: messages and parts of these are nobody''s to see.';
 
--- Name: organizations; Type: TABLE; Schema: public; Owner: -
+-- Name: expire_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE TABLE public.organizations (
-    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
-    slug text NOT NULL,
-    name text NOT NULL,
-    owner_id uuid NOT NULL,
-    owner_level text GENERATED ALWAYS AS ('owner'::text) STORED NOT NULL,
-    deleted_at timestamp with time zone,
-    data jsonb DEFAULT '{}'::jsonb NOT NULL,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    revision integer DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT organizations_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
-    CONSTRAINT organizations_id_version_check CHECK (public.is_uuidv7(id)),
-    CONSTRAINT organizations_metadata_check CHECK (public.is_metadata(metadata)),
-    CONSTRAINT organizations_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
-    CONSTRAINT organizations_slug_shape_check CHECK (((slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'::text) AND (char_length(slug) <= 100)))
-);
+CREATE FUNCTION public.expire_sessions(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_policy retention_policies;
+    v_ids    uuid[];
+BEGIN
+    FOR v_policy IN SELECT * FROM retention_policies r WHERE r.session_days IS NOT NULL ORDER BY r.org_id LOOP
+        SELECT array_agg(due.id) INTO v_ids FROM (
+            SELECT s.id FROM sessions s
+            WHERE s.org_id = v_policy.org_id AND s.archived_at < now() - make_interval(days => v_policy.session_days) AND s.deleted_at IS NULL
+            ORDER BY s.archived_at LIMIT least(p_rows, 100) FOR UPDATE SKIP LOCKED) due;
+        CONTINUE WHEN v_ids IS NULL;
+        PERFORM set_config('hub.actor_source', 'worker', true);
+        PERFORM mark_sessions_deleted(v_policy.org_id, v_ids);
+        PERFORM append_audit(v_policy.org_id, 'session.purge', 'session', NULL, jsonb_build_object('sessions', cardinality(v_ids), 'ids', to_jsonb(v_ids)));
+        RETURN cardinality(v_ids);
+    END LOOP;
+    RETURN 0;
+END $$;
 
-ALTER TABLE ONLY public.organizations FORCE ROW LEVEL SECURITY;
+-- Name: FUNCTION expire_sessions(p_rows integer); Type: COMMENT; Schema: public; Owner: -
 
--- Name: TABLE organizations; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.organizations IS 'The tenants. Everything below an organisation carries its id and is invisible to every other one (X01).';
-
--- Name: COLUMN organizations.owner_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.owner_id IS 'C13: the accountable owner, always a member at level owner.';
-
--- Name: COLUMN organizations.owner_level; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.owner_level IS 'C13: a constant, so that a foreign key can require it.';
-
--- Name: COLUMN organizations.deleted_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.deleted_at IS 'W12: set when deletion was asked for: its keys fail at once, a worker purges the rest in batches.';
-
--- Name: COLUMN organizations.data; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.data IS 'W01: structured settings, typed in the contract.';
-
--- Name: COLUMN organizations.metadata; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.metadata IS 'W01: opaque, one object per subsystem.';
-
--- Name: COLUMN organizations.revision; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.organizations.revision IS 'Counts changes: the ETag.';
-
--- Name: CONSTRAINT organizations_id_version_check ON organizations; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT organizations_id_version_check ON public.organizations IS 'C02';
-
--- Name: CONSTRAINT organizations_metadata_check ON organizations; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT organizations_metadata_check ON public.organizations IS 'W01';
+COMMENT ON FUNCTION public.expire_sessions(p_rows integer) IS 'W09: deletes up to so many sessions that were archived longer ago than their organisation keeps them, and says so in its audit log. purge_deleted_sessions() takes their rows away. Returns how many; 0 when nothing is due.';
 
 -- Name: hub_is_bootstrapped(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -504,6 +1050,27 @@ END $$;
 -- Name: FUNCTION index_session_title(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.index_session_title() IS 'Keeps the title''s row of search_entries.';
+
+-- Name: is_deleted_organization(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.is_deleted_organization(p_org_id uuid) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    RETURN (EXISTS (SELECT FROM public.organizations o WHERE ((o.id = is_deleted_organization.p_org_id) AND (o.deleted_at IS NOT NULL))));
+
+-- Name: FUNCTION is_deleted_organization(p_org_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.is_deleted_organization(p_org_id uuid) IS 'W12: what the purge may delete from.';
+
+-- Name: is_platform_admin(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.is_platform_admin() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (COALESCE(current_setting('hub.platform'::text, true), ''::text) = 'on'::text);
+
+-- Name: FUNCTION is_platform_admin(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.is_platform_admin() IS 'X01: the caller''s account is an admin''s, and its key carries platform:*. Ranks above every membership level, but sees no tenant''s rows but its own.';
 
 -- Name: issue_session_row_id(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -602,6 +1169,42 @@ END $$;
 
 COMMENT ON FUNCTION public.link_session_to_parent() IS 'An imported child finds the parent that is already here.';
 
+-- Name: make_organization(text, text, uuid, jsonb, jsonb, uuid, text, bytea, text[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.make_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_name text, p_key_hash bytea, p_scopes text[]) RETURNS SETOF public.organizations
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_id uuid := hub_uuidv7();
+BEGIN
+    SET CONSTRAINTS organizations_owner_is_member_fkey DEFERRED;
+    INSERT INTO organizations (id, slug, name, owner_id, data, metadata) VALUES (v_id, p_slug, p_name, p_owner_id, p_data, p_metadata);
+    INSERT INTO organization_members (org_id, account_id, membership_level) VALUES (v_id, p_owner_id, 'owner');
+    SET CONSTRAINTS organizations_owner_is_member_fkey IMMEDIATE;
+    INSERT INTO api_keys (org_id, id, account_id, name, key_hash, scopes) VALUES (v_id, p_key_id, p_owner_id, p_key_name, p_key_hash, p_scopes);
+    RETURN QUERY SELECT * FROM organizations o WHERE o.id = v_id;
+END $$;
+
+-- Name: FUNCTION make_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_name text, p_key_hash bytea, p_scopes text[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.make_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_name text, p_key_hash bytea, p_scopes text[]) IS 'C13: an organisation, its accountable owner''s membership, and the owner''s first key: without it nobody could get in.';
+
+-- Name: make_retention_policy(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.make_retention_policy() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO retention_policies (org_id) VALUES (NEW.id);
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION make_retention_policy(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.make_retention_policy() IS 'W09: each organisation has a policy, so that there is one to read and to change.';
+
 -- Name: make_session_slug(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.make_session_slug() RETURNS trigger
@@ -634,6 +1237,41 @@ END $$;
 
 COMMENT ON FUNCTION public.make_session_slug() IS 'S09: two words and six hex digits.';
 
+-- Name: mark_sessions_deleted(uuid, uuid[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(s.id::text, '-', '') WHERE s.org_id = p_org_id AND s.id = ANY (p_ids);
+    UPDATE sessions s SET parent_id = NULL WHERE s.org_id = p_org_id AND s.parent_id = ANY (p_ids);
+    UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = p_org_id AND s.fork_of_id = ANY (p_ids);
+$$;
+
+-- Name: FUNCTION mark_sessions_deleted(p_org_id uuid, p_ids uuid[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) IS 'For functions of hub_system: requests have no right to these columns.';
+
+-- Name: note_audit_chain(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.note_audit_chain() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_noted text := coalesce(current_setting('hub.audit_chains', true), '');
+    v_chain text := audit_chain_of(TG_TABLE_NAME, CASE TG_OP WHEN 'INSERT' THEN to_jsonb(NEW) ELSE to_jsonb(OLD) END)::text;
+BEGIN
+    IF position(v_chain IN v_noted) = 0 THEN
+        PERFORM set_config('hub.audit_chains', ltrim(v_noted || ' ' || v_chain), true);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION note_audit_chain(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.note_audit_chain() IS 'X03: notes which chains the transaction will append to, so that they are taken in one order: two transactions that change rows of two organisations in opposite orders would wait for each other.';
+
 -- Name: part_text(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.part_text(p_data jsonb) RETURNS text
@@ -657,42 +1295,76 @@ END $_$;
 
 COMMENT ON FUNCTION public.part_text(p_data jsonb) IS 'What can be found of a part: its text, a tool call''s title, input, output and error, names of files, a sub-agent''s prompt, a retry''s error. Of unknown types what has one of these names.';
 
+-- Name: purge_audit_logs(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_audit_logs(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_policy retention_policies;
+    v_chain  audit_chains;
+    v_last   audit_logs;
+    v_count  bigint;
+BEGIN
+    FOR v_policy IN SELECT * FROM retention_policies r WHERE r.audit_days IS NOT NULL ORDER BY r.org_id LOOP
+        SELECT * INTO v_last FROM audit_logs l
+        WHERE l.chain_id = v_policy.org_id AND l.created_at < now() - make_interval(days => v_policy.audit_days)
+          AND l.position <= (SELECT c.anchor_position + p_rows FROM audit_chains c WHERE c.chain_id = v_policy.org_id)
+        ORDER BY l.created_at DESC LIMIT 1;
+        CONTINUE WHEN NOT FOUND OR v_last.action = 'audit.purge' AND NOT EXISTS (
+            SELECT FROM audit_logs l WHERE l.chain_id = v_last.chain_id AND l.position < v_last.position); -- it would only replace itself
+        SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_last.chain_id FOR UPDATE SKIP LOCKED; -- writers go first
+        CONTINUE WHEN NOT FOUND OR v_chain.anchor_position >= v_last.position;
+        UPDATE audit_chains c SET anchor_position = v_last.position, anchor_hash = v_last.hash WHERE c.chain_id = v_chain.chain_id;
+        DELETE FROM audit_logs l WHERE l.chain_id = v_chain.chain_id AND l.position <= v_last.position;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        PERFORM set_config('hub.actor_source', 'worker', true);
+        PERFORM append_audit(v_chain.chain_id, 'audit.purge', 'audit', NULL, jsonb_build_object('entries', v_count, 'through', v_last.position));
+        RETURN v_count;
+    END LOOP;
+    RETURN 0;
+END $$;
+
+-- Name: FUNCTION purge_audit_logs(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_audit_logs(p_rows integer) IS 'W09, X03: removes up to so many entries that an organisation no longer keeps, moves its chain''s anchor, and says so in the chain. Returns how many; 0 when nothing is due.';
+
 -- Name: purge_deleted_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
 
-CREATE FUNCTION public.purge_deleted_sessions(p_limit integer) RETURNS integer
+CREATE FUNCTION public.purge_deleted_sessions(p_rows integer) RETURNS bigint
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
     v_session record;
-    v_count   integer;
-    v_total   integer;
+    v_count   bigint;
+    v_left    bigint := p_rows;
 BEGIN
-    SELECT s.org_id, s.id INTO v_session FROM sessions s WHERE s.deleted_at IS NOT NULL ORDER BY s.deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        RETURN 0;
-    END IF;
-    DELETE FROM parts p
-    WHERE p.org_id = v_session.org_id
-      AND p.id = ANY (ARRAY(SELECT o.id FROM parts o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT p_limit));
-    GET DIAGNOSTICS v_total = ROW_COUNT;
-    IF v_total < p_limit THEN
+    WHILE v_left > 0 LOOP
+        SELECT s.org_id, s.id INTO v_session FROM sessions s WHERE s.deleted_at IS NOT NULL ORDER BY s.deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+        EXIT WHEN NOT FOUND;
+        DELETE FROM parts p
+        WHERE p.org_id = v_session.org_id
+          AND p.id = ANY (ARRAY(SELECT o.id FROM parts o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
         DELETE FROM messages m
         WHERE m.org_id = v_session.org_id
-          AND m.id = ANY (ARRAY(SELECT o.id FROM messages o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT p_limit - v_total));
+          AND m.id = ANY (ARRAY(SELECT o.id FROM messages o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
         GET DIAGNOSTICS v_count = ROW_COUNT;
-        v_total := v_total + v_count;
-    END IF;
-    IF v_total < p_limit THEN
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
         DELETE FROM sessions s WHERE s.org_id = v_session.org_id AND s.id = v_session.id;
-        v_total := v_total + 1;
-    END IF;
-    RETURN v_total;
+        v_left := v_left - 1;
+    END LOOP;
+    RETURN p_rows - v_left;
 END $$;
 
--- Name: FUNCTION purge_deleted_sessions(p_limit integer); Type: COMMENT; Schema: public; Owner: -
+-- Name: FUNCTION purge_deleted_sessions(p_rows integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.purge_deleted_sessions(p_limit integer) IS 'Takes away up to so many rows of one deleted session, whichever organisation''s, and returns how many; 0 when nothing waits. Workers call it until then, each call a transaction of its own; several may do so at once.';
+COMMENT ON FUNCTION public.purge_deleted_sessions(p_rows integer) IS 'Takes away up to so many rows of deleted sessions, whichever organisation''s, and returns how many; 0 when nothing waits. Workers call it until then, each call a transaction of its own; several may do so at once.';
 
 -- Name: purge_deleted_source(text, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -707,6 +1379,76 @@ $$;
 
 COMMENT ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) IS 'What is left of a deleted session goes at once when the session is imported again: its rows have the ids that the new ones need.';
 
+-- Name: purge_idempotency_keys(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_idempotency_keys(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_count bigint;
+BEGIN
+    DELETE FROM idempotency_keys k
+    WHERE (k.org_id, k.id) IN (
+        SELECT d.org_id, d.id FROM organizations o, LATERAL (
+            SELECT i.org_id, i.id FROM idempotency_keys i WHERE i.org_id = o.id AND i.created_at < now() - interval '24 hours' LIMIT p_rows) d
+        LIMIT p_rows);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END $$;
+
+-- Name: FUNCTION purge_idempotency_keys(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_idempotency_keys(p_rows integer) IS 'X09: removes up to so many answers that are older than 24 hours. Returns how many.';
+
+-- Name: purge_organizations(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_organizations(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $_$
+DECLARE
+    v_org   organizations;
+    v_table regclass;
+    v_count bigint;
+BEGIN
+    SELECT * INTO v_org FROM organizations o WHERE o.deleted_at IS NOT NULL ORDER BY o.deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    PERFORM set_config('hub.actor_source', 'worker', true);
+    -- From the leaves: what refers to others goes before them. A new table takes part by having an org_id.
+    FOR v_table IN
+        WITH RECURSIVE tenants AS (
+            SELECT c.oid FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'org_id' AND NOT a.attisdropped
+            WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r' AND c.relname <> 'audit_logs'
+        ), refers AS (
+            SELECT DISTINCT f.conrelid, f.confrelid FROM pg_constraint f
+            WHERE f.contype = 'f' AND f.conrelid <> f.confrelid AND f.conrelid IN (SELECT oid FROM tenants) AND f.confrelid IN (SELECT oid FROM tenants)
+        ), depths AS (
+            SELECT oid, 0 AS depth FROM tenants
+            UNION ALL
+            SELECT r.conrelid, d.depth + 1 FROM depths d JOIN refers r ON r.confrelid = d.oid WHERE d.depth < 20
+        )
+        SELECT d.oid FROM depths d GROUP BY d.oid ORDER BY max(d.depth) DESC, d.oid
+    LOOP
+        -- The accountable owner's membership goes with the organisation's own row (C13).
+        EXECUTE format('DELETE FROM %s WHERE ctid = ANY (ARRAY(SELECT ctid FROM %s WHERE org_id = $1%s LIMIT $2))', v_table, v_table,
+                       CASE v_table WHEN 'organization_members'::regclass THEN ' AND account_id <> $3' ELSE '' END)
+        USING v_org.id, p_rows, v_org.owner_id;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        IF v_count > 0 THEN
+            RETURN v_count;
+        END IF;
+    END LOOP;
+    DELETE FROM organizations o WHERE o.id = v_org.id;
+    RETURN 1;
+END $_$;
+
+-- Name: FUNCTION purge_organizations(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_organizations(p_rows integer) IS 'W12: deletes up to so many rows of an organisation that is marked as deleted, and at last the organisation. Returns how many; 0 when there is none. Its audit chain stays.';
+
 -- Name: raise_rule(text, text, text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.raise_rule(p_rule text, p_message text, p_sqlstate text DEFAULT '23514'::text) RETURNS void
@@ -719,6 +1461,64 @@ END $$;
 -- Name: FUNCTION raise_rule(p_rule text, p_message text, p_sqlstate text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.raise_rule(p_rule text, p_message text, p_sqlstate text) IS 'X02: refuses as a constraint does: the rule''s name is the CONSTRAINT, and the API''s error code. 23514 (check_violation) unless told otherwise.';
+
+-- Name: record_audit(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_audit() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_old     jsonb := CASE WHEN TG_OP <> 'INSERT' THEN to_jsonb(OLD) END;
+    v_new     jsonb := CASE WHEN TG_OP <> 'DELETE' THEN to_jsonb(NEW) END;
+    v_row     jsonb := coalesce(v_new, v_old);
+    v_changes jsonb;
+    v_verb    text;
+BEGIN
+    SELECT coalesce(jsonb_object_agg(k.name, CASE
+               WHEN k.name IN ('data', 'metadata') OR k.name = ANY (TG_ARGV[1:]) THEN '{"changed": true}'
+               ELSE jsonb_strip_nulls(jsonb_build_object('before', v_old -> k.name, 'after', v_new -> k.name)) END), '{}')
+    INTO v_changes
+    FROM jsonb_object_keys(v_row) k(name)
+    WHERE k.name NOT IN ('id', 'org_id', 'created_at', 'updated_at', 'revision', 'owner_level', 'last_used_at', 'key_hash')
+      AND coalesce(v_old -> k.name, 'null') <> coalesce(v_new -> k.name, 'null')
+      AND (TG_OP = 'UPDATE' OR v_row -> k.name NOT IN ('{}', '[]', '""'));
+    IF TG_OP = 'UPDATE' AND v_changes = '{}' THEN
+        RETURN NULL;
+    END IF;
+    v_verb := CASE
+        WHEN TG_OP = 'INSERT' THEN 'create'
+        WHEN TG_OP = 'DELETE' THEN CASE WHEN TG_ARGV[0] = 'organization' THEN 'purge' ELSE 'delete' END
+        WHEN v_changes ? 'status' THEN CASE v_new ->> 'status' WHEN 'active' THEN 'activate' WHEN 'suspended' THEN 'suspend' WHEN 'deactivated' THEN 'deactivate' ELSE 'update' END
+        WHEN v_changes ? 'owner_id' THEN 'transfer'
+        WHEN v_changes ? 'deleted_at' THEN CASE WHEN v_new -> 'deleted_at' = 'null' THEN 'restore' ELSE 'delete' END
+        WHEN v_changes ? 'revoked_at' THEN 'revoke'
+        WHEN v_changes ? 'rotated_to_id' THEN 'rotate'
+        WHEN v_changes ? 'enabled' THEN CASE v_new ->> 'enabled' WHEN 'true' THEN 'enable' ELSE 'disable' END
+        ELSE 'update' END;
+    PERFORM append_audit(audit_chain_of(TG_TABLE_NAME, coalesce(v_old, v_new)), TG_ARGV[0] || '.' || v_verb, TG_ARGV[0],
+        coalesce(v_row ->> 'id', v_row ->> 'account_id', v_row ->> 'org_id')::uuid, v_changes);
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_audit(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_audit() IS 'W12: writes the audit entry of a row''s change, into the chain of the row''s organisation. Arguments: the noun of its actions, then columns whose values are personal or long and only named as changed.';
+
+-- Name: record_key_uses(uuid[], uuid[], timestamp with time zone[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    UPDATE api_keys k SET last_used_at = u.used_at
+    FROM unnest(p_org_ids, p_key_ids, p_times) u(org_id, key_id, used_at)
+    WHERE (k.org_id, k.id) = (u.org_id, u.key_id) AND coalesce(k.last_used_at, '-infinity') < u.used_at - interval '1 minute';
+$$;
+
+-- Name: FUNCTION record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) IS 'Notes when keys were last used: what a replica saw since it was called last, in one statement.';
 
 -- Name: record_session_rows(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -760,6 +1560,23 @@ END $$;
 
 COMMENT ON FUNCTION public.record_session_rows() IS 'C02, X10: after each statement: refuses ids out of order, and keeps the session''s last ids and last_activity_at. Runs as hub_system, because hub_app may not write those columns.';
 
+-- Name: refuse_audit_removal(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_audit_removal() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF OLD.position > (SELECT c.anchor_position FROM audit_chains c WHERE c.chain_id = OLD.chain_id) THEN
+        PERFORM raise_rule(TG_NAME, 'Entries of the audit log are removed from the oldest on, behind the anchor.');
+    END IF;
+    RETURN OLD;
+END $$;
+
+-- Name: FUNCTION refuse_audit_removal(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_audit_removal() IS 'X03: only what the anchor has passed may go, and only retention moves the anchor.';
+
 -- Name: refuse_change(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.refuse_change() RETURNS trigger
@@ -772,6 +1589,24 @@ END $$;
 -- Name: FUNCTION refuse_change(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.refuse_change() IS 'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
+
+-- Name: refuse_other_key_successor(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_other_key_successor() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- ON DELETE SET NULL comes after the successor is gone: nobody else can bring that about.
+    IF NEW.rotated_to_id IS NULL AND NOT EXISTS (SELECT FROM api_keys k WHERE k.org_id = OLD.org_id AND k.id = OLD.rotated_to_id) THEN
+        RETURN NEW;
+    END IF;
+    PERFORM raise_rule(TG_NAME, 'A key is rotated once.');
+END $$;
+
+-- Name: FUNCTION refuse_other_key_successor(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_other_key_successor() IS 'A rotated key keeps its successor for as long as there is one.';
 
 -- Name: refuse_other_session_parent(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -790,6 +1625,22 @@ END $$;
 -- Name: FUNCTION refuse_other_session_parent(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.refuse_other_session_parent() IS 'S11: a session keeps its parent for as long as there is one.';
+
+-- Name: refuse_own_account_change(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_own_account_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NEW.id = public.current_account_id() THEN
+        PERFORM public.raise_rule(TG_NAME, 'Nobody changes their own access level or status.', '42501');
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION refuse_own_account_change(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_own_account_change() IS 'S01: one''s own level is somebody else''s to change; and nobody locks themselves out.';
 
 -- Name: refuse_session_cycle(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -890,6 +1741,126 @@ END $_$;
 
 COMMENT ON FUNCTION public.refuse_unless_cascade() IS 'Append-only tables. Arguments: parent table, own column with the parent''s org, own column with the parent''s id, then the columns that a SET NULL may clear. Without arguments nothing passes.';
 
+-- Name: require_platform_admin(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.require_platform_admin() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF public.current_account_id() IS NOT NULL AND NOT public.is_platform_admin() THEN
+        PERFORM public.raise_rule(TG_NAME, TG_ARGV[0], '42501');
+    END IF;
+    RETURN coalesce(NEW, OLD);
+END $$;
+
+-- Name: FUNCTION require_platform_admin(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.require_platform_admin() IS 'X01: what only a platform admin may do. Where nobody is signed in (the owner in psql, a worker) privileges alone decide, as in every rule about the caller.';
+
+-- Name: revoke_account_keys(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.revoke_account_keys() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    UPDATE api_keys k SET revoked_at = now()
+    FROM organization_members m
+    WHERE m.account_id = NEW.id AND (k.org_id, k.account_id) = (m.org_id, m.account_id) AND k.revoked_at IS NULL;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION revoke_account_keys(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.revoke_account_keys() IS 'W02: whoever deactivates an account revokes its keys, in all organisations, for good.';
+
+-- Name: accounts; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.accounts (
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    kind text NOT NULL,
+    access_level text DEFAULT 'member'::text NOT NULL,
+    status text DEFAULT 'active'::text NOT NULL,
+    home_org_id uuid,
+    display_name text NOT NULL,
+    email text,
+    data jsonb DEFAULT '{}'::jsonb NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT accounts_access_level_check CHECK ((access_level = ANY (ARRAY['admin'::text, 'member'::text]))),
+    CONSTRAINT accounts_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT accounts_display_name_length_check CHECK (((char_length(display_name) >= 1) AND (char_length(display_name) <= 200))),
+    CONSTRAINT accounts_email_shape_check CHECK (((email ~ '^[^@\s]+@[^@\s]+$'::text) AND (char_length(email) <= 254))),
+    CONSTRAINT accounts_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT accounts_kind_check CHECK ((kind = ANY (ARRAY['human'::text, 'llm'::text, 'service'::text, 'system'::text]))),
+    CONSTRAINT accounts_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT accounts_status_check CHECK ((status = ANY (ARRAY['active'::text, 'suspended'::text, 'deactivated'::text])))
+);
+
+ALTER TABLE ONLY public.accounts FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.accounts IS 'Who can act: people, LLMs, services, and the one system account. An account belongs to no organisation; organization_members says where it works.';
+
+-- Name: COLUMN accounts.kind; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.accounts.kind IS 'human, llm, service, or system (the seeded account that acts where nobody is signed in).';
+
+-- Name: COLUMN accounts.access_level; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.accounts.access_level IS 'W14: the platform-wide level. admin may use platform scopes; a role is something else (roles.name).';
+
+-- Name: COLUMN accounts.status; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.accounts.status IS 'W02: active; suspended: keys stop and come back; deactivated: keys are revoked for good.';
+
+-- Name: COLUMN accounts.home_org_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.accounts.home_org_id IS 'The organisation that made the account, and whose admins may change its profile; NULL for the platform''s own. It may work elsewhere as well.';
+
+-- Name: COLUMN accounts.data; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.accounts.data IS 'W01: structured profile data, typed in the contract.';
+
+-- Name: COLUMN accounts.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.accounts.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN accounts.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.accounts.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT accounts_id_version_check ON accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT accounts_id_version_check ON public.accounts IS 'C02';
+
+-- Name: CONSTRAINT accounts_metadata_check ON accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT accounts_metadata_check ON public.accounts IS 'W01';
+
+-- Name: search_accounts(text, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_accounts(p_text text, p_limit integer) RETURNS SETOF public.accounts
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM set_config('pg_trgm.word_similarity_threshold', '0.4', true); -- "jon smit" finds John Smith
+    RETURN QUERY
+    SELECT a.* FROM accounts a
+    WHERE (a.display_name ILIKE '%' || regexp_replace(p_text, '([\\%_])', '\\\1', 'g') || '%' OR p_text OPERATOR(extensions.<%) a.display_name)
+      AND EXISTS (SELECT FROM organization_members m WHERE m.org_id = current_org_id() AND m.account_id = a.id)
+    ORDER BY extensions.word_similarity(p_text, a.display_name) DESC, a.display_name, a.id
+    LIMIT p_limit;
+END $$;
+
+-- Name: FUNCTION search_accounts(p_text text, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_accounts(p_text text, p_limit integer) IS 'S04: accounts of the caller''s organisation whose display name holds the text or something like it, the best first. Trigrams are not leakproof, so that row-level security would keep hub_app from the index: hence a function of hub_search, which filters by the organisation itself.';
+
 -- Name: search_chunk(text, integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.search_chunk(p_text text, p_chunk integer) RETURNS text
@@ -915,6 +1886,7 @@ COMMENT ON FUNCTION public.search_letters(p_text text) IS 'A text in which each 
 CREATE FUNCTION public.search_query(p_query text, p_for_snippet boolean) RETURNS tsquery
     LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET client_min_messages TO 'warning'
     AS $_$
 DECLARE
     v_term  text[];
@@ -936,9 +1908,11 @@ BEGIN
         LOOP
             v_whole := '';
             IF v_run[1] IS NULL THEN
-                v_whole := phraseto_tsquery('public.hub_text', v_run[2]);
-                IF v_term[3] ~ '[^*]\*$' AND numnode(v_whole) = 1 THEN -- a beginning: disc*
-                    v_whole := (quote_literal(lower(trim(v_run[2]))) || ':*')::tsquery;
+                IF v_term[3] ~ '[[:alnum:]]\*$' AND v_run[2] ~ '[[:alnum:]] *$' THEN -- a beginning: src/disc*
+                    v_whole := tsquery_phrase(phraseto_tsquery('public.hub_text', regexp_replace(v_run[2], '[^ ]+ *$', '')),
+                                              (quote_literal(lower(substring(v_run[2] FROM '([^ ]+) *$'))) || ':*')::tsquery);
+                ELSE
+                    v_whole := phraseto_tsquery('public.hub_text', v_run[2]);
                 END IF;
             ELSIF char_length(v_run[1]) = 1 THEN
                 v_whole := (quote_literal(v_run[1]) || CASE WHEN p_for_snippet THEN '' ELSE ':*' END)::tsquery;
@@ -970,6 +1944,7 @@ CREATE FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_n
 DECLARE
     v_org   constant uuid    := current_org_id();
     v_query constant tsquery := search_query(p_query, false);
+    v_projects constant uuid[] := current_project_ids();
 BEGIN
     IF numnode(v_query) = 0 OR querytree(v_query) IN ('', 'T') THEN
         PERFORM raise_rule('search_query_empty', 'The query has no word to look for.', '22023');
@@ -980,6 +1955,7 @@ BEGIN
         FROM search_entries e JOIN sessions s ON s.org_id = e.org_id AND s.id = e.session_id
         WHERE e.org_id = v_org AND e.vector @@ v_query
           AND s.deleted_at IS NULL
+          AND (v_projects IS NULL OR s.project_id = ANY (v_projects))
           AND (p_project_id IS NULL OR s.project_id = p_project_id)
           AND (p_role_name IS NULL OR s.role_name = p_role_name)
           AND (p_account_id IS NULL OR s.account_id = p_account_id)
@@ -1070,6 +2046,31 @@ END $$;
 
 COMMENT ON FUNCTION public.touch_row() IS 'W22: updated_at, and the revision that the API shows as ETag. Nobody sets either by hand. Its triggers compare rows by their bytes (*<>): for jsonb 1.0 equals 1.00, for us it does not (X07).';
 
+-- Name: transfer_organization(uuid, uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) RETURNS SETOF public.organizations
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF p_org_id <> current_org_id() AND NOT is_platform_admin() THEN
+        RETURN; -- not there, for this caller
+    END IF;
+    PERFORM FROM organizations o WHERE o.id = p_org_id FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    UPDATE organization_members m SET membership_level = 'owner' WHERE (m.org_id, m.account_id) = (p_org_id, p_account_id);
+    IF NOT FOUND THEN
+        PERFORM raise_rule('organizations_new_owner_is_member', 'The new owner is no member of the organisation.');
+    END IF;
+    RETURN QUERY UPDATE organizations o SET owner_id = p_account_id WHERE o.id = p_org_id RETURNING o.*;
+END $$;
+
+-- Name: FUNCTION transfer_organization(p_org_id uuid, p_account_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) IS 'W16: promotes the new owner, then moves owner_id. The old one stays a member at level owner. No row where the organisation is not the caller''s to see.';
+
 -- Name: unspaced_letters(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.unspaced_letters() RETURNS text
@@ -1089,6 +2090,43 @@ CREATE FUNCTION public.usage_number(p_value jsonb) RETURNS numeric
 -- Name: FUNCTION usage_number(p_value jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.usage_number(p_value jsonb) IS 'A number of tokens, or an amount, as a client wrote it: 0 for what can be neither.';
+
+-- Name: verify_audit_chain(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) RETURNS record
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    WITH chain AS (
+        SELECT * FROM audit_chains c WHERE c.chain_id = p_chain_id
+    ), walked AS (
+        SELECT l.position, l.id, l.hash, l.previous_hash, audit_hash(l) AS computed,
+               lag(l.position) OVER w AS before_position, lag(l.hash) OVER w AS before_hash
+        FROM audit_logs l WHERE l.chain_id = p_chain_id
+        WINDOW w AS (ORDER BY l.position)
+    ), judged AS (
+        SELECT w.position, w.id, w.hash, greatest(w.before_position, c.anchor_position) AS before_position, CASE
+            WHEN w.position <= c.anchor_position OR w.position > c.position THEN 'added'
+            WHEN w.position <> greatest(w.before_position, c.anchor_position) + 1 THEN 'missing'
+            WHEN w.computed <> w.hash OR w.position = c.position AND w.hash <> c.hash THEN 'altered'
+            WHEN w.previous_hash <> CASE WHEN w.before_position > c.anchor_position THEN w.before_hash ELSE c.anchor_hash END THEN 'unlinked' END AS how
+        FROM walked w CROSS JOIN chain c
+    ), summed AS (
+        SELECT count(*) AS entries, max(j.position) AS last_position, min(j.position) FILTER (WHERE j.how IS NOT NULL) AS first_broken FROM judged j
+    ), broken AS (
+        SELECT CASE j.how WHEN 'missing' THEN j.before_position + 1 ELSE j.position END AS position, CASE WHEN j.how <> 'missing' THEN j.id END AS id, j.how
+        FROM summed s JOIN judged j ON j.position = s.first_broken
+        UNION ALL
+        SELECT coalesce(s.last_position, c.anchor_position) + 1, NULL, 'missing' -- the newest entries
+        FROM summed s, chain c WHERE s.first_broken IS NULL AND coalesce(s.last_position, c.anchor_position) < c.position
+    )
+    SELECT s.entries, c.position, c.hash, c.anchor_position, b.position, b.id, b.how
+    FROM chain c CROSS JOIN summed s LEFT JOIN broken b ON true
+$$;
+
+-- Name: FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) IS 'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added outside of the chain. With its reader''s rights.';
 
 -- Name: hub_english; Type: TEXT SEARCH DICTIONARY; Schema: public; Owner: -
 
@@ -1166,67 +2204,17 @@ ALTER TEXT SEARCH CONFIGURATION public.hub_text
 
 COMMENT ON TEXT SEARCH CONFIGURATION public.hub_text IS 'Words of ASCII letters by their English stem, all others as they are, in lower case.';
 
--- Name: accounts; Type: TABLE; Schema: public; Owner: -
+-- Name: account_status_transitions; Type: TABLE; Schema: public; Owner: -
 
-CREATE TABLE public.accounts (
-    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
-    kind text NOT NULL,
-    access_level text DEFAULT 'member'::text NOT NULL,
-    status text DEFAULT 'active'::text NOT NULL,
-    display_name text NOT NULL,
-    email text,
-    data jsonb DEFAULT '{}'::jsonb NOT NULL,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    revision integer DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT accounts_access_level_check CHECK ((access_level = ANY (ARRAY['admin'::text, 'member'::text]))),
-    CONSTRAINT accounts_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
-    CONSTRAINT accounts_display_name_length_check CHECK (((char_length(display_name) >= 1) AND (char_length(display_name) <= 200))),
-    CONSTRAINT accounts_email_shape_check CHECK (((email ~ '^[^@\s]+@[^@\s]+$'::text) AND (char_length(email) <= 254))),
-    CONSTRAINT accounts_id_version_check CHECK (public.is_uuidv7(id)),
-    CONSTRAINT accounts_kind_check CHECK ((kind = ANY (ARRAY['human'::text, 'llm'::text, 'service'::text, 'system'::text]))),
-    CONSTRAINT accounts_metadata_check CHECK (public.is_metadata(metadata)),
-    CONSTRAINT accounts_status_check CHECK ((status = ANY (ARRAY['active'::text, 'suspended'::text, 'deactivated'::text])))
+CREATE TABLE public.account_status_transitions (
+    from_status text NOT NULL,
+    to_status text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
-ALTER TABLE ONLY public.accounts FORCE ROW LEVEL SECURITY;
+-- Name: TABLE account_status_transitions; Type: COMMENT; Schema: public; Owner: -
 
--- Name: TABLE accounts; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.accounts IS 'Who can act: people, LLMs, services, and the one system account. An account belongs to no organisation; organization_members says where it works.';
-
--- Name: COLUMN accounts.kind; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.accounts.kind IS 'human, llm, service, or system (the seeded account that acts where nobody is signed in).';
-
--- Name: COLUMN accounts.access_level; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.accounts.access_level IS 'W14: the platform-wide level. admin may use platform scopes; a role is something else (roles.name).';
-
--- Name: COLUMN accounts.status; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.accounts.status IS 'W02: active; suspended: keys stop and come back; deactivated: keys are revoked for good.';
-
--- Name: COLUMN accounts.data; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.accounts.data IS 'W01: structured profile data, typed in the contract.';
-
--- Name: COLUMN accounts.metadata; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.accounts.metadata IS 'W01: opaque, one object per subsystem.';
-
--- Name: COLUMN accounts.revision; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.accounts.revision IS 'Counts changes: the ETag.';
-
--- Name: CONSTRAINT accounts_id_version_check ON accounts; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT accounts_id_version_check ON public.accounts IS 'C02';
-
--- Name: CONSTRAINT accounts_metadata_check ON accounts; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT accounts_metadata_check ON public.accounts IS 'W01';
+COMMENT ON TABLE public.account_status_transitions IS 'X06: which status an account can go to from which.';
 
 -- Name: api_keys; Type: TABLE; Schema: public; Owner: -
 
@@ -1237,18 +2225,26 @@ CREATE TABLE public.api_keys (
     name text NOT NULL,
     key_hash bytea NOT NULL,
     scopes text[] DEFAULT '{}'::text[] NOT NULL,
+    resources text[] DEFAULT '{}'::text[] NOT NULL,
+    tags text[] DEFAULT '{}'::text[] NOT NULL,
     enabled boolean DEFAULT true NOT NULL,
     expires_at timestamp with time zone,
     revoked_at timestamp with time zone,
+    rotated_to_id uuid,
+    last_used_at timestamp with time zone,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT api_keys_expires_after_creation_check CHECK ((expires_at > created_at)),
     CONSTRAINT api_keys_id_version_check CHECK (public.is_uuidv7(id)),
     CONSTRAINT api_keys_key_hash_length_check CHECK ((octet_length(key_hash) = 32)),
     CONSTRAINT api_keys_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT api_keys_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
-    CONSTRAINT api_keys_scopes_known_shape_check CHECK (((array_position(scopes, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(scopes, ' '::text), ' '::text)) = cardinality(scopes)) AND (array_to_string(scopes, ' '::text) ~ '^((\*|platform:\*|(?!platform:)[a-z]+:(read|write|admin))( (?!$)|$))*$'::text)))
+    CONSTRAINT api_keys_resources_shape_check CHECK (((cardinality(resources) <= 100) AND (array_position(resources, NULL::text) IS NULL) AND (array_to_string(resources, ' '::text) ~ '^(project:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}( (?!$)|$))*$'::text))),
+    CONSTRAINT api_keys_rotated_to_another_check CHECK ((rotated_to_id <> id)),
+    CONSTRAINT api_keys_scopes_known_shape_check CHECK (((array_position(scopes, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(scopes, ' '::text), ' '::text)) = cardinality(scopes)) AND (array_to_string(scopes, ' '::text) ~ '^((\*|platform:\*|(?!platform:)[a-z]+:(read|write|admin))( (?!$)|$))*$'::text))),
+    CONSTRAINT api_keys_tags_shape_check CHECK (((cardinality(tags) <= 50) AND (array_position(tags, NULL::text) IS NULL) AND (array_to_string(tags, ' '::text) ~ '^([a-z0-9][a-z0-9._:/-]{0,49}( (?!$)|$))*$'::text)))
 );
 
 ALTER TABLE ONLY public.api_keys FORCE ROW LEVEL SECURITY;
@@ -1264,6 +2260,22 @@ COMMENT ON COLUMN public.api_keys.key_hash IS 'W13: SHA-256 of the key. Keys are
 -- Name: COLUMN api_keys.scopes; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.api_keys.scopes IS 'noun:read, noun:write, noun:admin; * for all of those; platform:* for admin accounts.';
+
+-- Name: COLUMN api_keys.resources; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.api_keys.resources IS 'W01: what the key is limited to, as project:<id>; empty for the whole organisation. The <table>_limited policies enforce it.';
+
+-- Name: COLUMN api_keys.tags; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.api_keys.tags IS 'W01: labels of the organisation''s own.';
+
+-- Name: COLUMN api_keys.rotated_to_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.api_keys.rotated_to_id IS 'The key that takes this one''s place; this one lives on for a grace period.';
+
+-- Name: COLUMN api_keys.last_used_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.api_keys.last_used_at IS 'Coarse: written in batches, at most once a minute per key; neither a revision nor audited.';
 
 -- Name: COLUMN api_keys.metadata; Type: COMMENT; Schema: public; Owner: -
 
@@ -1284,6 +2296,78 @@ COMMENT ON CONSTRAINT api_keys_key_hash_length_check ON public.api_keys IS 'W13'
 -- Name: CONSTRAINT api_keys_metadata_check ON api_keys; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT api_keys_metadata_check ON public.api_keys IS 'W01';
+
+-- Name: audit_chains; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.audit_chains (
+    chain_id uuid NOT NULL,
+    "position" bigint DEFAULT 0 NOT NULL,
+    hash bytea DEFAULT decode(repeat('00'::text, 32), 'hex'::text) NOT NULL,
+    anchor_position bigint DEFAULT 0 NOT NULL,
+    anchor_hash bytea DEFAULT decode(repeat('00'::text, 32), 'hex'::text) NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT audit_chains_anchor_behind_head_check CHECK (((anchor_position >= 0) AND (anchor_position <= "position"))),
+    CONSTRAINT audit_chains_hash_length_check CHECK (((octet_length(hash) = 32) AND (octet_length(anchor_hash) = 32)))
+);
+
+ALTER TABLE ONLY public.audit_chains FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE audit_chains; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.audit_chains IS 'X03: the head of each chain, which its writers queue for, and the anchor: the last entry that retention removed.';
+
+-- Name: COLUMN audit_chains.chain_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_chains.chain_id IS 'The organisation''s id, or 00000000-0000-0000-0000-000000000000 for the platform. It outlives the organisation.';
+
+-- Name: COLUMN audit_chains.hash; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_chains.hash IS 'The newest entry''s hash. Noted somewhere else, it proves later that nothing before it was rewritten.';
+
+-- Name: COLUMN audit_chains.anchor_hash; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.audit_chains.anchor_hash IS 'The hash of the last entry that retention removed: what the oldest one that is left follows.';
+
+-- Name: idempotency_keys; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.idempotency_keys (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    account_id uuid NOT NULL,
+    key text NOT NULL,
+    request bytea NOT NULL,
+    status integer NOT NULL,
+    headers jsonb DEFAULT '{}'::jsonb NOT NULL,
+    body bytea,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT idempotency_keys_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT idempotency_keys_key_length_check CHECK (((octet_length(key) >= 1) AND (octet_length(key) <= 255))),
+    CONSTRAINT idempotency_keys_request_length_check CHECK ((octet_length(request) = 32)),
+    CONSTRAINT idempotency_keys_status_check CHECK (((status >= 200) AND (status <= 299)))
+);
+
+ALTER TABLE ONLY public.idempotency_keys FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE idempotency_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.idempotency_keys IS 'X09: what was answered to requests that named a key, for 24 hours. A refused request leaves no row: it had no effect, and is judged anew.';
+
+-- Name: COLUMN idempotency_keys.key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.idempotency_keys.key IS 'The client''s Idempotency-Key. Each account has its own.';
+
+-- Name: COLUMN idempotency_keys.request; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.idempotency_keys.request IS 'SHA-256 of the method, path, query and body: the same key with another request is refused.';
+
+-- Name: COLUMN idempotency_keys.headers; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.idempotency_keys.headers IS 'The answer''s headers that are the operation''s own.';
+
+-- Name: COLUMN idempotency_keys.body; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.idempotency_keys.body IS 'The answer. NULL where it showed a secret: that is not kept.';
 
 -- Name: messages; Type: TABLE; Schema: public; Owner: -
 
@@ -1540,6 +2624,55 @@ COMMENT ON CONSTRAINT projects_id_version_check ON public.projects IS 'C02';
 
 COMMENT ON CONSTRAINT projects_metadata_check ON public.projects IS 'W01';
 
+-- Name: reserved_email_domains; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.reserved_email_domains (
+    domain text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT reserved_email_domains_shape_check CHECK (((domain ~ '^[a-z0-9-]+([.][a-z0-9-]+)*$'::text) AND (char_length(domain) <= 253)))
+);
+
+-- Name: TABLE reserved_email_domains; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.reserved_email_domains IS 'S03: addresses at these domains, and below them, belong to llm and service accounts, and those have no others. The operator adds to it.';
+
+-- Name: retention_policies; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.retention_policies (
+    org_id uuid NOT NULL,
+    audit_days integer,
+    session_days integer,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT retention_policies_audit_days_check CHECK (((audit_days >= 1) AND (audit_days <= 36500))),
+    CONSTRAINT retention_policies_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT retention_policies_session_days_check CHECK (((session_days >= 1) AND (session_days <= 36500)))
+);
+
+ALTER TABLE ONLY public.retention_policies FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE retention_policies; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.retention_policies IS 'W09: how long an organisation keeps what. Each has a row from its creation on.';
+
+-- Name: COLUMN retention_policies.audit_days; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.retention_policies.audit_days IS 'Days that audit entries are kept; NULL for ever.';
+
+-- Name: COLUMN retention_policies.session_days; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.retention_policies.session_days IS 'Days that archived sessions are kept, from when they were archived; NULL for ever.';
+
+-- Name: COLUMN retention_policies.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.retention_policies.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN retention_policies.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.retention_policies.revision IS 'Counts changes: the ETag.';
+
 -- Name: roles; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.roles (
@@ -1674,6 +2807,11 @@ CREATE TABLE public.session_versions (
 
 COMMENT ON TABLE public.session_versions IS 'W10: the shapes that messages.data and parts.data can have.';
 
+-- Name: account_status_transitions account_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.account_status_transitions
+    ADD CONSTRAINT account_status_transitions_pkey PRIMARY KEY (from_status, to_status);
+
 -- Name: accounts accounts_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.accounts
@@ -1692,6 +2830,35 @@ COMMENT ON CONSTRAINT api_keys_key_hash_key ON public.api_keys IS 'Found before 
 
 ALTER TABLE ONLY public.api_keys
     ADD CONSTRAINT api_keys_pkey PRIMARY KEY (org_id, id);
+
+-- Name: audit_chains audit_chains_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.audit_chains
+    ADD CONSTRAINT audit_chains_pkey PRIMARY KEY (chain_id);
+
+-- Name: audit_logs audit_logs_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.audit_logs
+    ADD CONSTRAINT audit_logs_pkey PRIMARY KEY (chain_id, id);
+
+-- Name: audit_logs audit_logs_position_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.audit_logs
+    ADD CONSTRAINT audit_logs_position_key UNIQUE (chain_id, "position");
+
+-- Name: idempotency_keys idempotency_keys_key_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.idempotency_keys
+    ADD CONSTRAINT idempotency_keys_key_key UNIQUE (org_id, account_id, key);
+
+-- Name: CONSTRAINT idempotency_keys_key_key ON idempotency_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT idempotency_keys_key_key ON public.idempotency_keys IS 'X09: of two requests with one key, one commits.';
+
+-- Name: idempotency_keys idempotency_keys_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.idempotency_keys
+    ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (org_id, id);
 
 -- Name: messages messages_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -1764,6 +2931,16 @@ ALTER TABLE ONLY public.projects
 ALTER TABLE ONLY public.projects
     ADD CONSTRAINT projects_slug_key UNIQUE (org_id, slug);
 
+-- Name: reserved_email_domains reserved_email_domains_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.reserved_email_domains
+    ADD CONSTRAINT reserved_email_domains_pkey PRIMARY KEY (domain);
+
+-- Name: retention_policies retention_policies_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.retention_policies
+    ADD CONSTRAINT retention_policies_pkey PRIMARY KEY (org_id);
+
 -- Name: roles roles_name_key; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.roles
@@ -1830,6 +3007,14 @@ ALTER TABLE ONLY public.sessions
 
 COMMENT ON CONSTRAINT sessions_source_source_id_key ON public.sessions IS 'C02: importing twice never duplicates.';
 
+-- Name: accounts_display_name_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX accounts_display_name_idx ON public.accounts USING gin (display_name extensions.gin_trgm_ops);
+
+-- Name: INDEX accounts_display_name_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.accounts_display_name_idx IS 'S04: trigrams, for search_accounts.';
+
 -- Name: accounts_email_key; Type: INDEX; Schema: public; Owner: -
 
 CREATE UNIQUE INDEX accounts_email_key ON public.accounts USING btree (lower(email));
@@ -1837,6 +3022,10 @@ CREATE UNIQUE INDEX accounts_email_key ON public.accounts USING btree (lower(ema
 -- Name: INDEX accounts_email_key; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.accounts_email_key IS 'One account per address, whatever its case.';
+
+-- Name: accounts_home_org_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX accounts_home_org_id_idx ON public.accounts USING btree (home_org_id);
 
 -- Name: accounts_system_key; Type: INDEX; Schema: public; Owner: -
 
@@ -1849,6 +3038,50 @@ COMMENT ON INDEX public.accounts_system_key IS 'C01: there is one system account
 -- Name: api_keys_account_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX api_keys_account_id_idx ON public.api_keys USING btree (org_id, account_id);
+
+-- Name: api_keys_rotated_to_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX api_keys_rotated_to_id_idx ON public.api_keys USING btree (org_id, rotated_to_id);
+
+-- Name: audit_logs_acting_session_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX audit_logs_acting_session_id_idx ON public.audit_logs USING btree (chain_id, acting_session_id, created_at);
+
+-- Name: audit_logs_action_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX audit_logs_action_idx ON public.audit_logs USING btree (chain_id, action, created_at);
+
+-- Name: audit_logs_api_key_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX audit_logs_api_key_id_idx ON public.audit_logs USING btree (chain_id, api_key_id, created_at);
+
+-- Name: audit_logs_created_at_key; Type: INDEX; Schema: public; Owner: -
+
+CREATE UNIQUE INDEX audit_logs_created_at_key ON public.audit_logs USING btree (chain_id, created_at);
+
+-- Name: INDEX audit_logs_created_at_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.audit_logs_created_at_key IS 'Times within a chain only rise: what lists go by.';
+
+-- Name: audit_logs_org_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX audit_logs_org_id_idx ON public.audit_logs USING btree (org_id);
+
+-- Name: audit_logs_owner_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX audit_logs_owner_id_idx ON public.audit_logs USING btree (owner_id, chain_id, created_at);
+
+-- Name: audit_logs_session_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX audit_logs_session_id_idx ON public.audit_logs USING btree (chain_id, session_id);
+
+-- Name: audit_logs_target_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX audit_logs_target_id_idx ON public.audit_logs USING btree (chain_id, target_id, created_at);
+
+-- Name: idempotency_keys_created_at_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX idempotency_keys_created_at_idx ON public.idempotency_keys USING btree (org_id, created_at);
 
 -- Name: organization_members_account_id_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -1950,9 +3183,81 @@ CREATE INDEX sessions_unarchived_idx ON public.sessions USING btree (org_id, id)
 
 COMMENT ON INDEX public.sessions_unarchived_idx IS 'S02';
 
+-- Name: accounts accounts_access_level_by_platform_admin; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_access_level_by_platform_admin BEFORE INSERT OR UPDATE ON public.accounts FOR EACH ROW EXECUTE FUNCTION public.check_account_access_level();
+
+-- Name: TRIGGER accounts_access_level_by_platform_admin ON accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER accounts_access_level_by_platform_admin ON public.accounts IS 'S01';
+
+-- Name: accounts accounts_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER accounts_audit AFTER INSERT OR DELETE OR UPDATE ON public.accounts DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('account', 'display_name', 'email');
+
+-- Name: accounts accounts_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_audit_chain AFTER INSERT OR DELETE OR UPDATE ON public.accounts FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
+
+-- Name: accounts accounts_deactivation; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_deactivation AFTER UPDATE ON public.accounts FOR EACH ROW WHEN (((new.status = 'deactivated'::text) AND (old.status <> 'deactivated'::text))) EXECUTE FUNCTION public.revoke_account_keys();
+
+-- Name: TRIGGER accounts_deactivation ON accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER accounts_deactivation ON public.accounts IS 'W02';
+
+-- Name: accounts accounts_deleted_by_platform_admin; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_deleted_by_platform_admin BEFORE DELETE ON public.accounts FOR EACH ROW EXECUTE FUNCTION public.require_platform_admin('Only a platform admin deletes an account.');
+
+-- Name: TRIGGER accounts_deleted_by_platform_admin ON accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER accounts_deleted_by_platform_admin ON public.accounts IS 'X01';
+
+-- Name: accounts accounts_email_domain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_email_domain BEFORE INSERT OR UPDATE OF email ON public.accounts FOR EACH ROW WHEN ((new.email ~ '^[^@\s]+@[^@\s]+$'::text)) EXECUTE FUNCTION public.check_account_email_domain();
+
+-- Name: TRIGGER accounts_email_domain ON accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER accounts_email_domain ON public.accounts IS 'S03';
+
+-- Name: accounts accounts_home_org_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_home_org_immutable BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN (((new.home_org_id IS NOT NULL) AND (old.home_org_id IS DISTINCT FROM new.home_org_id))) EXECUTE FUNCTION public.refuse_change('An account''s home organisation');
+
 -- Name: accounts accounts_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER accounts_identity_immutable BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN ((((old.id IS DISTINCT FROM new.id) OR (old.kind IS DISTINCT FROM new.kind)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('An account''s id, kind and creation time');
+
+-- Name: accounts accounts_level_and_status_not_own; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_level_and_status_not_own BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN (((old.access_level IS DISTINCT FROM new.access_level) OR (old.status IS DISTINCT FROM new.status))) EXECUTE FUNCTION public.refuse_own_account_change();
+
+-- Name: TRIGGER accounts_level_and_status_not_own ON accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER accounts_level_and_status_not_own ON public.accounts IS 'S01';
+
+-- Name: accounts accounts_profile_by_its_managers; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_profile_by_its_managers BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN (((((old.display_name IS DISTINCT FROM new.display_name) OR (old.email IS DISTINCT FROM new.email)) OR (old.data IS DISTINCT FROM new.data)) OR (old.metadata IS DISTINCT FROM new.metadata))) EXECUTE FUNCTION public.check_account_profile();
+
+-- Name: accounts accounts_status_by_platform_admin; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_status_by_platform_admin BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION public.require_platform_admin('Only a platform admin changes an account''s status.');
+
+-- Name: TRIGGER accounts_status_by_platform_admin ON accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER accounts_status_by_platform_admin ON public.accounts IS 'X01';
+
+-- Name: accounts accounts_status_transition; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER accounts_status_transition BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (new.status = ANY (ARRAY['active'::text, 'suspended'::text, 'deactivated'::text])))) EXECUTE FUNCTION public.check_account_status();
+
+-- Name: TRIGGER accounts_status_transition ON accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER accounts_status_transition ON public.accounts IS 'X06';
 
 -- Name: accounts accounts_system_fixed; Type: TRIGGER; Schema: public; Owner: -
 
@@ -1966,13 +3271,81 @@ COMMENT ON TRIGGER accounts_system_fixed ON public.accounts IS 'C01: seeded and 
 
 CREATE TRIGGER accounts_touch BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
+-- Name: api_keys api_keys_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER api_keys_audit AFTER INSERT OR DELETE OR UPDATE ON public.api_keys DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('key');
+
+-- Name: api_keys api_keys_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER api_keys_audit_chain AFTER INSERT OR DELETE OR UPDATE OF name, scopes, resources, tags, enabled, expires_at, revoked_at, rotated_to_id, metadata ON public.api_keys FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
+
+-- Name: api_keys api_keys_grace_only_shrinks; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER api_keys_grace_only_shrinks BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((new.rotated_to_id IS NOT NULL) AND (COALESCE(new.expires_at, 'infinity'::timestamp with time zone) > COALESCE(old.expires_at, 'infinity'::timestamp with time zone)))) EXECUTE FUNCTION public.refuse_change('The end of a rotated key, but for an earlier one,');
+
+-- Name: api_keys api_keys_granted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER api_keys_granted BEFORE INSERT OR UPDATE OF name, scopes, resources, tags, enabled, expires_at, revoked_at, rotated_to_id, metadata ON public.api_keys FOR EACH ROW EXECUTE FUNCTION public.check_key_grant();
+
 -- Name: api_keys api_keys_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER api_keys_identity_immutable BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.key_hash IS DISTINCT FROM new.key_hash)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A key''s organisation, id, account, hash and creation time');
 
+-- Name: api_keys api_keys_revoked_for_good; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER api_keys_revoked_for_good BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((old.revoked_at IS NOT NULL) AND (((((((((old.name IS DISTINCT FROM new.name) OR (old.scopes IS DISTINCT FROM new.scopes)) OR (old.resources IS DISTINCT FROM new.resources)) OR (old.tags IS DISTINCT FROM new.tags)) OR (old.enabled IS DISTINCT FROM new.enabled)) OR (old.expires_at IS DISTINCT FROM new.expires_at)) OR (old.revoked_at IS DISTINCT FROM new.revoked_at)) OR (old.metadata IS DISTINCT FROM new.metadata)) OR ((old.rotated_to_id IS NULL) AND (new.rotated_to_id IS NOT NULL))))) EXECUTE FUNCTION public.refuse_change('A revoked key');
+
+-- Name: TRIGGER api_keys_revoked_for_good ON api_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER api_keys_revoked_for_good ON public.api_keys IS 'W02';
+
+-- Name: api_keys api_keys_rotated_once; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER api_keys_rotated_once BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((old.rotated_to_id IS NOT NULL) AND (old.rotated_to_id IS DISTINCT FROM new.rotated_to_id))) EXECUTE FUNCTION public.refuse_other_key_successor();
+
 -- Name: api_keys api_keys_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER api_keys_touch BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER api_keys_touch BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((((((((((old.name IS DISTINCT FROM new.name) OR (old.scopes IS DISTINCT FROM new.scopes)) OR (old.resources IS DISTINCT FROM new.resources)) OR (old.tags IS DISTINCT FROM new.tags)) OR (old.enabled IS DISTINCT FROM new.enabled)) OR (old.expires_at IS DISTINCT FROM new.expires_at)) OR (old.revoked_at IS DISTINCT FROM new.revoked_at)) OR (old.rotated_to_id IS DISTINCT FROM new.rotated_to_id)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: api_keys api_keys_use; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER api_keys_use BEFORE UPDATE ON public.api_keys FOR EACH ROW WHEN (((old.last_used_at IS DISTINCT FROM new.last_used_at) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: audit_chains audit_chains_forward; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER audit_chains_forward BEFORE UPDATE ON public.audit_chains FOR EACH ROW EXECUTE FUNCTION public.check_audit_chain();
+
+-- Name: TRIGGER audit_chains_forward ON audit_chains; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER audit_chains_forward ON public.audit_chains IS 'X03';
+
+-- Name: audit_chains audit_chains_kept; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER audit_chains_kept BEFORE DELETE ON public.audit_chains FOR EACH ROW EXECUTE FUNCTION public.refuse_unless_cascade();
+
+-- Name: audit_chains audit_chains_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER audit_chains_touch BEFORE UPDATE ON public.audit_chains FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: audit_logs audit_logs_append_only; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER audit_logs_append_only BEFORE UPDATE ON public.audit_logs FOR EACH ROW EXECUTE FUNCTION public.refuse_unless_cascade('', '', '', 'org_id', 'session_id');
+
+-- Name: TRIGGER audit_logs_append_only ON audit_logs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER audit_logs_append_only ON public.audit_logs IS 'X03';
+
+-- Name: audit_logs audit_logs_never_truncated; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER audit_logs_never_truncated BEFORE TRUNCATE ON public.audit_logs FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_unless_cascade();
+
+-- Name: audit_logs audit_logs_removed_behind_anchor; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER audit_logs_removed_behind_anchor BEFORE DELETE ON public.audit_logs FOR EACH ROW EXECUTE FUNCTION public.refuse_audit_removal();
+
+-- Name: TRIGGER audit_logs_removed_behind_anchor ON audit_logs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER audit_logs_removed_behind_anchor ON public.audit_logs IS 'X03';
 
 -- Name: messages messages_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -2002,21 +3375,53 @@ COMMENT ON TRIGGER messages_session_immutable ON public.messages IS 'C04';
 
 CREATE TRIGGER messages_touch BEFORE UPDATE ON public.messages FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
+-- Name: organization_members organization_members_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER organization_members_audit AFTER INSERT OR DELETE OR UPDATE ON public.organization_members DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('member');
+
+-- Name: organization_members organization_members_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER organization_members_audit_chain AFTER INSERT OR DELETE OR UPDATE ON public.organization_members FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
+
 -- Name: organization_members organization_members_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER organization_members_identity_immutable BEFORE UPDATE ON public.organization_members FOR EACH ROW WHEN ((((old.org_id IS DISTINCT FROM new.org_id) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A membership''s organisation, account and creation time');
+
+-- Name: organization_members organization_members_level_granted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER organization_members_level_granted BEFORE INSERT OR DELETE OR UPDATE ON public.organization_members FOR EACH ROW EXECUTE FUNCTION public.check_member_change();
 
 -- Name: organization_members organization_members_touch; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER organization_members_touch BEFORE UPDATE ON public.organization_members FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
+-- Name: organizations organizations_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER organizations_audit AFTER INSERT OR DELETE OR UPDATE ON public.organizations DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('organization');
+
+-- Name: organizations organizations_audit_chain; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER organizations_audit_chain AFTER INSERT OR DELETE OR UPDATE ON public.organizations FOR EACH ROW EXECUTE FUNCTION public.note_audit_chain();
+
 -- Name: organizations organizations_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER organizations_identity_immutable BEFORE UPDATE ON public.organizations FOR EACH ROW WHEN (((old.id IS DISTINCT FROM new.id) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('An organisation''s id and creation time');
 
+-- Name: organizations organizations_retention_policy; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER organizations_retention_policy AFTER INSERT ON public.organizations FOR EACH ROW EXECUTE FUNCTION public.make_retention_policy();
+
 -- Name: organizations organizations_touch; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER organizations_touch BEFORE UPDATE ON public.organizations FOR EACH ROW WHEN (((((((((old.slug IS DISTINCT FROM new.slug) OR (old.name IS DISTINCT FROM new.name)) OR (old.owner_id IS DISTINCT FROM new.owner_id)) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: organizations organizations_transferred_by_owner; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER organizations_transferred_by_owner BEFORE UPDATE ON public.organizations FOR EACH ROW WHEN ((old.owner_id IS DISTINCT FROM new.owner_id)) EXECUTE FUNCTION public.check_organization_transfer();
+
+-- Name: TRIGGER organizations_transferred_by_owner ON organizations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER organizations_transferred_by_owner ON public.organizations IS 'W16';
 
 -- Name: parts parts_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -2061,6 +3466,22 @@ CREATE TRIGGER projects_identity_immutable BEFORE UPDATE ON public.projects FOR 
 -- Name: projects projects_touch; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER projects_touch BEFORE UPDATE ON public.projects FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
+-- Name: retention_policies retention_policies_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER retention_policies_audit AFTER UPDATE ON public.retention_policies DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('retention');
+
+-- Name: retention_policies retention_policies_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER retention_policies_identity_immutable BEFORE UPDATE ON public.retention_policies FOR EACH ROW WHEN (((old.org_id IS DISTINCT FROM new.org_id) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A retention policy''s organisation and creation time');
+
+-- Name: retention_policies retention_policies_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER retention_policies_touch BEFORE UPDATE ON public.retention_policies FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
+-- Name: roles roles_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER roles_audit AFTER INSERT OR DELETE OR UPDATE ON public.roles DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('role', 'description', 'prompt');
 
 -- Name: roles roles_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -2134,6 +3555,11 @@ CREATE TRIGGER sessions_slug BEFORE INSERT ON public.sessions FOR EACH ROW WHEN 
 
 CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.fork_of_id IS DISTINCT FROM new.fork_of_id)) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
 
+-- Name: accounts accounts_home_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.accounts
+    ADD CONSTRAINT accounts_home_org_id_fkey FOREIGN KEY (home_org_id) REFERENCES public.organizations(id) ON DELETE SET NULL;
+
 -- Name: api_keys api_keys_member_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.api_keys
@@ -2142,6 +3568,40 @@ ALTER TABLE ONLY public.api_keys
 -- Name: CONSTRAINT api_keys_member_fkey ON api_keys; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT api_keys_member_fkey ON public.api_keys IS 'A key dies with its holder''s membership.';
+
+-- Name: api_keys api_keys_rotated_to_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.api_keys
+    ADD CONSTRAINT api_keys_rotated_to_id_fkey FOREIGN KEY (org_id, rotated_to_id) REFERENCES public.api_keys(org_id, id) ON DELETE SET NULL (rotated_to_id);
+
+-- Name: audit_logs audit_logs_chain_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.audit_logs
+    ADD CONSTRAINT audit_logs_chain_id_fkey FOREIGN KEY (chain_id) REFERENCES public.audit_chains(chain_id) ON DELETE RESTRICT;
+
+-- Name: audit_logs audit_logs_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.audit_logs
+    ADD CONSTRAINT audit_logs_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE SET NULL;
+
+-- Name: audit_logs audit_logs_owner_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.audit_logs
+    ADD CONSTRAINT audit_logs_owner_id_fkey FOREIGN KEY (owner_id) REFERENCES public.accounts(id) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT audit_logs_owner_id_fkey ON audit_logs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT audit_logs_owner_id_fkey ON public.audit_logs IS 'C01';
+
+-- Name: audit_logs audit_logs_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.audit_logs
+    ADD CONSTRAINT audit_logs_session_id_fkey FOREIGN KEY (chain_id, session_id) REFERENCES public.sessions(org_id, id) ON DELETE SET NULL (session_id);
+
+-- Name: idempotency_keys idempotency_keys_account_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.idempotency_keys
+    ADD CONSTRAINT idempotency_keys_account_id_fkey FOREIGN KEY (org_id, account_id) REFERENCES public.organization_members(org_id, account_id) ON DELETE CASCADE;
 
 -- Name: messages messages_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -2197,6 +3657,11 @@ ALTER TABLE ONLY public.projects
 -- Name: CONSTRAINT projects_org_id_fkey ON projects; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT projects_org_id_fkey ON public.projects IS 'W12: an organisation is purged from its leaves; the row goes last. Indexed by projects_slug_key (W03).';
+
+-- Name: retention_policies retention_policies_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.retention_policies
+    ADD CONSTRAINT retention_policies_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
 
 -- Name: roles roles_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -2298,11 +3763,21 @@ CREATE POLICY accounts_authentication ON public.accounts FOR SELECT TO hub_auth 
 
 CREATE POLICY accounts_control_plane ON public.accounts TO hub_system USING (true);
 
+-- Name: accounts accounts_search; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY accounts_search ON public.accounts FOR SELECT TO hub_search USING (true);
+
 -- Name: accounts accounts_visible; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY accounts_visible ON public.accounts FOR SELECT TO hub_app USING (((id = ( SELECT public.current_account_id() AS current_account_id)) OR (EXISTS ( SELECT
+CREATE POLICY accounts_visible ON public.accounts TO hub_app USING (((id = ( SELECT public.current_account_id() AS current_account_id)) OR (home_org_id = ( SELECT public.current_org_id() AS current_org_id)) OR ( SELECT public.is_platform_admin() AS is_platform_admin) OR (EXISTS ( SELECT
    FROM public.organization_members m
-  WHERE ((m.org_id = ( SELECT public.current_org_id() AS current_org_id)) AND (m.account_id = accounts.id))))));
+  WHERE ((m.org_id = ( SELECT public.current_org_id() AS current_org_id)) AND (m.account_id = accounts.id)))))) WITH CHECK (((kind <> 'system'::text) AND ((home_org_id = ( SELECT public.current_org_id() AS current_org_id)) OR ( SELECT public.is_platform_admin() AS is_platform_admin) OR (id = ( SELECT public.current_account_id() AS current_account_id)) OR (EXISTS ( SELECT
+   FROM public.organization_members m
+  WHERE ((m.org_id = ( SELECT public.current_org_id() AS current_org_id)) AND (m.account_id = accounts.id)))))));
+
+-- Name: POLICY accounts_visible ON accounts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON POLICY accounts_visible ON public.accounts IS 'X01: to itself, to those who share the current organisation, to its home organisation, and to platform admins.';
 
 -- Name: api_keys; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -2316,17 +3791,85 @@ CREATE POLICY api_keys_authentication ON public.api_keys FOR SELECT TO hub_auth 
 
 CREATE POLICY api_keys_control_plane ON public.api_keys TO hub_system USING (true);
 
+-- Name: api_keys api_keys_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY api_keys_limited ON public.api_keys AS RESTRICTIVE TO hub_app USING (((account_id = ( SELECT public.current_account_id() AS current_account_id)) OR (( SELECT public.current_membership_rank() AS current_membership_rank) >= 2) OR ( SELECT public.is_platform_admin() AS is_platform_admin)));
+
+-- Name: POLICY api_keys_limited ON api_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON POLICY api_keys_limited ON public.api_keys IS 'A member sees its own keys, an admin the organisation''s.';
+
 -- Name: api_keys api_keys_tenant; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY api_keys_tenant ON public.api_keys FOR SELECT TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+CREATE POLICY api_keys_tenant ON public.api_keys TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: audit_chains; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.audit_chains ENABLE ROW LEVEL SECURITY;
+
+-- Name: audit_chains audit_chains_visible; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY audit_chains_visible ON public.audit_chains TO hub_app USING (((chain_id = ( SELECT public.current_org_id() AS current_org_id)) OR ((chain_id = '00000000-0000-0000-0000-000000000000'::uuid) AND ( SELECT public.is_platform_admin() AS is_platform_admin))));
+
+-- Name: audit_chains audit_chains_writing; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY audit_chains_writing ON public.audit_chains TO hub_system USING (true);
+
+-- Name: audit_logs; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.audit_logs ENABLE ROW LEVEL SECURITY;
+
+-- Name: audit_logs audit_logs_visible; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY audit_logs_visible ON public.audit_logs TO hub_app USING (((chain_id = ( SELECT public.current_org_id() AS current_org_id)) OR ((chain_id = '00000000-0000-0000-0000-000000000000'::uuid) AND ( SELECT public.is_platform_admin() AS is_platform_admin))));
+
+-- Name: audit_logs audit_logs_writing; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY audit_logs_writing ON public.audit_logs TO hub_system USING (true);
+
+-- Name: idempotency_keys; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.idempotency_keys ENABLE ROW LEVEL SECURITY;
+
+-- Name: idempotency_keys idempotency_keys_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY idempotency_keys_limited ON public.idempotency_keys AS RESTRICTIVE TO hub_app USING ((account_id = ( SELECT public.current_account_id() AS current_account_id)));
+
+-- Name: POLICY idempotency_keys_limited ON idempotency_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON POLICY idempotency_keys_limited ON public.idempotency_keys IS 'An answer is for who got it.';
+
+-- Name: idempotency_keys idempotency_keys_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY idempotency_keys_purge ON public.idempotency_keys TO hub_system USING (true);
+
+-- Name: idempotency_keys idempotency_keys_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY idempotency_keys_tenant ON public.idempotency_keys TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: messages; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.messages ENABLE ROW LEVEL SECURITY;
 
+-- Name: messages messages_counting; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_counting ON public.messages FOR SELECT TO hub_system USING (true);
+
+-- Name: messages messages_deleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_deleted ON public.messages FOR DELETE TO hub_system USING ((EXISTS ( SELECT
+   FROM public.sessions s
+  WHERE (((s.org_id = messages.org_id) AND (s.id = messages.session_id)) AND (s.deleted_at IS NOT NULL)))));
+
+-- Name: messages messages_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_limited ON public.messages AS RESTRICTIVE TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (EXISTS ( SELECT
+   FROM public.sessions s
+  WHERE ((s.org_id = messages.org_id) AND (s.id = messages.session_id))))));
+
 -- Name: messages messages_purge; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY messages_purge ON public.messages TO hub_system USING (true);
+CREATE POLICY messages_purge ON public.messages TO hub_system USING (public.is_deleted_organization(org_id));
 
 -- Name: messages messages_tenant; Type: POLICY; Schema: public; Owner: -
 
@@ -2340,13 +3883,21 @@ CREATE POLICY messages_undeleted ON public.messages AS RESTRICTIVE TO hub_app US
 
 ALTER TABLE public.organization_members ENABLE ROW LEVEL SECURITY;
 
+-- Name: organization_members organization_members_authentication; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY organization_members_authentication ON public.organization_members FOR SELECT TO hub_auth USING (true);
+
 -- Name: organization_members organization_members_control_plane; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY organization_members_control_plane ON public.organization_members TO hub_system USING (true);
 
+-- Name: organization_members organization_members_search; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY organization_members_search ON public.organization_members FOR SELECT TO hub_search USING (true);
+
 -- Name: organization_members organization_members_tenant; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY organization_members_tenant ON public.organization_members FOR SELECT TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+CREATE POLICY organization_members_tenant ON public.organization_members TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: organizations; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -2360,17 +3911,37 @@ CREATE POLICY organizations_authentication ON public.organizations FOR SELECT TO
 
 CREATE POLICY organizations_control_plane ON public.organizations TO hub_system USING (true);
 
--- Name: organizations organizations_tenant; Type: POLICY; Schema: public; Owner: -
+-- Name: organizations organizations_visible; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY organizations_tenant ON public.organizations FOR SELECT TO hub_app USING ((id = ( SELECT public.current_org_id() AS current_org_id)));
+CREATE POLICY organizations_visible ON public.organizations TO hub_app USING (((id = ( SELECT public.current_org_id() AS current_org_id)) OR ( SELECT public.is_platform_admin() AS is_platform_admin)));
+
+-- Name: POLICY organizations_visible ON organizations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON POLICY organizations_visible ON public.organizations IS 'X01: to its members, and to platform admins: the row, not what lies under it.';
 
 -- Name: parts; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.parts ENABLE ROW LEVEL SECURITY;
 
+-- Name: parts parts_counting; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_counting ON public.parts FOR SELECT TO hub_system USING (true);
+
+-- Name: parts parts_deleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_deleted ON public.parts FOR DELETE TO hub_system USING ((EXISTS ( SELECT
+   FROM public.sessions s
+  WHERE (((s.org_id = parts.org_id) AND (s.id = parts.session_id)) AND (s.deleted_at IS NOT NULL)))));
+
+-- Name: parts parts_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_limited ON public.parts AS RESTRICTIVE TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (EXISTS ( SELECT
+   FROM public.sessions s
+  WHERE ((s.org_id = parts.org_id) AND (s.id = parts.session_id))))));
+
 -- Name: parts parts_purge; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY parts_purge ON public.parts TO hub_system USING (true);
+CREATE POLICY parts_purge ON public.parts TO hub_system USING (public.is_deleted_organization(org_id));
 
 -- Name: parts parts_tenant; Type: POLICY; Schema: public; Owner: -
 
@@ -2384,13 +3955,41 @@ CREATE POLICY parts_undeleted ON public.parts AS RESTRICTIVE TO hub_app USING ((
 
 ALTER TABLE public.projects ENABLE ROW LEVEL SECURITY;
 
+-- Name: projects projects_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY projects_limited ON public.projects AS RESTRICTIVE TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))));
+
+-- Name: POLICY projects_limited ON projects; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON POLICY projects_limited ON public.projects IS 'What api_keys.resources limits a key to.';
+
+-- Name: projects projects_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY projects_purge ON public.projects TO hub_system USING (public.is_deleted_organization(org_id));
+
 -- Name: projects projects_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY projects_tenant ON public.projects TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: retention_policies; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.retention_policies ENABLE ROW LEVEL SECURITY;
+
+-- Name: retention_policies retention_policies_control_plane; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY retention_policies_control_plane ON public.retention_policies TO hub_system USING (true);
+
+-- Name: retention_policies retention_policies_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY retention_policies_tenant ON public.retention_policies TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: roles; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.roles ENABLE ROW LEVEL SECURITY;
+
+-- Name: roles roles_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY roles_purge ON public.roles TO hub_system USING (public.is_deleted_organization(org_id));
 
 -- Name: roles roles_tenant; Type: POLICY; Schema: public; Owner: -
 
@@ -2399,6 +3998,10 @@ CREATE POLICY roles_tenant ON public.roles TO hub_app USING ((org_id = ( SELECT 
 -- Name: search_entries; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.search_entries ENABLE ROW LEVEL SECURITY;
+
+-- Name: search_entries search_entries_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_purge ON public.search_entries TO hub_system USING (public.is_deleted_organization(org_id));
 
 -- Name: search_entries search_entries_search; Type: POLICY; Schema: public; Owner: -
 
@@ -2412,9 +4015,17 @@ CREATE POLICY search_entries_tenant ON public.search_entries TO hub_app USING ((
 
 ALTER TABLE public.sessions ENABLE ROW LEVEL SECURITY;
 
+-- Name: sessions sessions_authentication; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY sessions_authentication ON public.sessions FOR SELECT TO hub_auth USING (true);
+
 -- Name: sessions sessions_bookkeeping; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY sessions_bookkeeping ON public.sessions TO hub_system USING (true);
+
+-- Name: sessions sessions_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY sessions_limited ON public.sessions AS RESTRICTIVE TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))));
 
 -- Name: sessions sessions_search; Type: POLICY; Schema: public; Owner: -
 
@@ -2435,15 +4046,75 @@ GRANT USAGE ON SCHEMA public TO hub_auth;
 GRANT USAGE ON SCHEMA public TO hub_system;
 GRANT USAGE ON SCHEMA public TO hub_search;
 
--- Name: FUNCTION authenticate(p_key_hash bytea, p_scopes text[], OUT org_id uuid, OUT account_id uuid, OUT key_id uuid); Type: ACL; Schema: public; Owner: -
+-- Name: FUNCTION admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea); Type: ACL; Schema: public; Owner: -
 
-REVOKE ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) TO hub_app;
+REVOKE ALL ON FUNCTION public.admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea) TO hub;
 
--- Name: FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid); Type: ACL; Schema: public; Owner: -
+-- Name: FUNCTION admin_issue_key(p_account_id uuid, p_org_slug text, p_key_hash bytea); Type: ACL; Schema: public; Owner: -
 
-REVOKE ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, OUT org_id uuid, OUT account_id uuid) TO hub;
+REVOKE ALL ON FUNCTION public.admin_issue_key(p_account_id uuid, p_org_slug text, p_key_hash bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.admin_issue_key(p_account_id uuid, p_org_slug text, p_key_hash bytea) TO hub;
+
+-- Name: FUNCTION admin_list_accounts(OUT org_slug text, OUT account_id uuid, OUT kind text, OUT access_level text, OUT status text, OUT display_name text, OUT email text, OUT membership_level text); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.admin_list_accounts(OUT org_slug text, OUT account_id uuid, OUT kind text, OUT access_level text, OUT status text, OUT display_name text, OUT email text, OUT membership_level text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.admin_list_accounts(OUT org_slug text, OUT account_id uuid, OUT kind text, OUT access_level text, OUT status text, OUT display_name text, OUT email text, OUT membership_level text) TO hub;
+
+-- Name: FUNCTION admin_set_account_status(p_account_id uuid, p_status text); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.admin_set_account_status(p_account_id uuid, p_status text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.admin_set_account_status(p_account_id uuid, p_status text) TO hub;
+
+-- Name: FUNCTION append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb) FROM PUBLIC;
+
+-- Name: TABLE audit_logs; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.audit_logs TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.audit_logs TO hub_system;
+
+-- Name: FUNCTION authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) TO hub_app;
+
+-- Name: FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid) TO hub;
+
+-- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.organizations TO hub_app;
+GRANT SELECT ON TABLE public.organizations TO hub_auth;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organizations TO hub_system;
+
+-- Name: COLUMN organizations.slug; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(slug) ON TABLE public.organizations TO hub_app;
+
+-- Name: COLUMN organizations.name; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(name) ON TABLE public.organizations TO hub_app;
+
+-- Name: COLUMN organizations.deleted_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(deleted_at) ON TABLE public.organizations TO hub_app;
+
+-- Name: COLUMN organizations.data; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(data) ON TABLE public.organizations TO hub_app;
+
+-- Name: COLUMN organizations.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(metadata) ON TABLE public.organizations TO hub_app;
+
+-- Name: FUNCTION create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) TO hub_app;
 
 -- Name: FUNCTION delete_session(p_id uuid, p_descendants boolean); Type: ACL; Schema: public; Owner: -
 
@@ -2454,6 +4125,7 @@ GRANT ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) TO
 
 GRANT SELECT,DELETE ON TABLE public.sessions TO hub_app;
 GRANT SELECT,DELETE ON TABLE public.sessions TO hub_system;
+GRANT SELECT ON TABLE public.sessions TO hub_auth;
 GRANT SELECT ON TABLE public.sessions TO hub_search;
 
 -- Name: COLUMN sessions.org_id; Type: ACL; Schema: public; Owner: -
@@ -2561,11 +4233,10 @@ GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;
 REVOKE ALL ON FUNCTION public.deleted_session_ids() FROM PUBLIC;
 GRANT ALL ON FUNCTION public.deleted_session_ids() TO hub_app;
 
--- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
+-- Name: FUNCTION expire_sessions(p_rows integer); Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT ON TABLE public.organizations TO hub_app;
-GRANT SELECT ON TABLE public.organizations TO hub_auth;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organizations TO hub_system;
+REVOKE ALL ON FUNCTION public.expire_sessions(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.expire_sessions(p_rows integer) TO hub_app;
 
 -- Name: FUNCTION index_parts(); Type: ACL; Schema: public; Owner: -
 
@@ -2575,30 +4246,118 @@ REVOKE ALL ON FUNCTION public.index_parts() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.index_session_title() FROM PUBLIC;
 
--- Name: FUNCTION purge_deleted_sessions(p_limit integer); Type: ACL; Schema: public; Owner: -
+-- Name: FUNCTION make_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_name text, p_key_hash bytea, p_scopes text[]); Type: ACL; Schema: public; Owner: -
 
-REVOKE ALL ON FUNCTION public.purge_deleted_sessions(p_limit integer) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.purge_deleted_sessions(p_limit integer) TO hub_app;
+REVOKE ALL ON FUNCTION public.make_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_name text, p_key_hash bytea, p_scopes text[]) FROM PUBLIC;
+
+-- Name: FUNCTION make_retention_policy(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.make_retention_policy() FROM PUBLIC;
+
+-- Name: FUNCTION purge_audit_logs(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_audit_logs(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_audit_logs(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION purge_deleted_sessions(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_deleted_sessions(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_deleted_sessions(p_rows integer) TO hub_app;
 
 -- Name: FUNCTION purge_deleted_source(p_source text, p_source_id text); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) TO hub_app;
 
+-- Name: FUNCTION purge_idempotency_keys(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_idempotency_keys(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_idempotency_keys(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION purge_organizations(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_organizations(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_organizations(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION record_audit(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_audit() FROM PUBLIC;
+
+-- Name: FUNCTION record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) TO hub_app;
+
 -- Name: FUNCTION record_session_rows(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.record_session_rows() FROM PUBLIC;
+
+-- Name: FUNCTION revoke_account_keys(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.revoke_account_keys() FROM PUBLIC;
+
+-- Name: TABLE accounts; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.accounts TO hub_app;
+GRANT SELECT ON TABLE public.accounts TO hub_auth;
+GRANT SELECT ON TABLE public.accounts TO hub_search;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.accounts TO hub_system;
+
+-- Name: COLUMN accounts.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.accounts TO hub_app;
+
+-- Name: COLUMN accounts.kind; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(kind) ON TABLE public.accounts TO hub_app;
+
+-- Name: COLUMN accounts.access_level; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(access_level),UPDATE(access_level) ON TABLE public.accounts TO hub_app;
+
+-- Name: COLUMN accounts.status; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(status) ON TABLE public.accounts TO hub_app;
+
+-- Name: COLUMN accounts.home_org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(home_org_id) ON TABLE public.accounts TO hub_app;
+
+-- Name: COLUMN accounts.display_name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(display_name),UPDATE(display_name) ON TABLE public.accounts TO hub_app;
+
+-- Name: COLUMN accounts.email; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(email),UPDATE(email) ON TABLE public.accounts TO hub_app;
+
+-- Name: COLUMN accounts.data; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(data),UPDATE(data) ON TABLE public.accounts TO hub_app;
+
+-- Name: COLUMN accounts.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.accounts TO hub_app;
+
+-- Name: FUNCTION search_accounts(p_text text, p_limit integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) TO hub_app;
 
 -- Name: FUNCTION search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) TO hub_app;
 
--- Name: TABLE accounts; Type: ACL; Schema: public; Owner: -
+-- Name: FUNCTION transfer_organization(p_org_id uuid, p_account_id uuid); Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT ON TABLE public.accounts TO hub_app;
-GRANT SELECT ON TABLE public.accounts TO hub_auth;
-GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.accounts TO hub_system;
+REVOKE ALL ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) TO hub_app;
+
+-- Name: TABLE account_status_transitions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.account_status_transitions TO hub_app;
+GRANT SELECT ON TABLE public.account_status_transitions TO hub_system;
 
 -- Name: TABLE api_keys; Type: ACL; Schema: public; Owner: -
 
@@ -2607,39 +4366,59 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.api_keys TO hub_system;
 
 -- Name: COLUMN api_keys.org_id; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT(org_id) ON TABLE public.api_keys TO hub_app;
+GRANT SELECT(org_id),INSERT(org_id) ON TABLE public.api_keys TO hub_app;
 
 -- Name: COLUMN api_keys.id; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT(id) ON TABLE public.api_keys TO hub_app;
+GRANT SELECT(id),INSERT(id) ON TABLE public.api_keys TO hub_app;
 
 -- Name: COLUMN api_keys.account_id; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT(account_id) ON TABLE public.api_keys TO hub_app;
+GRANT SELECT(account_id),INSERT(account_id) ON TABLE public.api_keys TO hub_app;
 
 -- Name: COLUMN api_keys.name; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT(name) ON TABLE public.api_keys TO hub_app;
+GRANT SELECT(name),INSERT(name),UPDATE(name) ON TABLE public.api_keys TO hub_app;
+
+-- Name: COLUMN api_keys.key_hash; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(key_hash) ON TABLE public.api_keys TO hub_app;
 
 -- Name: COLUMN api_keys.scopes; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT(scopes) ON TABLE public.api_keys TO hub_app;
+GRANT SELECT(scopes),INSERT(scopes),UPDATE(scopes) ON TABLE public.api_keys TO hub_app;
+
+-- Name: COLUMN api_keys.resources; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT(resources),INSERT(resources),UPDATE(resources) ON TABLE public.api_keys TO hub_app;
+
+-- Name: COLUMN api_keys.tags; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT(tags),INSERT(tags),UPDATE(tags) ON TABLE public.api_keys TO hub_app;
 
 -- Name: COLUMN api_keys.enabled; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT(enabled) ON TABLE public.api_keys TO hub_app;
+GRANT SELECT(enabled),UPDATE(enabled) ON TABLE public.api_keys TO hub_app;
 
 -- Name: COLUMN api_keys.expires_at; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT(expires_at) ON TABLE public.api_keys TO hub_app;
+GRANT SELECT(expires_at),INSERT(expires_at),UPDATE(expires_at) ON TABLE public.api_keys TO hub_app;
 
 -- Name: COLUMN api_keys.revoked_at; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT(revoked_at) ON TABLE public.api_keys TO hub_app;
+GRANT SELECT(revoked_at),UPDATE(revoked_at) ON TABLE public.api_keys TO hub_app;
+
+-- Name: COLUMN api_keys.rotated_to_id; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT(rotated_to_id),UPDATE(rotated_to_id) ON TABLE public.api_keys TO hub_app;
+
+-- Name: COLUMN api_keys.last_used_at; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT(last_used_at) ON TABLE public.api_keys TO hub_app;
 
 -- Name: COLUMN api_keys.metadata; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT(metadata) ON TABLE public.api_keys TO hub_app;
+GRANT SELECT(metadata),INSERT(metadata),UPDATE(metadata) ON TABLE public.api_keys TO hub_app;
 
 -- Name: COLUMN api_keys.revision; Type: ACL; Schema: public; Owner: -
 
@@ -2652,6 +4431,64 @@ GRANT SELECT(created_at) ON TABLE public.api_keys TO hub_app;
 -- Name: COLUMN api_keys.updated_at; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT(updated_at) ON TABLE public.api_keys TO hub_app;
+
+-- Name: TABLE audit_chains; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.audit_chains TO hub_app;
+GRANT SELECT,INSERT ON TABLE public.audit_chains TO hub_system;
+
+-- Name: COLUMN audit_chains."position"; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE("position") ON TABLE public.audit_chains TO hub_system;
+
+-- Name: COLUMN audit_chains.hash; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(hash) ON TABLE public.audit_chains TO hub_system;
+
+-- Name: COLUMN audit_chains.anchor_position; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(anchor_position) ON TABLE public.audit_chains TO hub_system;
+
+-- Name: COLUMN audit_chains.anchor_hash; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(anchor_hash) ON TABLE public.audit_chains TO hub_system;
+
+-- Name: COLUMN audit_chains.updated_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(updated_at) ON TABLE public.audit_chains TO hub_system;
+
+-- Name: TABLE idempotency_keys; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.idempotency_keys TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.idempotency_keys TO hub_system;
+
+-- Name: COLUMN idempotency_keys.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.idempotency_keys TO hub_app;
+
+-- Name: COLUMN idempotency_keys.account_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(account_id) ON TABLE public.idempotency_keys TO hub_app;
+
+-- Name: COLUMN idempotency_keys.key; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(key) ON TABLE public.idempotency_keys TO hub_app;
+
+-- Name: COLUMN idempotency_keys.request; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(request) ON TABLE public.idempotency_keys TO hub_app;
+
+-- Name: COLUMN idempotency_keys.status; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(status) ON TABLE public.idempotency_keys TO hub_app;
+
+-- Name: COLUMN idempotency_keys.headers; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(headers) ON TABLE public.idempotency_keys TO hub_app;
+
+-- Name: COLUMN idempotency_keys.body; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(body) ON TABLE public.idempotency_keys TO hub_app;
 
 -- Name: TABLE messages; Type: ACL; Schema: public; Owner: -
 
@@ -2704,8 +4541,26 @@ GRANT INSERT(created_at) ON TABLE public.messages TO hub_app;
 
 -- Name: TABLE organization_members; Type: ACL; Schema: public; Owner: -
 
-GRANT SELECT ON TABLE public.organization_members TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.organization_members TO hub_app;
+GRANT SELECT ON TABLE public.organization_members TO hub_auth;
+GRANT SELECT ON TABLE public.organization_members TO hub_search;
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.organization_members TO hub_system;
+
+-- Name: COLUMN organization_members.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.organization_members TO hub_app;
+
+-- Name: COLUMN organization_members.account_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(account_id) ON TABLE public.organization_members TO hub_app;
+
+-- Name: COLUMN organization_members.membership_level; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(membership_level),UPDATE(membership_level) ON TABLE public.organization_members TO hub_app;
+
+-- Name: COLUMN organization_members.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.organization_members TO hub_app;
 
 -- Name: TABLE parts; Type: ACL; Schema: public; Owner: -
 
@@ -2763,6 +4618,7 @@ GRANT INSERT(created_at) ON TABLE public.parts TO hub_app;
 -- Name: TABLE projects; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE,UPDATE ON TABLE public.projects TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.projects TO hub_system;
 
 -- Name: COLUMN projects.org_id; Type: ACL; Schema: public; Owner: -
 
@@ -2796,9 +4652,32 @@ GRANT INSERT(data) ON TABLE public.projects TO hub_app;
 
 GRANT INSERT(metadata) ON TABLE public.projects TO hub_app;
 
+-- Name: TABLE reserved_email_domains; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.reserved_email_domains TO hub_app;
+GRANT SELECT ON TABLE public.reserved_email_domains TO hub_system;
+
+-- Name: TABLE retention_policies; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.retention_policies TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.retention_policies TO hub_system;
+
+-- Name: COLUMN retention_policies.audit_days; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(audit_days) ON TABLE public.retention_policies TO hub_app;
+
+-- Name: COLUMN retention_policies.session_days; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(session_days) ON TABLE public.retention_policies TO hub_app;
+
+-- Name: COLUMN retention_policies.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(metadata) ON TABLE public.retention_policies TO hub_app;
+
 -- Name: TABLE roles; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE,UPDATE ON TABLE public.roles TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.roles TO hub_system;
 
 -- Name: COLUMN roles.org_id; Type: ACL; Schema: public; Owner: -
 
@@ -2840,6 +4719,7 @@ GRANT INSERT(metadata) ON TABLE public.roles TO hub_app;
 
 GRANT SELECT ON TABLE public.search_entries TO hub_app;
 GRANT SELECT,INSERT,DELETE ON TABLE public.search_entries TO hub_search;
+GRANT SELECT,DELETE ON TABLE public.search_entries TO hub_system;
 
 -- Name: TABLE session_run_state_transitions; Type: ACL; Schema: public; Owner: -
 

@@ -48,6 +48,18 @@ func numberFromEnv(name string, otherwise int64) (int64, error) {
 	return n, nil
 }
 
+// rateLimitFromEnv is HUB_RATE_LIMIT: requests per minute and key; "off" is -1.
+func rateLimitFromEnv() (int64, error) {
+	if os.Getenv("HUB_RATE_LIMIT") == "off" {
+		return -1, nil
+	}
+	n, err := numberFromEnv("HUB_RATE_LIMIT", 60_000)
+	if err == nil && n > 1_000_000_000 {
+		err = fmt.Errorf("HUB_RATE_LIMIT: at most 1000000000, or off")
+	}
+	return n, err
+}
+
 // dataDirFlag adds --data-dir. The function that it returns resolves the directory once flags are parsed: the flag's, the
 // variable's, or .hub, or where a PostgreSQL of hub's own can live when its user cannot reach .hub.
 func dataDirFlag(cmd *cobra.Command) func() (dir string, moved bool, err error) {

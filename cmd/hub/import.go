@@ -22,7 +22,7 @@ import (
 )
 
 func importCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "import", Short: "Bring sessions of other programs into the hub"}
+	cmd := &cobra.Command{Args: cobra.NoArgs, RunE: showHelp, Use: "import", Short: "Bring sessions of other programs into the hub"}
 	cmd.AddCommand(importOpencodeCommand())
 	return cmd
 }
@@ -121,7 +121,7 @@ func findOrCreateProject(ctx context.Context, hub *client.ClientWithResponses, s
 	if len(found.JSON200.Items) > 0 {
 		return found.JSON200.Items[0].Id, nil
 	}
-	made, err := hub.CreateProjectWithResponse(ctx, client.ProjectCreate{Slug: slug, Name: slug})
+	made, err := hub.CreateProjectWithResponse(ctx, nil, client.ProjectCreate{Slug: slug, Name: slug})
 	if err != nil {
 		return uuid.Nil, err
 	}

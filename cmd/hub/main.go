@@ -35,9 +35,12 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(serveCommand(), importCommand(), migrateCommand())
+	root.AddCommand(serveCommand(), importCommand(), adminCommand(), migrateCommand())
 	return root
 }
+
+// showHelp is what a command does that only groups others; with cobra.NoArgs it refuses what is none of them.
+func showHelp(cmd *cobra.Command, _ []string) error { return cmd.Help() }
 
 func programVersion() string {
 	if version != "" {

@@ -15,6 +15,8 @@ import (
 
 func migrateCommand() *cobra.Command {
 	cmd := &cobra.Command{
+		Args:  cobra.NoArgs,
+		RunE:  showHelp,
 		Use:   "migrate",
 		Short: "Change the schema's version by hand",
 		Long: `Change the schema's version by hand. "hub serve" applies what is missing by itself.
@@ -25,24 +27,9 @@ not be in use then.`,
 	dataDir := dataDirFlag(cmd)
 	cmd.PersistentFlags().AddFlag(cmd.Flags().Lookup("data-dir"))
 
-	// run gives fn the owner's URL of the database.
 	run := func(fn func(cmd *cobra.Command, url string, args []string) error) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) error {
-			if _, url := databaseURLs(); url != "" {
-				return fn(cmd, url, args)
-			}
-			dir, _, err := dataDir()
-			if err != nil {
-				return err
-			}
-			log := slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-			ended := make(chan error, 1)
-			database, err := startOwnDatabase(cmd.Context(), log, postgres.Config{DataDir: dir, Log: log, Holder: "hub migrate"}, ended)
-			if err != nil {
-				return err
-			}
-			defer database.stop()
-			return fn(cmd, database.url("hub"), args)
+			return asOwner(cmd, dataDir, alone, func(url string) error { return fn(cmd, url, args) })
 		}
 	}
 	report := func(ctx context.Context, cmd *cobra.Command, url string) error {
@@ -78,4 +65,37 @@ not be in use then.`,
 			})},
 	)
 	return cmd
+}
+
+// Whether a command can share hub's own database with a hub that serves.
+const (
+	alone  = false
+	shared = true
+)
+
+// asOwner gives fn the owner's URL of the database: of the environment's, else of hub's own in the data directory, which is
+// started for it unless a hub runs it.
+func asOwner(cmd *cobra.Command, dataDir func() (string, bool, error), share bool, fn func(url string) error) error {
+	if _, url := databaseURLs(); url != "" {
+		return fn(url)
+	}
+	dir, _, err := dataDir()
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewJSONHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	ended := make(chan error, 1)
+	database, err := startOwnDatabase(cmd.Context(), log, postgres.Config{DataDir: dir, Log: log, Holder: cmd.CommandPath()}, ended)
+	if share && errors.As(err, new(*postgres.InUseError)) {
+		url, running := postgres.RunningURL(dir, "hub", "hub")
+		if running != nil {
+			return errors.Join(err, running)
+		}
+		return fn(url)
+	}
+	if err != nil {
+		return err
+	}
+	defer database.stop()
+	return fn(database.url("hub"))
 }

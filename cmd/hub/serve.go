@@ -21,6 +21,7 @@ import (
 	"github.com/alkdev/hub/internal/migrate"
 	"github.com/alkdev/hub/internal/postgres"
 	"github.com/alkdev/hub/internal/store"
+	"github.com/alkdev/hub/internal/upkeep"
 )
 
 const (
@@ -62,15 +63,20 @@ admin-key in the data directory.`,
 func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error {
 	ctx := cmd.Context()
 	config := api.Config{Log: log, Version: programVersion()}
-	var errs [4]error
+	var errs [7]error
 	config.MaxBody, errs[0] = numberFromEnv("HUB_MAX_BODY", 16<<20)
 	config.MaxImport, errs[1] = numberFromEnv("HUB_MAX_IMPORT", 256<<20)
 	config.RequestTimeout, errs[2] = durationFromEnv("HUB_REQUEST_TIMEOUT", 30*time.Second)
 	config.ImportTimeout, errs[3] = durationFromEnv("HUB_IMPORT_TIMEOUT", 10*time.Minute)
-	connections, err := numberFromEnv("HUB_DATABASE_CONNECTIONS", 16)
-	if err = errors.Join(append(errs[:], err)...); err != nil {
+	var connections, rateLimit int64
+	connections, errs[4] = numberFromEnv("HUB_DATABASE_CONNECTIONS", 16)
+	rateLimit, errs[5] = rateLimitFromEnv()
+	var upkeepEvery time.Duration
+	upkeepEvery, errs[6] = durationFromEnv("HUB_UPKEEP_INTERVAL", time.Minute)
+	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}
+	config.RateLimit = int(rateLimit)
 	if connections > 1000 {
 		return errors.New("HUB_DATABASE_CONNECTIONS: at most 1000")
 	}
@@ -108,6 +114,10 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	if err != nil {
 		return err
 	}
+	working, stopUpkeep := context.WithCancel(context.WithoutCancel(ctx))
+	upkeepEnded := make(chan struct{})
+	go func() { defer close(upkeepEnded); upkeep.Run(working, config.DB, log, upkeepEvery) }()
+	defer func() { stopUpkeep(); <-upkeepEnded }() // before the connections close
 	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return requests }, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
@@ -225,7 +235,7 @@ func bootstrap(ctx context.Context, log *slog.Logger, url, keyFile string) error
 	}
 	defer conn.Close(context.WithoutCancel(ctx))
 	var there, may bool
-	err = conn.QueryRow(ctx, `SELECT hub_is_bootstrapped(), has_function_privilege('bootstrap_hub(text, text, text, bytea)', 'EXECUTE')`).Scan(&there, &may)
+	err = conn.QueryRow(ctx, `SELECT hub_is_bootstrapped(), has_function_privilege('bootstrap_hub(text, text, text, bytea, text)', 'EXECUTE')`).Scan(&there, &may)
 	if err != nil || there {
 		return err
 	}
@@ -263,7 +273,7 @@ func readOrMakeKey(file string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return "", err
 	}
-	key := apikey.New()
+	key, _ := newKey()
 	part := file + ".new"
 	if err := writeDurably(part, file, key+"\n"); err != nil {
 		return "", err

@@ -11,6 +11,98 @@ import (
 	"github.com/google/uuid"
 )
 
+// Who can act: people, LLMs, services, and the one system account. An account belongs to no organisation; organization_members says where it works.
+type Account struct {
+	ID uuid.UUID
+	// human, llm, service, or system (the seeded account that acts where nobody is signed in).
+	Kind string
+	// W14: the platform-wide level. admin may use platform scopes; a role is something else (roles.name).
+	AccessLevel string
+	// W02: active; suspended: keys stop and come back; deactivated: keys are revoked for good.
+	Status string
+	// The organisation that made the account, and whose admins may change its profile; NULL for the platform's own. It may work elsewhere as well.
+	HomeOrgID   *uuid.UUID
+	DisplayName string
+	Email       *string
+	// W01: structured profile data, typed in the contract.
+	Data json.RawMessage
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// W12, X03: who changed what of identity, keys, roles, secrets and retention. Append-only; retention removes a prefix.
+type AuditLog struct {
+	// The organisation whose chain this is, or zeros for the platform's. Immutable, and what row-level security looks at.
+	ChainID uuid.UUID
+	ID      uuid.UUID
+	// Counts from 1 without gaps in each chain.
+	Position int64
+	// The organisation while it exists.
+	OrgID *uuid.UUID
+	// The acting session while it exists.
+	SessionID *uuid.UUID
+	// C01: the actor. The system account where nobody is signed in. An account with history is deactivated, never deleted.
+	OwnerID uuid.UUID
+	// api; psql (a statement outside of hub); bootstrap (first start); worker (sweepers); admin (the hub admin command).
+	ActorSource string
+	// PostgreSQL's session_user.
+	DatabaseUser string
+	// The key that was used; a snapshot, it may be gone.
+	ApiKeyID *uuid.UUID
+	// The agent's session in which the actor said to act; a snapshot, it may be gone.
+	ActingSessionID *uuid.UUID
+	// noun.verb
+	Action     string
+	TargetType string
+	TargetID   *uuid.UUID
+	// What changed: {"column": {"before": ..., "after": ...}}. Personal and opaque values only as {"changed": true}; secrets not at all.
+	Changes json.RawMessage
+	// The hash of the entry before.
+	PreviousHash []byte
+	// SHA-256 of this entry's content, its place and previous_hash: see audit_hash.
+	Hash      []byte
+	CreatedAt time.Time
+}
+
+// The tenants. Everything below an organisation carries its id and is invisible to every other one (X01).
+type Organization struct {
+	ID   uuid.UUID
+	Slug string
+	Name string
+	// C13: the accountable owner, always a member at level owner.
+	OwnerID uuid.UUID
+	// C13: a constant, so that a foreign key can require it.
+	OwnerLevel string
+	// W12: set when deletion was asked for: its keys fail at once, a worker purges the rest in batches.
+	DeletedAt *time.Time
+	// W01: structured settings, typed in the contract.
+	Data json.RawMessage
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// Which account works in which organisation, and at which level.
+type OrganizationMember struct {
+	OrgID     uuid.UUID
+	AccountID uuid.UUID
+	// W14: owner, admin or member. There may be several owners; organizations.owner_id names the accountable one.
+	MembershipLevel string
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
 // What an organisation works on: usually one repository.
 type Project struct {
 	OrgID uuid.UUID
@@ -23,6 +115,21 @@ type Project struct {
 	ArchivedAt *time.Time
 	// W01: structured settings, typed in the contract.
 	Data json.RawMessage
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// W09: how long an organisation keeps what. Each has a row from its creation on.
+type RetentionPolicy struct {
+	OrgID uuid.UUID
+	// Days that audit entries are kept; NULL for ever.
+	AuditDays *int32
+	// Days that archived sessions are kept, from when they were archived; NULL for ever.
+	SessionDays *int32
 	// W01: opaque, one object per subsystem.
 	Metadata json.RawMessage
 	// Counts changes: the ETag.

@@ -4,19 +4,34 @@ package db
 
 // The rules of the schema: what PostgreSQL names when it refuses.
 const (
+	AccountStatusTransitionsPkey                 = "account_status_transitions_pkey"
+	AccountsAccessLevelByPlatformAdmin           = "accounts_access_level_by_platform_admin"
 	AccountsAccessLevelCheck                     = "accounts_access_level_check"
 	AccountsDataObjectCheck                      = "accounts_data_object_check"
+	AccountsDeletedByPlatformAdmin               = "accounts_deleted_by_platform_admin"
 	AccountsDisplayNameLengthCheck               = "accounts_display_name_length_check"
+	AccountsEmailDomain                          = "accounts_email_domain"
 	AccountsEmailKey                             = "accounts_email_key"
 	AccountsEmailShapeCheck                      = "accounts_email_shape_check"
+	AccountsHomeOrgIDFkey                        = "accounts_home_org_id_fkey"
+	AccountsHomeOrgIDFkeyInUse                   = "accounts_home_org_id_fkey_in_use"
+	AccountsHomeOrgImmutable                     = "accounts_home_org_immutable"
 	AccountsIDVersionCheck                       = "accounts_id_version_check"
 	AccountsIdentityImmutable                    = "accounts_identity_immutable"
 	AccountsKindCheck                            = "accounts_kind_check"
+	AccountsLevelAndStatusNotOwn                 = "accounts_level_and_status_not_own"
 	AccountsMetadataCheck                        = "accounts_metadata_check"
 	AccountsPkey                                 = "accounts_pkey"
+	AccountsProfileByItsManagers                 = "accounts_profile_by_its_managers"
+	AccountsStatusByPlatformAdmin                = "accounts_status_by_platform_admin"
 	AccountsStatusCheck                          = "accounts_status_check"
+	AccountsStatusTransition                     = "accounts_status_transition"
 	AccountsSystemFixed                          = "accounts_system_fixed"
 	AccountsSystemKey                            = "accounts_system_key"
+	ActingSessionNotFound                        = "acting_session_not_found"
+	ApiKeysExpiresAfterCreationCheck             = "api_keys_expires_after_creation_check"
+	ApiKeysGraceOnlyShrinks                      = "api_keys_grace_only_shrinks"
+	ApiKeysHolderWithinLevel                     = "api_keys_holder_within_level"
 	ApiKeysIDVersionCheck                        = "api_keys_id_version_check"
 	ApiKeysIdentityImmutable                     = "api_keys_identity_immutable"
 	ApiKeysKeyHashKey                            = "api_keys_key_hash_key"
@@ -26,7 +41,50 @@ const (
 	ApiKeysMetadataCheck                         = "api_keys_metadata_check"
 	ApiKeysNameLengthCheck                       = "api_keys_name_length_check"
 	ApiKeysPkey                                  = "api_keys_pkey"
+	ApiKeysPlatformScopeForAdmins                = "api_keys_platform_scope_for_admins"
+	ApiKeysResourcesGranted                      = "api_keys_resources_granted"
+	ApiKeysResourcesShapeCheck                   = "api_keys_resources_shape_check"
+	ApiKeysRevokedForGood                        = "api_keys_revoked_for_good"
+	ApiKeysRotatedOnce                           = "api_keys_rotated_once"
+	ApiKeysRotatedToAnotherCheck                 = "api_keys_rotated_to_another_check"
+	ApiKeysRotatedToIDFkey                       = "api_keys_rotated_to_id_fkey"
+	ApiKeysRotatedToIDFkeyInUse                  = "api_keys_rotated_to_id_fkey_in_use"
+	ApiKeysScopesGranted                         = "api_keys_scopes_granted"
 	ApiKeysScopesKnownShapeCheck                 = "api_keys_scopes_known_shape_check"
+	ApiKeysTagsShapeCheck                        = "api_keys_tags_shape_check"
+	AuditChainsAnchorBehindHeadCheck             = "audit_chains_anchor_behind_head_check"
+	AuditChainsForward                           = "audit_chains_forward"
+	AuditChainsHashLengthCheck                   = "audit_chains_hash_length_check"
+	AuditChainsKept                              = "audit_chains_kept"
+	AuditChainsPkey                              = "audit_chains_pkey"
+	AuditLogsActionShapeCheck                    = "audit_logs_action_shape_check"
+	AuditLogsActorSourceCheck                    = "audit_logs_actor_source_check"
+	AuditLogsAppendOnly                          = "audit_logs_append_only"
+	AuditLogsChainIDFkey                         = "audit_logs_chain_id_fkey"
+	AuditLogsChainIDFkeyInUse                    = "audit_logs_chain_id_fkey_in_use"
+	AuditLogsCreatedAtKey                        = "audit_logs_created_at_key"
+	AuditLogsHashLengthCheck                     = "audit_logs_hash_length_check"
+	AuditLogsIDVersionCheck                      = "audit_logs_id_version_check"
+	AuditLogsNeverTruncated                      = "audit_logs_never_truncated"
+	AuditLogsOrgIDFkey                           = "audit_logs_org_id_fkey"
+	AuditLogsOrgIDFkeyInUse                      = "audit_logs_org_id_fkey_in_use"
+	AuditLogsOrgIsChainCheck                     = "audit_logs_org_is_chain_check"
+	AuditLogsOwnerIDFkey                         = "audit_logs_owner_id_fkey"
+	AuditLogsOwnerIDFkeyInUse                    = "audit_logs_owner_id_fkey_in_use"
+	AuditLogsPkey                                = "audit_logs_pkey"
+	AuditLogsPositionKey                         = "audit_logs_position_key"
+	AuditLogsRemovedBehindAnchor                 = "audit_logs_removed_behind_anchor"
+	AuditLogsSessionIDFkey                       = "audit_logs_session_id_fkey"
+	AuditLogsSessionIDFkeyInUse                  = "audit_logs_session_id_fkey_in_use"
+	IdempotencyKeysAccountIDFkey                 = "idempotency_keys_account_id_fkey"
+	IdempotencyKeysAccountIDFkeyInUse            = "idempotency_keys_account_id_fkey_in_use"
+	IdempotencyKeysIDVersionCheck                = "idempotency_keys_id_version_check"
+	IdempotencyKeysKeyKey                        = "idempotency_keys_key_key"
+	IdempotencyKeysKeyLengthCheck                = "idempotency_keys_key_length_check"
+	IdempotencyKeysPkey                          = "idempotency_keys_pkey"
+	IdempotencyKeysRequestLengthCheck            = "idempotency_keys_request_length_check"
+	IdempotencyKeysStatusCheck                   = "idempotency_keys_status_check"
+	InsufficientLevel                            = "insufficient_level"
 	InsufficientScope                            = "insufficient_scope"
 	MessagesDataObjectCheck                      = "messages_data_object_check"
 	MessagesIDVersionCheck                       = "messages_id_version_check"
@@ -47,6 +105,7 @@ const (
 	OrganizationMembersAccountIDFkeyInUse        = "organization_members_account_id_fkey_in_use"
 	OrganizationMembersIdentityImmutable         = "organization_members_identity_immutable"
 	OrganizationMembersLevelCheck                = "organization_members_level_check"
+	OrganizationMembersLevelGranted              = "organization_members_level_granted"
 	OrganizationMembersLevelKey                  = "organization_members_level_key"
 	OrganizationMembersMetadataCheck             = "organization_members_metadata_check"
 	OrganizationMembersOrgIDFkey                 = "organization_members_org_id_fkey"
@@ -57,6 +116,7 @@ const (
 	OrganizationsIdentityImmutable               = "organizations_identity_immutable"
 	OrganizationsMetadataCheck                   = "organizations_metadata_check"
 	OrganizationsNameLengthCheck                 = "organizations_name_length_check"
+	OrganizationsNewOwnerIsMember                = "organizations_new_owner_is_member"
 	OrganizationsOwnerIDFkey                     = "organizations_owner_id_fkey"
 	OrganizationsOwnerIDFkeyInUse                = "organizations_owner_id_fkey_in_use"
 	OrganizationsOwnerIsMemberFkey               = "organizations_owner_is_member_fkey"
@@ -64,6 +124,7 @@ const (
 	OrganizationsPkey                            = "organizations_pkey"
 	OrganizationsSlugKey                         = "organizations_slug_key"
 	OrganizationsSlugShapeCheck                  = "organizations_slug_shape_check"
+	OrganizationsTransferredByOwner              = "organizations_transferred_by_owner"
 	PartsDataObjectCheck                         = "parts_data_object_check"
 	PartsIDVersionCheck                          = "parts_id_version_check"
 	PartsIdentityImmutable                       = "parts_identity_immutable"
@@ -89,6 +150,15 @@ const (
 	ProjectsPkey                                 = "projects_pkey"
 	ProjectsSlugKey                              = "projects_slug_key"
 	ProjectsSlugShapeCheck                       = "projects_slug_shape_check"
+	ReservedEmailDomainsPkey                     = "reserved_email_domains_pkey"
+	ReservedEmailDomainsShapeCheck               = "reserved_email_domains_shape_check"
+	RetentionPoliciesAuditDaysCheck              = "retention_policies_audit_days_check"
+	RetentionPoliciesIdentityImmutable           = "retention_policies_identity_immutable"
+	RetentionPoliciesMetadataCheck               = "retention_policies_metadata_check"
+	RetentionPoliciesOrgIDFkey                   = "retention_policies_org_id_fkey"
+	RetentionPoliciesOrgIDFkeyInUse              = "retention_policies_org_id_fkey_in_use"
+	RetentionPoliciesPkey                        = "retention_policies_pkey"
+	RetentionPoliciesSessionDaysCheck            = "retention_policies_session_days_check"
 	RolesDataObjectCheck                         = "roles_data_object_check"
 	RolesFileSetCheck                            = "roles_file_set_check"
 	RolesFileSetLengthCheck                      = "roles_file_set_length_check"
@@ -155,19 +225,34 @@ const (
 // Rules are all of them. A foreign key has two: its name for a write that refers to nothing, and _in_use for deleting what is
 // referred to.
 var Rules = []string{
+	AccountStatusTransitionsPkey,
+	AccountsAccessLevelByPlatformAdmin,
 	AccountsAccessLevelCheck,
 	AccountsDataObjectCheck,
+	AccountsDeletedByPlatformAdmin,
 	AccountsDisplayNameLengthCheck,
+	AccountsEmailDomain,
 	AccountsEmailKey,
 	AccountsEmailShapeCheck,
+	AccountsHomeOrgIDFkey,
+	AccountsHomeOrgIDFkeyInUse,
+	AccountsHomeOrgImmutable,
 	AccountsIDVersionCheck,
 	AccountsIdentityImmutable,
 	AccountsKindCheck,
+	AccountsLevelAndStatusNotOwn,
 	AccountsMetadataCheck,
 	AccountsPkey,
+	AccountsProfileByItsManagers,
+	AccountsStatusByPlatformAdmin,
 	AccountsStatusCheck,
+	AccountsStatusTransition,
 	AccountsSystemFixed,
 	AccountsSystemKey,
+	ActingSessionNotFound,
+	ApiKeysExpiresAfterCreationCheck,
+	ApiKeysGraceOnlyShrinks,
+	ApiKeysHolderWithinLevel,
 	ApiKeysIDVersionCheck,
 	ApiKeysIdentityImmutable,
 	ApiKeysKeyHashKey,
@@ -177,7 +262,50 @@ var Rules = []string{
 	ApiKeysMetadataCheck,
 	ApiKeysNameLengthCheck,
 	ApiKeysPkey,
+	ApiKeysPlatformScopeForAdmins,
+	ApiKeysResourcesGranted,
+	ApiKeysResourcesShapeCheck,
+	ApiKeysRevokedForGood,
+	ApiKeysRotatedOnce,
+	ApiKeysRotatedToAnotherCheck,
+	ApiKeysRotatedToIDFkey,
+	ApiKeysRotatedToIDFkeyInUse,
+	ApiKeysScopesGranted,
 	ApiKeysScopesKnownShapeCheck,
+	ApiKeysTagsShapeCheck,
+	AuditChainsAnchorBehindHeadCheck,
+	AuditChainsForward,
+	AuditChainsHashLengthCheck,
+	AuditChainsKept,
+	AuditChainsPkey,
+	AuditLogsActionShapeCheck,
+	AuditLogsActorSourceCheck,
+	AuditLogsAppendOnly,
+	AuditLogsChainIDFkey,
+	AuditLogsChainIDFkeyInUse,
+	AuditLogsCreatedAtKey,
+	AuditLogsHashLengthCheck,
+	AuditLogsIDVersionCheck,
+	AuditLogsNeverTruncated,
+	AuditLogsOrgIDFkey,
+	AuditLogsOrgIDFkeyInUse,
+	AuditLogsOrgIsChainCheck,
+	AuditLogsOwnerIDFkey,
+	AuditLogsOwnerIDFkeyInUse,
+	AuditLogsPkey,
+	AuditLogsPositionKey,
+	AuditLogsRemovedBehindAnchor,
+	AuditLogsSessionIDFkey,
+	AuditLogsSessionIDFkeyInUse,
+	IdempotencyKeysAccountIDFkey,
+	IdempotencyKeysAccountIDFkeyInUse,
+	IdempotencyKeysIDVersionCheck,
+	IdempotencyKeysKeyKey,
+	IdempotencyKeysKeyLengthCheck,
+	IdempotencyKeysPkey,
+	IdempotencyKeysRequestLengthCheck,
+	IdempotencyKeysStatusCheck,
+	InsufficientLevel,
 	InsufficientScope,
 	MessagesDataObjectCheck,
 	MessagesIDVersionCheck,
@@ -198,6 +326,7 @@ var Rules = []string{
 	OrganizationMembersAccountIDFkeyInUse,
 	OrganizationMembersIdentityImmutable,
 	OrganizationMembersLevelCheck,
+	OrganizationMembersLevelGranted,
 	OrganizationMembersLevelKey,
 	OrganizationMembersMetadataCheck,
 	OrganizationMembersOrgIDFkey,
@@ -208,6 +337,7 @@ var Rules = []string{
 	OrganizationsIdentityImmutable,
 	OrganizationsMetadataCheck,
 	OrganizationsNameLengthCheck,
+	OrganizationsNewOwnerIsMember,
 	OrganizationsOwnerIDFkey,
 	OrganizationsOwnerIDFkeyInUse,
 	OrganizationsOwnerIsMemberFkey,
@@ -215,6 +345,7 @@ var Rules = []string{
 	OrganizationsPkey,
 	OrganizationsSlugKey,
 	OrganizationsSlugShapeCheck,
+	OrganizationsTransferredByOwner,
 	PartsDataObjectCheck,
 	PartsIDVersionCheck,
 	PartsIdentityImmutable,
@@ -240,6 +371,15 @@ var Rules = []string{
 	ProjectsPkey,
 	ProjectsSlugKey,
 	ProjectsSlugShapeCheck,
+	ReservedEmailDomainsPkey,
+	ReservedEmailDomainsShapeCheck,
+	RetentionPoliciesAuditDaysCheck,
+	RetentionPoliciesIdentityImmutable,
+	RetentionPoliciesMetadataCheck,
+	RetentionPoliciesOrgIDFkey,
+	RetentionPoliciesOrgIDFkeyInUse,
+	RetentionPoliciesPkey,
+	RetentionPoliciesSessionDaysCheck,
 	RolesDataObjectCheck,
 	RolesFileSetCheck,
 	RolesFileSetLengthCheck,

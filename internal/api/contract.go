@@ -39,11 +39,15 @@ type operation struct {
 	id       string
 	route    *routers.Route
 	public   bool
-	scopes   []string
+	scopes   []string // x-scopes
+	level    string   // x-level, or member
 	query    []string // the names of its query parameters
 	mediaOf  string   // of its request body; "" for none
 	body     *openapi3.Schema
+	optional bool // the request body
 	streamed bool // x-body: stream
+	long     bool // x-long: takes as long as an import may
+	secret   bool // x-secret: its answer holds a secret
 }
 
 // contract finds an operation by its method and echo's spelling of its path.
@@ -61,7 +65,13 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 				id:       spec.OperationID,
 				route:    &routers.Route{Spec: doc, Path: path, PathItem: item, Method: method, Operation: spec},
 				public:   spec.Security != nil && len(*spec.Security) == 0,
+				level:    "member",
 				streamed: spec.Extensions["x-body"] == "stream",
+				long:     spec.Extensions["x-long"] == true,
+				secret:   spec.Extensions["x-secret"] == true,
+			}
+			if level, ok := spec.Extensions["x-level"].(string); ok {
+				op.level = level
 			}
 			if names, ok := spec.Extensions["x-scopes"].([]any); ok {
 				for _, name := range names {
@@ -76,6 +86,7 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 			// Authentication is the database's; kin-openapi would read the whole body before it asked anybody, a streamed one too.
 			spec.Security = openapi3.NewSecurityRequirements()
 			if spec.RequestBody != nil {
+				op.optional = !spec.RequestBody.Value.Required
 				for name, media := range spec.RequestBody.Value.Content {
 					op.mediaOf, op.body = name, media.Schema.Value
 				}
@@ -122,11 +133,15 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 				cancel()
 			}()
 
-			caller := &store.Caller{Scopes: op.scopes}
+			caller := &store.Caller{Scopes: op.scopes, Level: op.level}
 			if !op.public {
 				if caller.KeyHash, err = bearer(r.Header); err != nil {
 					return err
 				}
+				if err := s.limits.take(c, caller); err != nil {
+					return err
+				}
+				defer func() { s.limits.learn(caller, err) }()
 				ctx = store.WithCaller(ctx, caller)
 			}
 			r = r.WithContext(ctx)
@@ -147,7 +162,10 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 			if r.ContentLength > limit {
 				return tooLarge(limit)
 			}
-			if err := op.check(r, c); err != nil {
+			if caller.SessionID, err = actingSession(r.Header); err == nil {
+				err = op.check(r, c)
+			}
+			if err != nil {
 				if !checked && !errors.Is(err, errIncomplete) {
 					if denied := s.store.Authenticate(ctx); denied != nil {
 						return denied
@@ -158,7 +176,7 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 			if op.streamed {
 				c.SetRequest(r.WithContext(context.WithValue(ctx, bodyKey{}, r)))
 			}
-			err = next(c)
+			err = s.idempotently(c, op, next)
 			if !checked && caller.KeyID == uuid.Nil && isRefusal(err) { // the operation found fault before its first statement
 				if denied := s.store.Authenticate(ctx); denied != nil {
 					return denied
@@ -174,11 +192,8 @@ func isRefusal(err error) bool {
 	return errors.As(err, new(*problem)) || errors.As(err, new(*pgjson.Error))
 }
 
-// transfers are the operations that read or write whole sessions, beside those with a streamed body.
-var transfers = []string{"exportSession", "exportSessionTree", "forkSession"}
-
 func (s *Server) timeout(op *operation) time.Duration {
-	if op != nil && (op.streamed || slices.Contains(transfers, op.id)) {
+	if op != nil && (op.streamed || op.long) {
 		return s.ImportTimeout
 	}
 	return s.RequestTimeout
@@ -213,7 +228,7 @@ func (op *operation) check(r *http.Request, c echo.Context) error {
 		}
 	}
 	var body []byte
-	if op.mediaOf != "" {
+	if op.mediaOf != "" && !(op.optional && r.ContentLength == 0) {
 		if err := op.checkMediaType(r); err != nil {
 			return err
 		}

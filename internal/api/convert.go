@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/jackc/pgx/v5"
+	optional "github.com/oapi-codegen/nullable"
 
 	"github.com/alkdev/hub/gen/api"
 	"github.com/alkdev/hub/internal/pgjson"
@@ -27,6 +28,25 @@ func storablePatch(patch *api.JSONObject) (json.RawMessage, error) {
 	}
 	text, err := pgjson.Escape(*patch)
 	return text.JSON, err
+}
+
+// storables are an object's data and metadata as jsonb holds them.
+func storables(data, metadata *api.JSONObject) (d, m json.RawMessage, err error) {
+	dataText, err := storable(data)
+	if err != nil {
+		return nil, nil, at("/data", err)
+	}
+	metadataText, err := storable(metadata)
+	return dataText.JSON, metadataText.JSON, at("/metadata", err)
+}
+
+// storablePatches are the merge patches of an object's data and metadata as jsonb holds them.
+func storablePatches(data, metadata *api.JSONObject) (d, m json.RawMessage, err error) {
+	if d, err = storablePatch(data); err != nil {
+		return nil, nil, at("/data", err)
+	}
+	m, err = storablePatch(metadata)
+	return d, m, at("/metadata", err)
 }
 
 // raw is what goes beside a jsonb column: the text itself, where jsonb would respell one of its numbers.
@@ -74,6 +94,21 @@ func missing(noun string, err error) error {
 		return notFound(noun)
 	}
 	return err
+}
+
+// valueOrNull is the value of a patch's field; nil where it is null or absent.
+func valueOrNull[T any](field optional.Nullable[T]) *T {
+	if value, err := field.Get(); err == nil {
+		return &value
+	}
+	return nil
+}
+
+func notNil[T any](items []T) []T {
+	if items == nil {
+		return []T{}
+	}
+	return items
 }
 
 func each[T, U any](items []T, convert func(T) U) []U {

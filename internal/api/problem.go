@@ -36,6 +36,8 @@ func refuse(code string, faults ...api.FieldError) *problem {
 	r, ok := codes[code]
 	if !ok {
 		r, _ = ruleNamed(code)
+	} else if r.pointer != "" && faults == nil {
+		faults = []api.FieldError{{Pointer: r.pointer, Message: r.detail}}
 	}
 	return &problem{Status: r.status, Code: code, Detail: r.detail, Errors: faults}
 }
@@ -79,6 +81,16 @@ var codes = map[string]rule{
 	"database_unavailable":   {status: http.StatusServiceUnavailable, detail: "The database does not answer."},
 	"storage_unavailable":    {status: http.StatusServiceUnavailable, detail: "The server cannot put the file aside."},
 
+	"rate_limited":                     {status: http.StatusTooManyRequests, detail: "The key has sent too many requests. Retry-After says when to go on."},
+	"idempotency_in_progress":          {status: conflict, detail: "A request with this Idempotency-Key is still running."},
+	"idempotency_key_reused":           {status: invalid, detail: "This Idempotency-Key was used for another request.", pointer: "header:Idempotency-Key"},
+	"idempotency_secret_already_shown": {status: conflict, detail: "This request was answered before, with a secret that is shown only once. Location names what was made."},
+
+	"account_not_found":      {status: http.StatusNotFound, detail: "There is no such account, or it is not yours to see."},
+	"organization_not_found": {status: http.StatusNotFound, detail: "There is no such organisation, or it is not yours."},
+	"api_key_not_found":      {status: http.StatusNotFound, detail: "There is no such key, or it is not yours to see."},
+	"member_not_found":       {status: http.StatusNotFound, detail: "The organisation has no such member."},
+
 	"session_born_here":      {status: conflict, detail: "The session was born in this hub and is here still."},
 	"invalid_archive":        {status: http.StatusBadRequest, detail: "The body is no zip archive of session exports."},
 	"fork_message_not_found": {status: invalid, detail: "The session has no such message."},
@@ -96,6 +108,20 @@ var codes = map[string]rule{
 var rules = map[string]rule{
 	db.Unauthenticated:   {status: http.StatusUnauthorized, detail: "The request carries no valid key."},
 	db.InsufficientScope: {status: http.StatusForbidden, detail: "The key lacks a scope that the operation needs."},
+	db.InsufficientLevel: {status: http.StatusForbidden, detail: "The account has not the membership level that the operation needs."},
+
+	db.ActingSessionNotFound: {status: invalid, detail: "There is no such session.", pointer: "header:Hub-Session"},
+
+	db.AccountsAccessLevelByPlatformAdmin: {status: http.StatusForbidden, detail: "Only a platform admin gives or takes an access level.", pointer: "/accessLevel"},
+	db.AccountsDeletedByPlatformAdmin:     {status: http.StatusForbidden, detail: "Only a platform admin deletes an account."},
+	db.AccountsEmailDomain:                {status: invalid, detail: "Accounts of kind llm or service have addresses at reserved domains, people have not.", pointer: "/email"},
+	db.AccountsHomeOrgIDFkey:              {status: invalid, detail: "There is no such organisation."},
+	db.AccountsHomeOrgIDFkeyInUse:         {status: conflict, detail: "The organisation still is the home of accounts."},
+	db.AccountsHomeOrgImmutable:           {status: conflict, detail: "An account keeps its home organisation."},
+	db.AccountsLevelAndStatusNotOwn:       {status: http.StatusForbidden, detail: "Nobody changes their own access level or status."},
+	db.AccountsProfileByItsManagers:       {status: http.StatusForbidden, detail: "A profile is changed by its account, an admin of its home organisation or a platform admin."},
+	db.AccountsStatusByPlatformAdmin:      {status: http.StatusForbidden, detail: "Only a platform admin changes an account's status."},
+	db.AccountsStatusTransition:           {status: conflict, detail: "The account cannot go from its present status to this one."},
 
 	db.AccountsAccessLevelCheck:       {status: invalid, detail: "An account's access level is admin or member.", pointer: "/accessLevel"},
 	db.AccountsDisplayNameLengthCheck: {status: invalid, detail: "A display name has 1 to 200 characters.", pointer: "/displayName"},
@@ -112,6 +138,49 @@ var rules = map[string]rule{
 	db.ApiKeysMemberFkeyInUse:       {status: conflict, detail: "The member still has keys."},
 	db.ApiKeysNameLengthCheck:       {status: invalid, detail: "A key's name has 1 to 200 characters.", pointer: "/name"},
 	db.ApiKeysScopesKnownShapeCheck: {status: invalid, detail: "A scope is noun:read, noun:write, noun:admin, * or platform:*.", pointer: "/scopes"},
+
+	db.ApiKeysExpiresAfterCreationCheck: {status: invalid, detail: "A key ends after it was made.", pointer: "/expiresAt"},
+	db.ApiKeysGraceOnlyShrinks:          {status: conflict, detail: "A key that was rotated cannot be prolonged.", pointer: "/expiresAt"},
+	db.ApiKeysHolderWithinLevel:         {status: http.StatusForbidden, detail: "Keys of others are made and changed by admins, and owners' keys by owners."},
+	db.ApiKeysPlatformScopeForAdmins:    {status: invalid, detail: "The scope platform:* is for keys of admin accounts.", pointer: "/scopes"},
+	db.ApiKeysResourcesGranted:          {status: http.StatusForbidden, detail: "A limited key makes and changes only keys that are limited as much.", pointer: "/resources"},
+	db.ApiKeysResourcesShapeCheck:       {status: invalid, detail: "A resource is project:<id>; a key has at most 100.", pointer: "/resources"},
+	db.ApiKeysRevokedForGood:            {status: conflict, detail: "The key is revoked, for good."},
+	db.ApiKeysRotatedOnce:               {status: conflict, detail: "The key was rotated already."},
+	db.ApiKeysRotatedToAnotherCheck:     {status: invalid, detail: "A key is followed by another one."},
+	db.ApiKeysRotatedToIDFkey:           {status: invalid, detail: "There is no such key."},
+	db.ApiKeysRotatedToIDFkeyInUse:      {status: conflict, detail: "The key takes another one's place."},
+	db.ApiKeysScopesGranted:             {status: http.StatusForbidden, detail: "A key grants no scope that the key that makes it lacks.", pointer: "/scopes"},
+	db.ApiKeysTagsShapeCheck:            {status: invalid, detail: "A tag has up to 50 lower-case letters, digits and . _ : / -; a key has at most 50.", pointer: "/tags"},
+
+	db.AuditChainsAnchorBehindHeadCheck: {status: invalid, detail: "A chain's anchor is behind its head."},
+	db.AuditChainsForward:               {status: conflict, detail: "A chain only grows."},
+	db.AuditChainsHashLengthCheck:       {status: invalid, detail: "A hash has 32 bytes."},
+	db.AuditChainsKept:                  {status: conflict, detail: "An audit chain is kept."},
+	db.AuditLogsActionShapeCheck:        {status: invalid, detail: "An action is noun.verb."},
+	db.AuditLogsActorSourceCheck:        {status: invalid, detail: "A source is api, psql, bootstrap, worker or admin."},
+	db.AuditLogsAppendOnly:              {status: conflict, detail: "The audit log is only added to."},
+	db.AuditLogsChainIDFkey:             {status: invalid, detail: "There is no such chain."},
+	db.AuditLogsChainIDFkeyInUse:        {status: conflict, detail: "The chain still has entries."},
+	db.AuditLogsCreatedAtKey:            {status: conflict, detail: "Times in a chain only rise."},
+	db.AuditLogsHashLengthCheck:         {status: invalid, detail: "A hash has 32 bytes."},
+	db.AuditLogsNeverTruncated:          {status: conflict, detail: "The audit log is only added to."},
+	db.AuditLogsOrgIDFkey:               {status: invalid, detail: "There is no such organisation."},
+	db.AuditLogsOrgIDFkeyInUse:          {status: conflict, detail: "The audit log still refers to the organisation."},
+	db.AuditLogsOrgIsChainCheck:         {status: invalid, detail: "An entry's organisation is its chain's."},
+	db.AuditLogsOwnerIDFkey:             {status: invalid, detail: "There is no such account."},
+	db.AuditLogsOwnerIDFkeyInUse:        {status: conflict, detail: "The account stands in the audit log as an actor: deactivate it instead."},
+	db.AuditLogsPositionKey:             {status: conflict, detail: "The chain has an entry at this place."},
+	db.AuditLogsRemovedBehindAnchor:     {status: conflict, detail: "The audit log is only added to; retention removes from the oldest on."},
+	db.AuditLogsSessionIDFkey:           {status: invalid, detail: "There is no such session."},
+	db.AuditLogsSessionIDFkeyInUse:      {status: conflict, detail: "The audit log still refers to the session."},
+
+	db.IdempotencyKeysAccountIDFkey:      {status: invalid, detail: "The account is no member of this organisation."},
+	db.IdempotencyKeysAccountIDFkeyInUse: {status: conflict, detail: "Answers are kept for the member."},
+	db.IdempotencyKeysKeyKey:             {status: conflict, detail: "A request with this Idempotency-Key was faster."},
+	db.IdempotencyKeysKeyLengthCheck:     {status: invalid, detail: "An Idempotency-Key has 1 to 255 characters.", pointer: "header:Idempotency-Key"},
+	db.IdempotencyKeysRequestLengthCheck: {status: invalid, detail: "A request's hash has 32 bytes."},
+	db.IdempotencyKeysStatusCheck:        {status: invalid, detail: "What is kept are answers of success."},
 
 	db.MessagesInOrder:             {status: conflict, detail: "Ids within a session follow the order of writing."},
 	db.MessagesRoleCheck:           {status: invalid, detail: "A message's role is user, assistant or system.", pointer: "/role"},
@@ -130,6 +199,9 @@ var rules = map[string]rule{
 	db.OrganizationMembersLevelKey:           {status: conflict, detail: "The account is a member already."},
 	db.OrganizationMembersOrgIDFkey:          {status: invalid, detail: "There is no such organisation."},
 	db.OrganizationMembersOrgIDFkeyInUse:     {status: conflict, detail: "The organisation still has members."},
+	db.OrganizationMembersLevelGranted:       {status: http.StatusForbidden, detail: "Members are added, changed and removed by admins, and owners by owners."},
+	db.OrganizationsNewOwnerIsMember:         {status: invalid, detail: "The new owner is no member of the organisation.", pointer: "/accountId"},
+	db.OrganizationsTransferredByOwner:       {status: http.StatusForbidden, detail: "An organisation is handed over by its accountable owner, or by a platform admin."},
 	db.OrganizationsNameLengthCheck:          {status: invalid, detail: "An organisation's name has 1 to 200 characters.", pointer: "/name"},
 	db.OrganizationsOwnerIDFkey:              {status: invalid, detail: "There is no such account.", pointer: "/ownerId"},
 	db.OrganizationsOwnerIDFkeyInUse:         {status: conflict, detail: "The account owns an organisation; transfer the ownership first."},
@@ -154,6 +226,13 @@ var rules = map[string]rule{
 	db.ProjectsOrgIDFkeyInUse:         {status: conflict, detail: "The organisation still has projects."},
 	db.ProjectsSlugKey:                {status: conflict, detail: "Another project has this slug.", pointer: "/slug"},
 	db.ProjectsSlugShapeCheck:         {status: invalid, detail: slugShape, pointer: "/slug"},
+
+	db.ReservedEmailDomainsShapeCheck: {status: invalid, detail: "This is no domain in lower case."},
+
+	db.RetentionPoliciesAuditDaysCheck:   {status: invalid, detail: "Audit entries are kept for 1 to 36,500 days, or for ever.", pointer: "/auditDays"},
+	db.RetentionPoliciesSessionDaysCheck: {status: invalid, detail: "Archived sessions are kept for 1 to 36,500 days, or for ever.", pointer: "/sessionDays"},
+	db.RetentionPoliciesOrgIDFkey:        {status: invalid, detail: "There is no such organisation."},
+	db.RetentionPoliciesOrgIDFkeyInUse:   {status: conflict, detail: "The organisation still has a retention policy."},
 
 	db.RolesFileSetCheck:       {status: invalid, detail: "A role has a set of files exactly when it comes from one.", pointer: "/fileSet"},
 	db.RolesFileSetLengthCheck: {status: invalid, detail: "The name of a set of files has 1 to 200 characters.", pointer: "/fileSet"},
@@ -246,6 +325,7 @@ func (s *Server) writeProblem(err error, c echo.Context) {
 	switch p.Status {
 	case http.StatusUnauthorized:
 		c.Response().Header().Set("WWW-Authenticate", `Bearer realm="hub"`)
+		forgetLimits(c.Response().Header())
 	case http.StatusServiceUnavailable:
 		c.Response().Header().Set("Retry-After", "1")
 	}
@@ -321,8 +401,11 @@ func asRule(r *http.Request, err *pgconn.PgError, timedOut bool) *problem {
 	}
 	if rule, ok := ruleNamed(name); ok {
 		p := &problem{Status: rule.status, Code: name, Detail: rule.detail}
-		if name == db.InsufficientScope {
-			p.Detail = "The key lacks a scope that the operation needs: " + strings.Join(operationFrom(r.Context()).scopes, ", ") + "."
+		switch op := operationFrom(r.Context()); name {
+		case db.InsufficientScope:
+			p.Detail = "The key lacks a scope that the operation needs: " + strings.Join(op.scopes, ", ") + "."
+		case db.InsufficientLevel:
+			p.Detail = "The operation needs the membership level " + op.level + "."
 		}
 		if rule.pointer != "" {
 			p.Errors = []api.FieldError{{Pointer: rule.pointer, Message: rule.detail}}

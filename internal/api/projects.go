@@ -12,16 +12,12 @@ import (
 
 // CreateProject implements the contract's operation.
 func (s *Server) CreateProject(ctx context.Context, r api.CreateProjectRequestObject) (api.CreateProjectResponseObject, error) {
-	data, err := storable(r.Body.Data)
+	data, metadata, err := storables(r.Body.Data, r.Body.Metadata)
 	if err != nil {
-		return nil, at("/data", err)
-	}
-	metadata, err := storable(r.Body.Metadata)
-	if err != nil {
-		return nil, at("/metadata", err)
+		return nil, err
 	}
 	row, err := s.db.CreateProject(ctx, db.CreateProjectParams{
-		Slug: r.Body.Slug, Name: r.Body.Name, Description: deref(r.Body.Description), Data: data.JSON, Metadata: metadata.JSON,
+		Slug: r.Body.Slug, Name: r.Body.Name, Description: deref(r.Body.Description), Data: data, Metadata: metadata,
 	})
 	if err != nil {
 		return nil, err
@@ -65,13 +61,9 @@ func (s *Server) UpdateProject(ctx context.Context, r api.UpdateProjectRequestOb
 	if err != nil {
 		return nil, err
 	}
-	data, err := storablePatch(r.Body.Data)
+	data, metadata, err := storablePatches(r.Body.Data, r.Body.Metadata)
 	if err != nil {
-		return nil, at("/data", err)
-	}
-	metadata, err := storablePatch(r.Body.Metadata)
-	if err != nil {
-		return nil, at("/metadata", err)
+		return nil, err
 	}
 	row, err := s.db.UpdateProject(ctx, db.UpdateProjectParams{
 		ID: r.ProjectId, IfMatch: expected,

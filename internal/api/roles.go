@@ -17,12 +17,12 @@ import (
 
 // CreateRole implements the contract's operation.
 func (s *Server) CreateRole(ctx context.Context, r api.CreateRoleRequestObject) (api.CreateRoleResponseObject, error) {
-	data, metadata, err := storableBoth(r.Body.Data, r.Body.Metadata)
+	data, metadata, err := storables(r.Body.Data, r.Body.Metadata)
 	if err != nil {
 		return nil, err
 	}
 	row, err := s.db.CreateRole(ctx, db.CreateRoleParams{
-		Name: r.Body.Name, Description: deref(r.Body.Description), Prompt: deref(r.Body.Prompt), Data: data.JSON, Metadata: metadata.JSON,
+		Name: r.Body.Name, Description: deref(r.Body.Description), Prompt: deref(r.Body.Prompt), Data: data, Metadata: metadata,
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		return nil, refuse(db.RolesNameKey, api.FieldError{Pointer: "/name", Message: rules[db.RolesNameKey].detail})
@@ -69,13 +69,9 @@ func (s *Server) UpdateRole(ctx context.Context, r api.UpdateRoleRequestObject) 
 	if err != nil {
 		return nil, err
 	}
-	data, err := storablePatch(r.Body.Data)
+	data, metadata, err := storablePatches(r.Body.Data, r.Body.Metadata)
 	if err != nil {
-		return nil, at("/data", err)
-	}
-	metadata, err := storablePatch(r.Body.Metadata)
-	if err != nil {
-		return nil, at("/metadata", err)
+		return nil, err
 	}
 	row, err := s.db.UpdateRole(ctx, db.UpdateRoleParams{
 		ID: r.RoleId, IfMatch: expected,

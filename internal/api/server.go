@@ -34,6 +34,7 @@ type Config struct {
 	RequestTimeout time.Duration // for one request; 30 s
 	ImportTimeout  time.Duration // for an import or export; 10 min
 	Transfers      int           // imports and exports that use the database at once; 8
+	RateLimit      int           // requests per minute and key, on this server; 60000; below zero: no limit
 	TempDir        string        // where imports are spooled; the system's
 }
 
@@ -42,6 +43,7 @@ type Server struct {
 	Config
 	contractVersion string
 	transfers       chan struct{} // holds one element per import or export that is using the database
+	limits          *limits
 	store           *store.DB
 	db              *db.Queries // runs each query as the caller of its context, in one round trip
 }
@@ -51,9 +53,10 @@ func New(cfg Config) (http.Handler, error) {
 	cfg.MaxBody = defaultTo(cfg.MaxBody, 16<<20)
 	cfg.MaxImport = defaultTo(cfg.MaxImport, 256<<20)
 	cfg.Transfers = defaultTo(cfg.Transfers, 8)
+	cfg.RateLimit = defaultTo(cfg.RateLimit, 60_000)
 	cfg.RequestTimeout = defaultTo(cfg.RequestTimeout, 30*time.Second)
 	cfg.ImportTimeout = defaultTo(cfg.ImportTimeout, 10*time.Minute)
-	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers)}
+	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers), limits: newLimits(cfg.RateLimit)}
 
 	contract, version, err := loadContract(api.Contract)
 	if err != nil {
@@ -144,10 +147,10 @@ func (s *Server) recoverPanic(next echo.HandlerFunc) echo.HandlerFunc {
 
 // retry runs an operation again when the database gave it up for a deadlock or a serialization failure: an operation is its
 // request and its transaction, so nothing of the first attempt is left. A streamed body cannot be read twice; imports
-// repeat their transaction themselves.
+// repeat their transaction themselves, and a request with an Idempotency-Key is repeated with its transaction.
 func retry(next api.StrictHandlerFunc, operationID string) api.StrictHandlerFunc {
 	return func(c echo.Context, request any) (response any, err error) {
-		if streamsBody(c) {
+		if streamsBody(c) || store.InTx(c.Request().Context()) {
 			return next(c, request)
 		}
 		err = retrying(func() error {

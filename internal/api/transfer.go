@@ -355,13 +355,13 @@ func (s *Server) pointAt(ctx context.Context, refusal error, in *importer) error
 
 // ExportSession implements the contract's operation.
 func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestObject) (api.ExportSessionResponseObject, error) {
-	return s.export(ctx, r.SessionId, func(q *db.Queries, root db.Session, w io.Writer) error { return writeExport(ctx, q, root, w) })
+	return s.export(ctx, r.SessionId, "application/json", ".json", func(q *db.Queries, root db.Session, w io.Writer) error { return writeExport(ctx, q, root, w) })
 }
 
 // export makes a file from one snapshot and puts it aside, and only then is it sent: a client that reads slowly holds no connection
 // to the database.
-func (s *Server) export(ctx context.Context, id uuid.UUID, write func(*db.Queries, db.Session, io.Writer) error) (*exportFile, error) {
-	out := &exportFile{spool: &spool{dir: s.TempDir}}
+func (s *Server) export(ctx context.Context, id uuid.UUID, media, ending string, write func(*db.Queries, db.Session, io.Writer) error) (*exportFile, error) {
+	out := &exportFile{media: media, spool: &spool{dir: s.TempDir}}
 	done, err := s.beginTransfer(ctx)
 	if err != nil {
 		return nil, err
@@ -372,7 +372,7 @@ func (s *Server) export(ctx context.Context, id uuid.UUID, write func(*db.Querie
 		if err != nil {
 			return missing("session", err)
 		}
-		out.name = cmp.Or(deref(row.SourceID), row.Slug)
+		out.name = cmp.Or(deref(row.SourceID), row.Slug) + ending
 		return write(q, row, out.spool)
 	})
 	if err != nil {
@@ -387,28 +387,29 @@ func (s *Server) export(ctx context.Context, id uuid.UUID, write func(*db.Querie
 
 // exportFile is the answer: a finished export, or an archive of them.
 type exportFile struct {
+	media string
 	name  string
 	spool *spool
 }
 
-// VisitExportSessionResponse sends the file and gives its storage back.
-func (f *exportFile) VisitExportSessionResponse(w http.ResponseWriter) error {
-	return f.send(w, "application/json", ".json")
-}
+// VisitExportSessionResponse implements the contract's answer.
+func (f *exportFile) VisitExportSessionResponse(w http.ResponseWriter) error { return f.send(w) }
 
-// VisitExportSessionTreeResponse sends the archive and gives its storage back.
-func (f *exportFile) VisitExportSessionTreeResponse(w http.ResponseWriter) error {
-	return f.send(w, "application/zip", ".zip")
-}
+// VisitExportSessionTreeResponse implements the contract's answer.
+func (f *exportFile) VisitExportSessionTreeResponse(w http.ResponseWriter) error { return f.send(w) }
 
-func (f *exportFile) send(w http.ResponseWriter, media, ending string) error {
+// VisitExportAuditLogsResponse implements the contract's answer.
+func (f *exportFile) VisitExportAuditLogsResponse(w http.ResponseWriter) error { return f.send(w) }
+
+// send writes the file to the client and gives its storage back.
+func (f *exportFile) send(w http.ResponseWriter) error {
 	defer f.spool.Close()
 	text, err := f.spool.Reader()
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Content-Type", media)
-	w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", f.name+ending))
+	w.Header().Set("Content-Type", f.media)
+	w.Header().Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", f.name))
 	_, err = io.Copy(w, text)
 	return err
 }

@@ -21,7 +21,7 @@ const maxTreeFiles = 10_000
 
 // ExportSessionTree implements the contract's operation.
 func (s *Server) ExportSessionTree(ctx context.Context, r api.ExportSessionTreeRequestObject) (api.ExportSessionTreeResponseObject, error) {
-	return s.export(ctx, r.SessionId, func(q *db.Queries, root db.Session, w io.Writer) error {
+	return s.export(ctx, r.SessionId, "application/zip", ".zip", func(q *db.Queries, root db.Session, w io.Writer) error {
 		rows, err := q.ListSessionTreeForExport(ctx, root.ID)
 		if err != nil {
 			return err

@@ -226,9 +226,29 @@ func (s *Server) giveUp() {
 }
 
 // URL is the connection string for a role and a database, for pgx and for libpq's programs alike.
-func (s *Server) URL(user, database string) string {
+func (s *Server) URL(user, database string) string { return socketURL(s.socketDir, user, database) }
+
+// RunningURL is the connection string for the server that somebody else runs on a data directory: for what must be possible
+// while a hub serves. It has an error where none seems to run.
+func RunningURL(dataDir, user, database string) (string, error) {
+	root, err := resolve(dataDir)
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(filepath.Join(layout{root}.cluster(), "postmaster.pid"))
+	if err != nil {
+		return "", err
+	}
+	lines := strings.Split(string(text), "\n") // the fifth is the socket's directory
+	if len(lines) < 5 || lines[4] == "" {
+		return "", fmt.Errorf("the server on %s is not ready", root)
+	}
+	return socketURL(lines[4], user, database), nil
+}
+
+func socketURL(socketDir, user, database string) string {
 	// All that could come from PG* variables otherwise is said.
-	query := url.Values{"host": {s.socketDir}, "port": {port}, "sslmode": {"disable"}}
+	query := url.Values{"host": {socketDir}, "port": {port}, "sslmode": {"disable"}}
 	u := url.URL{
 		Scheme: "postgres", User: url.User(user), Path: "/" + database,
 		RawQuery: strings.ReplaceAll(query.Encode(), "+", "%20"), // a plus is a plus in these URLs, and never a space

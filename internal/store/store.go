@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -25,8 +26,10 @@ import (
 
 // Caller is who a request acts as, and what it needs to be allowed.
 type Caller struct {
-	KeyHash []byte   // SHA-256 of the key
-	Scopes  []string // all of which the key must cover
+	KeyHash   []byte     // SHA-256 of the key
+	Scopes    []string   // all of which the key must cover
+	Level     string     // the membership level that its account must have
+	SessionID *uuid.UUID // the agent's session in which it acts, for the audit log; nil where it names none
 
 	// Known once the first statement has run; zero before.
 	OrgID, AccountID, KeyID uuid.UUID
@@ -52,6 +55,7 @@ var ErrNoCaller = errors.New("store: the context carries no caller")
 type DB struct {
 	pool    *pgxpool.Pool
 	unbound bool // the login is not hub_app's, and becomes hub_app within each transaction
+	uses    uses
 }
 
 // Config says how to reach the database.
@@ -127,6 +131,12 @@ func (d *DB) Conn(ctx context.Context, fn func(*pgx.Conn) error) error {
 	return d.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return fn(c.Conn()) })
 }
 
+// Nobody runs statements on behalf of nobody, each in a transaction of its own: the functions that do the hub's own upkeep.
+// Of tenants' rows it sees none.
+func (d *DB) Nobody(ctx context.Context, fn func(*db.Queries) error) error {
+	return d.pool.AcquireFunc(ctx, func(c *pgxpool.Conn) error { return fn(db.New(c)) })
+}
+
 // whyUnbound says why row-level security would not bind the current role, or "".
 func whyUnbound(ctx context.Context, conn *pgx.Conn) (why string, err error) {
 	err = conn.QueryRow(ctx, `
@@ -141,13 +151,15 @@ func whyUnbound(ctx context.Context, conn *pgx.Conn) (why string, err error) {
 	return why, err
 }
 
-// tenantTablesFenced is the other half: each table with an org_id has row-level security, forced.
+// tenantTablesFenced is the other half: each table of tenants, and the control plane, has row-level security, forced.
 func tenantTablesFenced(ctx context.Context, conn *pgx.Conn) error {
 	var open []string
 	err := conn.QueryRow(ctx, `
 		SELECT coalesce(array_agg(c.relname::text ORDER BY c.relname), '{}')
-		FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'org_id' AND NOT a.attisdropped
-		WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT (c.relrowsecurity AND c.relforcerowsecurity)`).Scan(&open)
+		FROM pg_class c
+		WHERE (c.relname IN ('accounts', 'organizations') OR EXISTS (
+			SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname IN ('org_id', 'chain_id') AND NOT a.attisdropped))
+		  AND c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p') AND NOT (c.relrowsecurity AND c.relforcerowsecurity)`).Scan(&open)
 	if err == nil && len(open) > 0 {
 		err = fmt.Errorf("hub does not serve: row-level security is off on %v", open)
 	}
@@ -157,14 +169,14 @@ func tenantTablesFenced(ctx context.Context, conn *pgx.Conn) error {
 // The statement in front -------------------------------------------------------------------------------------------
 
 // authenticateSQL is written here and not in sql/queries, because sqlc cannot put one query in front of another.
-const authenticateSQL = "SELECT org_id, account_id, key_id FROM authenticate($1, $2)"
+const authenticateSQL = "SELECT org_id, account_id, key_id FROM authenticate($1, $2, $3, $4)"
 
 // A list with optional filters ("$2 IS NULL OR project_id = $2") is planned for the filters that are given: the plan that serves
 // all of them, which PostgreSQL may settle on after five executions, uses no filter's index. So are the statements of
 // transactions, which take long arrays of ids: the plan for an array of any length reads whole sessions.
 const (
 	optionalFilter             = " IS NULL OR "
-	authenticateForCustomPlans = "SELECT org_id, account_id, key_id FROM authenticate($1, $2), set_config('plan_cache_mode', 'force_custom_plan', true)"
+	authenticateForCustomPlans = "SELECT org_id, account_id, key_id FROM authenticate($1, $2, $3, $4), set_config('plan_cache_mode', 'force_custom_plan', true)"
 )
 
 // behindAuthentication sends sql behind authenticate() in one pipeline, which PostgreSQL runs as one implicit transaction.
@@ -191,6 +203,7 @@ func (d *DB) behindAuthentication(ctx context.Context, conn *pgxpool.Conn, sql s
 		results.Close()
 		return nil, err
 	}
+	d.noteUse(caller)
 	return results, nil
 }
 
@@ -200,11 +213,14 @@ func (d *DB) queueAuthentication(batch *pgx.Batch, statement string, caller *Cal
 	if d.unbound {
 		batch.Queue("SELECT set_config('role', 'hub_app', true)")
 	}
-	return batch.Queue(statement, caller.KeyHash, caller.Scopes)
+	return batch.Queue(statement, caller.KeyHash, caller.Scopes, caller.Level, caller.SessionID)
 }
 
 // Exec implements db.DBTX.
 func (d *DB) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error) {
+	if tx := txFrom(ctx); tx != nil {
+		return tx.Exec(ctx, sql, args...)
+	}
 	conn, err := d.pool.Acquire(ctx)
 	if err != nil {
 		return pgconn.CommandTag{}, err
@@ -223,6 +239,9 @@ func (d *DB) Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandT
 
 // Query implements db.DBTX. The rows hold a connection until they are closed.
 func (d *DB) Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error) {
+	if tx := txFrom(ctx); tx != nil {
+		return tx.Query(ctx, sql, args...) //nolint:sqlclosecheck // the caller closes them
+	}
 	conn, err := d.pool.Acquire(ctx)
 	if err != nil {
 		return nil, err
@@ -322,7 +341,28 @@ const (
 
 // Tx runs fn in a transaction of ctx's caller: one round trip more than its statements to begin (authentication rides along)
 // and one to commit. Whatever fn returns as an error rolls back.
+//
+// Within WithTx's function it is a part of that transaction.
 func (d *DB) Tx(ctx context.Context, isolation Isolation, fn func(*db.Queries) error) error {
+	if tx := txFrom(ctx); tx != nil {
+		return fn(db.New(tx))
+	}
+	return d.WithTx(ctx, isolation, func(ctx context.Context) error { return fn(db.New(txFrom(ctx))) })
+}
+
+type txKey struct{}
+
+func txFrom(ctx context.Context) *pgxpool.Conn {
+	conn, _ := ctx.Value(txKey{}).(*pgxpool.Conn)
+	return conn
+}
+
+// InTx says whether ctx's statements are part of a transaction that has begun.
+func InTx(ctx context.Context) bool { return txFrom(ctx) != nil }
+
+// WithTx is Tx for work that is not written as one function of queries: every statement of the context that fn gets is part
+// of the transaction.
+func (d *DB) WithTx(ctx context.Context, isolation Isolation, fn func(context.Context) error) error {
 	conn, err := d.pool.Acquire(ctx)
 	if err != nil {
 		return err
@@ -339,7 +379,8 @@ func (d *DB) Tx(ctx context.Context, isolation Isolation, fn func(*db.Queries) e
 	})
 	err = conn.SendBatch(ctx, batch).Close()
 	if err == nil {
-		err = fn(db.New(conn))
+		d.noteUse(caller)
+		err = fn(context.WithValue(ctx, txKey{}, conn))
 	}
 	if err == nil {
 		tag, err := conn.Exec(ctx, "COMMIT")
@@ -367,7 +408,57 @@ func (d *DB) Authenticate(ctx context.Context) error {
 	d.queueAuthentication(batch, authenticateSQL, caller).QueryRow(func(r pgx.Row) error {
 		return r.Scan(&caller.OrgID, &caller.AccountID, &caller.KeyID)
 	})
-	return d.pool.SendBatch(ctx, batch).Close()
+	err := d.pool.SendBatch(ctx, batch).Close()
+	if err == nil {
+		d.noteUse(caller)
+	}
+	return err
+}
+
+// Last used --------------------------------------------------------------------------------------------------------
+
+// uses are the keys that were used since they were last written down: never a write per request.
+type uses struct {
+	mu sync.Mutex
+	at map[[2]uuid.UUID]time.Time // by organisation and key
+}
+
+func (d *DB) noteUse(caller *Caller) {
+	d.uses.mu.Lock()
+	defer d.uses.mu.Unlock()
+	if d.uses.at == nil {
+		d.uses.at = map[[2]uuid.UUID]time.Time{}
+	}
+	d.uses.at[[2]uuid.UUID{caller.OrgID, caller.KeyID}] = time.Now()
+}
+
+// WriteUses writes down when keys were last used. What cannot be written is kept for the next time.
+func (d *DB) WriteUses(ctx context.Context) error {
+	d.uses.mu.Lock()
+	taken := d.uses.at
+	d.uses.at = nil
+	d.uses.mu.Unlock()
+	if len(taken) == 0 {
+		return nil
+	}
+	var params db.RecordKeyUsesParams
+	for key, at := range taken {
+		params.OrgIds, params.KeyIds, params.Times = append(params.OrgIds, key[0]), append(params.KeyIds, key[1]), append(params.Times, at)
+	}
+	err := d.Nobody(ctx, func(q *db.Queries) error { return q.RecordKeyUses(ctx, params) })
+	if err != nil {
+		d.uses.mu.Lock()
+		defer d.uses.mu.Unlock()
+		if d.uses.at == nil {
+			d.uses.at = map[[2]uuid.UUID]time.Time{}
+		}
+		for key, at := range taken {
+			if d.uses.at[key].Before(at) {
+				d.uses.at[key] = at
+			}
+		}
+	}
+	return err
 }
 
 // Retryable says whether the same transaction may succeed when it is run again: a deadlock or a serialization failure.

@@ -4,6 +4,12 @@
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 GRANT USAGE ON SCHEMA public TO hub_app, hub_auth, hub_system, hub_search;
 
+-- Where other people's functions live, so that public holds hub's own.
+CREATE SCHEMA extensions;
+COMMENT ON SCHEMA extensions IS 'PostgreSQL''s own extensions: pg_trgm, for searching names (S04).';
+GRANT USAGE ON SCHEMA extensions TO hub_search;
+CREATE EXTENSION pg_trgm SCHEMA extensions;
+
 
 -- Ids (C02) ------------------------------------------------------------------------------------------------------
 
@@ -60,6 +66,36 @@ LANGUAGE sql STABLE PARALLEL SAFE
 RETURN nullif(current_setting('hub.key_id', true), '')::uuid;
 COMMENT ON FUNCTION current_key_id() IS 'The calling key.';
 
+CREATE FUNCTION current_key_scopes() RETURNS text[]
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN coalesce(string_to_array(nullif(current_setting('hub.key_scopes', true), ''), ' '), '{}');
+COMMENT ON FUNCTION current_key_scopes() IS 'What the calling key may do: the most that it can grant to another one.';
+
+CREATE FUNCTION current_project_ids() RETURNS uuid[]
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN nullif(current_setting('hub.project_ids', true), '')::uuid[];
+COMMENT ON FUNCTION current_project_ids() IS 'The projects that the calling key is limited to; NULL when it is not limited (api_keys.resources).';
+
+CREATE FUNCTION current_session_id() RETURNS uuid
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN nullif(current_setting('hub.session_id', true), '')::uuid;
+COMMENT ON FUNCTION current_session_id() IS 'The agent''s session in which the caller acts, where it names one: for the audit log.';
+
+CREATE FUNCTION membership_rank(p_level text) RETURNS integer
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN array_position(ARRAY['member', 'admin', 'owner'], p_level);
+COMMENT ON FUNCTION membership_rank(text) IS 'W14: orders the membership levels: 1 member, 2 admin, 3 owner.';
+
+CREATE FUNCTION current_membership_rank() RETURNS integer
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN coalesce(membership_rank(current_setting('hub.membership_level', true)), 0);
+COMMENT ON FUNCTION current_membership_rank() IS 'The rank of the caller''s level in its organisation; 0 when nobody is signed in.';
+
+CREATE FUNCTION is_platform_admin() RETURNS boolean
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN coalesce(current_setting('hub.platform', true), '') = 'on';
+COMMENT ON FUNCTION is_platform_admin() IS 'X01: the caller''s account is an admin''s, and its key carries platform:*. Ranks above every membership level, but sees no tenant''s rows but its own.';
+
 
 -- Raising a rule (X02) -------------------------------------------------------------------------------------------
 
@@ -100,6 +136,17 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION refuse_change() IS
     'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
+
+CREATE FUNCTION require_platform_admin() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    IF public.current_account_id() IS NOT NULL AND NOT public.is_platform_admin() THEN
+        PERFORM public.raise_rule(TG_NAME, TG_ARGV[0], '42501');
+    END IF;
+    RETURN coalesce(NEW, OLD);
+END $$;
+COMMENT ON FUNCTION require_platform_admin() IS
+    'X01: what only a platform admin may do. Where nobody is signed in (the owner in psql, a worker) privileges alone decide, as in every rule about the caller.';
 
 CREATE FUNCTION refuse_unless_cascade() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$

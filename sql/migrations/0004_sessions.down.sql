@@ -4,6 +4,7 @@ DROP FUNCTION purge_deleted_source(text, text);
 DROP FUNCTION purge_deleted_sessions(integer);
 DROP FUNCTION deleted_session_ids();
 DROP FUNCTION delete_session(uuid, boolean);
+DROP FUNCTION mark_sessions_deleted(uuid, uuid[]);
 DROP FUNCTION usage_number(jsonb);
 DROP TABLE parts;
 DROP TABLE messages;

@@ -542,20 +542,29 @@ COMMENT ON FUNCTION usage_number(jsonb) IS 'A number of tokens, or an amount, as
 -- A short session goes at once, with all its rows. A long one is marked: from then on nobody sees it, its slug is free, its children
 -- have no parent, and a worker takes its rows away in batches that keep nobody waiting.
 
+CREATE FUNCTION mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, public, pg_temp AS $$
+    UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(s.id::text, '-', '') WHERE s.org_id = p_org_id AND s.id = ANY (p_ids);
+    UPDATE sessions s SET parent_id = NULL WHERE s.org_id = p_org_id AND s.parent_id = ANY (p_ids);
+    UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = p_org_id AND s.fork_of_id = ANY (p_ids);
+$$;
+COMMENT ON FUNCTION mark_sessions_deleted(uuid, uuid[]) IS 'For functions of hub_system: requests have no right to these columns.';
+
 CREATE FUNCTION delete_session(p_id uuid, p_descendants boolean) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     c_short constant integer := 1000;
     v_org   constant uuid    := current_org_id();
+    v_projects constant uuid[] := current_project_ids();
     v_ids   uuid[] := '{}';
     v_found uuid[];
 BEGIN
     -- A session that is locked gets no more children: what is found again is all there is.
     LOOP
         WITH RECURSIVE tree AS (
-            SELECT s.id FROM sessions s WHERE s.org_id = v_org AND s.id = p_id AND s.deleted_at IS NULL
+            SELECT s.id FROM sessions s WHERE s.org_id = v_org AND s.id = p_id AND s.deleted_at IS NULL AND (v_projects IS NULL OR s.project_id = ANY (v_projects))
             UNION ALL
-            SELECT c.id FROM tree t JOIN sessions c ON c.org_id = v_org AND c.parent_id = t.id WHERE p_descendants)
+            SELECT c.id FROM tree t JOIN sessions c ON c.org_id = v_org AND c.parent_id = t.id WHERE p_descendants AND (v_projects IS NULL OR c.project_id = ANY (v_projects)))
         SELECT coalesce(array_agg(t.id ORDER BY t.id), '{}') INTO v_found FROM tree t;
         EXIT WHEN v_found = v_ids;
         v_ids := v_found;
@@ -565,9 +574,7 @@ BEGIN
        AND (SELECT count(*) FROM (SELECT FROM messages m WHERE m.org_id = v_org AND m.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short THEN
         DELETE FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids);
     ELSE
-        UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(s.id::text, '-', '') WHERE s.org_id = v_org AND s.id = ANY (v_ids);
-        UPDATE sessions s SET parent_id = NULL WHERE s.org_id = v_org AND s.parent_id = ANY (v_ids);
-        UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = v_org AND s.fork_of_id = ANY (v_ids);
+        PERFORM mark_sessions_deleted(v_org, v_ids);
     END IF;
     RETURN cardinality(v_ids);
 END $$;
@@ -579,36 +586,35 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_te
 RETURN ARRAY(SELECT s.id FROM sessions s WHERE s.org_id = current_org_id() AND s.deleted_at IS NOT NULL);
 COMMENT ON FUNCTION deleted_session_ids() IS 'The sessions of the caller''s organisation whose rows wait to be purged: messages and parts of these are nobody''s to see.';
 
-CREATE FUNCTION purge_deleted_sessions(p_limit integer) RETURNS integer
+CREATE FUNCTION purge_deleted_sessions(p_rows integer) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
     v_session record;
-    v_count   integer;
-    v_total   integer;
+    v_count   bigint;
+    v_left    bigint := p_rows;
 BEGIN
-    SELECT s.org_id, s.id INTO v_session FROM sessions s WHERE s.deleted_at IS NOT NULL ORDER BY s.deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED;
-    IF NOT FOUND THEN
-        RETURN 0;
-    END IF;
-    DELETE FROM parts p
-    WHERE p.org_id = v_session.org_id
-      AND p.id = ANY (ARRAY(SELECT o.id FROM parts o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT p_limit));
-    GET DIAGNOSTICS v_total = ROW_COUNT;
-    IF v_total < p_limit THEN
+    WHILE v_left > 0 LOOP
+        SELECT s.org_id, s.id INTO v_session FROM sessions s WHERE s.deleted_at IS NOT NULL ORDER BY s.deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+        EXIT WHEN NOT FOUND;
+        DELETE FROM parts p
+        WHERE p.org_id = v_session.org_id
+          AND p.id = ANY (ARRAY(SELECT o.id FROM parts o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
         DELETE FROM messages m
         WHERE m.org_id = v_session.org_id
-          AND m.id = ANY (ARRAY(SELECT o.id FROM messages o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT p_limit - v_total));
+          AND m.id = ANY (ARRAY(SELECT o.id FROM messages o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
         GET DIAGNOSTICS v_count = ROW_COUNT;
-        v_total := v_total + v_count;
-    END IF;
-    IF v_total < p_limit THEN
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
         DELETE FROM sessions s WHERE s.org_id = v_session.org_id AND s.id = v_session.id;
-        v_total := v_total + 1;
-    END IF;
-    RETURN v_total;
+        v_left := v_left - 1;
+    END LOOP;
+    RETURN p_rows - v_left;
 END $$;
 COMMENT ON FUNCTION purge_deleted_sessions(integer) IS
-    'Takes away up to so many rows of one deleted session, whichever organisation''s, and returns how many; 0 when nothing waits. Workers call it until then, each call a transaction of its own; several may do so at once.';
+    'Takes away up to so many rows of deleted sessions, whichever organisation''s, and returns how many; 0 when nothing waits. Workers call it until then, each call a transaction of its own; several may do so at once.';
 
 CREATE FUNCTION purge_deleted_source(p_source text, p_source_id text) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
@@ -644,9 +650,21 @@ CREATE POLICY parts_tenant ON parts TO hub_app USING (org_id = (SELECT current_o
 CREATE POLICY sessions_undeleted ON sessions AS RESTRICTIVE TO hub_app USING (deleted_at IS NULL);
 CREATE POLICY messages_undeleted ON messages AS RESTRICTIVE TO hub_app USING (session_id <> ALL ((SELECT deleted_session_ids())::uuid[]));
 CREATE POLICY parts_undeleted ON parts AS RESTRICTIVE TO hub_app USING (session_id <> ALL ((SELECT deleted_session_ids())::uuid[]));
+-- What api_keys.resources limits a key to. Messages and parts follow their session, which is asked for only where there is a limit.
+CREATE POLICY sessions_limited ON sessions AS RESTRICTIVE TO hub_app
+    USING ((SELECT current_project_ids()) IS NULL OR project_id = ANY ((SELECT current_project_ids())::uuid[]));
+CREATE POLICY messages_limited ON messages AS RESTRICTIVE TO hub_app
+    USING ((SELECT current_project_ids()) IS NULL OR EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (messages.org_id, messages.session_id)));
+CREATE POLICY parts_limited ON parts AS RESTRICTIVE TO hub_app
+    USING ((SELECT current_project_ids()) IS NULL OR EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (parts.org_id, parts.session_id)));
 CREATE POLICY sessions_bookkeeping ON sessions TO hub_system USING (true);
-CREATE POLICY messages_purge ON messages TO hub_system USING (true);
-CREATE POLICY parts_purge ON parts TO hub_system USING (true);
+CREATE POLICY sessions_authentication ON sessions FOR SELECT TO hub_auth USING (true);
+CREATE POLICY messages_counting ON messages FOR SELECT TO hub_system USING (true);
+CREATE POLICY parts_counting ON parts FOR SELECT TO hub_system USING (true);
+CREATE POLICY messages_deleted ON messages FOR DELETE TO hub_system
+    USING (EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (messages.org_id, messages.session_id) AND s.deleted_at IS NOT NULL));
+CREATE POLICY parts_deleted ON parts FOR DELETE TO hub_system
+    USING (EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (parts.org_id, parts.session_id) AND s.deleted_at IS NOT NULL));
 
 GRANT SELECT ON session_versions, session_run_states, session_run_state_transitions TO hub_app;
 -- Who inserts does not choose revision or updated_at (W22): the columns are listed.
@@ -659,5 +677,6 @@ GRANT INSERT (org_id, id, project_id, parent_id, fork_of_id, account_id, role_na
               source, source_id, source_parent_id, source_updated_at, data, raw, metadata, created_at),
       UPDATE (project_id, parent_id, account_id, role_name, slug, title, run_state, last_activity_at, archived_at,
               source_parent_id, source_updated_at, data, raw, metadata) ON sessions TO hub_app;
+GRANT SELECT ON sessions TO hub_system, hub_auth;
 GRANT SELECT, DELETE ON sessions, messages, parts TO hub_system;
 GRANT UPDATE (last_message_id, last_part_id, last_activity_at, parent_id, fork_of_id, slug, deleted_at) ON sessions TO hub_system;

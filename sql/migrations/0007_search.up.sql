@@ -1,7 +1,6 @@
 -- Search: full text over the titles of sessions and over their parts.
 -- Under row level security @@ gets no index (it is not leakproof), so the search itself is a function of hub_search's.
 
-CREATE SCHEMA IF NOT EXISTS extensions;
 CREATE EXTENSION btree_gin SCHEMA extensions;
 
 
@@ -198,6 +197,7 @@ LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, p
 DECLARE
     v_org   constant uuid    := current_org_id();
     v_query constant tsquery := search_query(p_query, false);
+    v_projects constant uuid[] := current_project_ids();
 BEGIN
     IF numnode(v_query) = 0 OR querytree(v_query) IN ('', 'T') THEN
         PERFORM raise_rule('search_query_empty', 'The query has no word to look for.', '22023');
@@ -208,6 +208,7 @@ BEGIN
         FROM search_entries e JOIN sessions s ON s.org_id = e.org_id AND s.id = e.session_id
         WHERE e.org_id = v_org AND e.vector @@ v_query
           AND s.deleted_at IS NULL
+          AND (v_projects IS NULL OR s.project_id = ANY (v_projects))
           AND (p_project_id IS NULL OR s.project_id = p_project_id)
           AND (p_role_name IS NULL OR s.role_name = p_role_name)
           AND (p_account_id IS NULL OR s.account_id = p_account_id)
@@ -243,7 +244,9 @@ ALTER TABLE search_entries ENABLE ROW LEVEL SECURITY;
 ALTER TABLE search_entries FORCE ROW LEVEL SECURITY;
 CREATE POLICY search_entries_tenant ON search_entries TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY search_entries_search ON search_entries TO hub_search USING (true);
+CREATE POLICY search_entries_purge ON search_entries TO hub_system USING (is_deleted_organization(org_id));
 CREATE POLICY sessions_search ON sessions FOR SELECT TO hub_search USING (true);
 GRANT SELECT ON search_entries TO hub_app;
 GRANT SELECT, INSERT, DELETE ON search_entries TO hub_search;
+GRANT SELECT, DELETE ON search_entries TO hub_system;
 GRANT SELECT ON sessions TO hub_search;

@@ -1,0 +1,2 @@
+DROP FUNCTION purge_idempotency_keys(integer);
+DROP TABLE idempotency_keys;

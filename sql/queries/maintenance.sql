@@ -1,0 +1,19 @@
+-- What the sweeper runs on behalf of nobody: functions that do one batch of what is due, and say how many rows that was.
+
+-- name: RecordKeyUses :exec
+SELECT record_key_uses(@org_ids::uuid[], @key_ids::uuid[], @times::timestamptz[]);
+
+-- name: PurgeOrganizations :one
+SELECT purge_organizations(@row_limit);
+
+-- name: PurgeAuditLogs :one
+SELECT purge_audit_logs(@row_limit);
+
+-- name: ExpireSessions :one
+SELECT expire_sessions(@row_limit);
+
+-- name: PurgeDeletedSessions :one
+SELECT purge_deleted_sessions(@row_limit);
+
+-- name: PurgeIdempotencyKeys :one
+SELECT purge_idempotency_keys(@row_limit);
