@@ -152,7 +152,7 @@ CREATE FUNCTION public.audit_chain_of(p_platform boolean) RETURNS uuid
     AS $$
 BEGIN
     IF p_platform AND NOT public.is_platform_admin() THEN
-        PERFORM public.raise_rule('insufficient_scope', 'The platform''s audit log is for platform admins.', '42501');
+        PERFORM public.raise_rule('audit_platform_for_admins', 'The platform''s audit log is for platform admins.', '42501');
     END IF;
     RETURN CASE WHEN p_platform THEN '00000000-0000-0000-0000-000000000000' ELSE public.current_org_id() END;
 END $$;
@@ -330,6 +330,10 @@ BEGIN
         PERFORM raise_rule('unauthenticated', 'The key is not valid.', '28000');
     END IF;
 
+    IF v_resources <> '{}' THEN -- limited to projects: whoever holds it, it does not reach what is above them
+        v_membership := 'member';
+        v_level := 'member';
+    END IF;
     -- '*' covers every scope of the organisation, and none of the platform's: those take platform:* and an admin's account.
     IF v_level <> 'admin' THEN
         v_scopes := array_remove(v_scopes, 'platform:*');
@@ -435,16 +439,17 @@ CREATE FUNCTION public.check_account_profile() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    IF public.current_account_id() <> NEW.id AND NOT public.is_platform_admin()
-       AND NOT (NEW.home_org_id IS NOT DISTINCT FROM public.current_org_id() AND public.current_membership_rank() >= 2) THEN
-        PERFORM public.raise_rule(TG_NAME, 'A profile is changed by its account, an admin of its home organisation or a platform admin.', '42501');
+    IF public.current_account_id() IS NOT NULL AND NOT public.is_platform_admin()
+       AND NOT (NEW.home_org_id IS NOT DISTINCT FROM public.current_org_id()
+                AND (public.current_membership_rank() >= 2 OR NEW.id = public.current_account_id())) THEN
+        PERFORM public.raise_rule(TG_NAME, 'A profile is changed with a key of its home organisation, by its account or an admin there, or by a platform admin.', '42501');
     END IF;
     RETURN NEW;
 END $$;
 
 -- Name: FUNCTION check_account_profile(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.check_account_profile() IS 'X01: an organisation that an account merely works in does not rewrite it for all others.';
+COMMENT ON FUNCTION public.check_account_profile() IS 'X01: an organisation that an account merely works in does not rewrite it for all others, not even with a key that it made for the account.';
 
 -- Name: check_account_status(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -509,6 +514,10 @@ BEGIN
     IF FOUND AND NEW.account_id <> current_account_id() AND NOT is_platform_admin()
        AND (current_membership_rank() < 2 OR membership_rank(v_holder.membership_level) > current_membership_rank()) THEN
         PERFORM raise_rule('api_keys_holder_within_level', 'Keys of others are made and changed by admins, and owners'' keys by owners.', '42501');
+    END IF;
+    IF TG_OP = 'INSERT' AND NEW.account_id <> current_account_id() AND NOT is_platform_admin()
+       AND EXISTS (SELECT FROM organizations o WHERE (o.id, o.owner_id) = (NEW.org_id, NEW.account_id)) THEN -- it could hand over the organisation (W16)
+        PERFORM raise_rule('api_keys_holder_within_level', 'Keys of the accountable owner are theirs to make.', '42501');
     END IF;
     IF EXISTS (SELECT FROM unnest(v_added) s WHERE NOT (s = ANY (v_held) OR NOT starts_with(s, 'platform:') AND '*' = ANY (v_held))) THEN
         PERFORM raise_rule('api_keys_scopes_granted', 'A key grants no scope that the key that makes it lacks.', '42501');
@@ -2237,6 +2246,7 @@ CREATE TABLE public.api_keys (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT api_keys_expires_after_creation_check CHECK ((expires_at > created_at)),
+    CONSTRAINT api_keys_expires_in_reach_check CHECK ((expires_at < '9999-12-31 00:00:00+00'::timestamp with time zone)),
     CONSTRAINT api_keys_id_version_check CHECK (public.is_uuidv7(id)),
     CONSTRAINT api_keys_key_hash_length_check CHECK ((octet_length(key_hash) = 32)),
     CONSTRAINT api_keys_metadata_check CHECK (public.is_metadata(metadata)),
@@ -2459,7 +2469,8 @@ CREATE TABLE public.organization_members (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT organization_members_level_check CHECK ((membership_level = ANY (ARRAY['owner'::text, 'admin'::text, 'member'::text]))),
-    CONSTRAINT organization_members_metadata_check CHECK (public.is_metadata(metadata))
+    CONSTRAINT organization_members_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT organization_members_not_system_check CHECK ((account_id <> '00000000-0000-7000-8000-000000000001'::uuid))
 );
 
 ALTER TABLE ONLY public.organization_members FORCE ROW LEVEL SECURITY;
@@ -2483,6 +2494,10 @@ COMMENT ON COLUMN public.organization_members.revision IS 'Counts changes: the E
 -- Name: CONSTRAINT organization_members_metadata_check ON organization_members; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT organization_members_metadata_check ON public.organization_members IS 'W01';
+
+-- Name: CONSTRAINT organization_members_not_system_check ON organization_members; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT organization_members_not_system_check ON public.organization_members IS 'C01: nobody signs in as the system account.';
 
 -- Name: parts; Type: TABLE; Schema: public; Owner: -
 

@@ -328,7 +328,7 @@ type ApiKey struct {
 	Metadata Metadata `json:"metadata"`
 	Name     string   `json:"name"`
 
-	// Resources What the key is limited to. Empty for the whole organisation.
+	// Resources What the key is limited to; it ranks as a member's then, whoever holds it. Empty for the whole organisation.
 	Resources []Resource `json:"resources"`
 	Revision  int32      `json:"revision"`
 	RevokedAt *time.Time `json:"revokedAt"`

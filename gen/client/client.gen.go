@@ -328,7 +328,7 @@ type ApiKey struct {
 	Metadata Metadata `json:"metadata"`
 	Name     string   `json:"name"`
 
-	// Resources What the key is limited to. Empty for the whole organisation.
+	// Resources What the key is limited to; it ranks as a member's then, whoever holds it. Empty for the whole organisation.
 	Resources []Resource `json:"resources"`
 	Revision  int32      `json:"revision"`
 	RevokedAt *time.Time `json:"revokedAt"`
@@ -2088,7 +2088,7 @@ type ClientInterface interface {
 
 	// UpdateAccountWithBody Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -2099,7 +2099,7 @@ type ClientInterface interface {
 
 	// UpdateAccountWithApplicationMergePatchPlusJSONBody Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -2146,7 +2146,7 @@ type ClientInterface interface {
 
 	// CreateApiKeyWithBody Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -2157,7 +2157,7 @@ type ClientInterface interface {
 
 	// CreateApiKey Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -3025,7 +3025,7 @@ func (c *Client) GetAccount(ctx context.Context, accountId AccountId, reqEditors
 
 // UpdateAccountWithBody Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -3046,7 +3046,7 @@ func (c *Client) UpdateAccountWithBody(ctx context.Context, accountId AccountId,
 
 // UpdateAccountWithApplicationMergePatchPlusJSONBody Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -3143,7 +3143,7 @@ func (c *Client) ListApiKeys(ctx context.Context, params *ListApiKeysParams, req
 
 // CreateApiKeyWithBody Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -3164,7 +3164,7 @@ func (c *Client) CreateApiKeyWithBody(ctx context.Context, params *CreateApiKeyP
 
 // CreateApiKey Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -8872,7 +8872,7 @@ type ClientWithResponsesInterface interface {
 
 	// UpdateAccountWithBodyWithResponse Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -8883,7 +8883,7 @@ type ClientWithResponsesInterface interface {
 
 	// UpdateAccountWithApplicationMergePatchPlusJSONBodyWithResponse Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -8938,7 +8938,7 @@ type ClientWithResponsesInterface interface {
 
 	// CreateApiKeyWithBodyWithResponse Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -8949,7 +8949,7 @@ type ClientWithResponsesInterface interface {
 
 	// CreateApiKeyWithResponse Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -13345,7 +13345,7 @@ func (c *ClientWithResponses) GetAccountWithResponse(ctx context.Context, accoun
 
 // UpdateAccountWithBodyWithResponse Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -13362,7 +13362,7 @@ func (c *ClientWithResponses) UpdateAccountWithBodyWithResponse(ctx context.Cont
 
 // UpdateAccountWithApplicationMergePatchPlusJSONBodyWithResponse Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -13447,7 +13447,7 @@ func (c *ClientWithResponses) ListApiKeysWithResponse(ctx context.Context, param
 
 // CreateApiKeyWithBodyWithResponse Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -13464,7 +13464,7 @@ func (c *ClientWithResponses) CreateApiKeyWithBodyWithResponse(ctx context.Conte
 
 // CreateApiKeyWithResponse Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //

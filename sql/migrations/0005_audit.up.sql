@@ -430,7 +430,7 @@ CREATE FUNCTION audit_chain_of(p_platform boolean) RETURNS uuid
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
     IF p_platform AND NOT public.is_platform_admin() THEN
-        PERFORM public.raise_rule('insufficient_scope', 'The platform''s audit log is for platform admins.', '42501');
+        PERFORM public.raise_rule('audit_platform_for_admins', 'The platform''s audit log is for platform admins.', '42501');
     END IF;
     RETURN CASE WHEN p_platform THEN '00000000-0000-0000-0000-000000000000' ELSE public.current_org_id() END;
 END $$;
