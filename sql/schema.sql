@@ -1999,7 +1999,7 @@ CREATE FUNCTION public.search_snippet(p_text text, p_query text) RETURNS text
     SELECT translate(ts_headline('public.hub_text',
                regexp_replace(translate(p_text, E'\x01\x02\x03', ''), '([' || unspaced_letters() || E']|[]!"#$%&''()*+,\\-./:;<=>?@[\\\\^_`{|}~])', E'\x01\\1\x01', 'g'),
                search_query(p_query, true),
-               E'StartSel=\x02, StopSel=\x03, MaxFragments=2, MaxWords=30, MinWords=10, FragmentDelimiter=" … "'), E'\x01', '');
+               E'StartSel=\x02, StopSel=\x03, MaxFragments=2, MaxWords=30, MinWords=10, ShortWord=0, FragmentDelimiter=" … "'), E'\x01', '');
 $_$;
 
 -- Name: FUNCTION search_snippet(p_text text, p_query text); Type: COMMENT; Schema: public; Owner: -

@@ -1186,6 +1186,25 @@ type TokenUsage struct {
 	Reasoning  int64 `json:"reasoning"`
 }
 
+// UIMessage defines model for UIMessage.
+type UIMessage struct {
+	// Id The message's id.
+	Id string `json:"id"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata JSONObject   `json:"metadata"`
+	Parts    []JSONObject `json:"parts"`
+	Role     MessageRole  `json:"role"`
+}
+
+// UIMessagePage defines model for UIMessagePage.
+type UIMessagePage struct {
+	Items []UIMessage `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
 // Usage defines model for Usage.
 type Usage struct {
 	// Cost As the messages state it: opencode counts US dollars.
@@ -1696,6 +1715,15 @@ type ListPartsParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// GetUIMessagesParams defines parameters for GetUIMessages.
+type GetUIMessagesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
 // UnarchiveSessionParams defines parameters for UnarchiveSession.
 type UnarchiveSessionParams struct {
 	// Descendants Whether the session's children, their children and so on are meant as well.
@@ -2137,6 +2165,9 @@ type ServerInterface interface {
 	// ListParts List a session's parts of one type
 	// (GET /v1/sessions/{sessionId}/parts)
 	ListParts(ctx echo.Context, sessionId SessionId, params ListPartsParams) error
+	// GetUIMessages Get a session's messages as the AI SDK shows them
+	// (GET /v1/sessions/{sessionId}/ui-messages)
+	GetUIMessages(ctx echo.Context, sessionId SessionId, params GetUIMessagesParams) error
 	// UnarchiveSession Take an archived session up again
 	// (POST /v1/sessions/{sessionId}/unarchive)
 	UnarchiveSession(ctx echo.Context, sessionId SessionId, params UnarchiveSessionParams) error
@@ -4243,6 +4274,38 @@ func (w *ServerInterfaceWrapper) ListParts(ctx echo.Context) error {
 	return err
 }
 
+// GetUIMessages converts echo context to params.
+func (w *ServerInterfaceWrapper) GetUIMessages(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetUIMessagesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetUIMessages(ctx, sessionId, params)
+	return err
+}
+
 // UnarchiveSession converts echo context to params.
 func (w *ServerInterfaceWrapper) UnarchiveSession(ctx echo.Context) error {
 	var err error
@@ -4431,6 +4494,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.DELETE(options.BaseURL+"/v1/sessions/:sessionId/messages/:messageId", wrapper.DeleteMessage, options.OperationMiddlewares["deleteMessage"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId/messages/:messageId", wrapper.GetMessage, options.OperationMiddlewares["getMessage"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId/parts", wrapper.ListParts, options.OperationMiddlewares["listParts"]...)
+	router.GET(options.BaseURL+"/v1/sessions/:sessionId/ui-messages", wrapper.GetUIMessages, options.OperationMiddlewares["getUIMessages"]...)
 	router.POST(options.BaseURL+"/v1/sessions/:sessionId/unarchive", wrapper.UnarchiveSession, options.OperationMiddlewares["unarchiveSession"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId/usage", wrapper.GetSessionUsage, options.OperationMiddlewares["getSessionUsage"]...)
 	router.GET(options.BaseURL+"/v1/version", wrapper.GetVersion, options.OperationMiddlewares["getVersion"]...)
@@ -7341,6 +7405,46 @@ func (response ListPartsdefaultApplicationProblemPlusJSONResponse) VisitListPart
 	return err
 }
 
+type GetUIMessagesRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    GetUIMessagesParams
+}
+
+type GetUIMessagesResponseObject interface {
+	VisitGetUIMessagesResponse(w http.ResponseWriter) error
+}
+
+type GetUIMessages200JSONResponse UIMessagePage
+
+func (response GetUIMessages200JSONResponse) VisitGetUIMessagesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUIMessagesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetUIMessagesdefaultApplicationProblemPlusJSONResponse) VisitGetUIMessagesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type UnarchiveSessionRequestObject struct {
 	SessionId SessionId `json:"sessionId"`
 	Params    UnarchiveSessionParams
@@ -7664,6 +7768,9 @@ type StrictServerInterface interface {
 	// ListParts List a session's parts of one type
 	// (GET /v1/sessions/{sessionId}/parts)
 	ListParts(ctx context.Context, request ListPartsRequestObject) (ListPartsResponseObject, error)
+	// GetUIMessages Get a session's messages as the AI SDK shows them
+	// (GET /v1/sessions/{sessionId}/ui-messages)
+	GetUIMessages(ctx context.Context, request GetUIMessagesRequestObject) (GetUIMessagesResponseObject, error)
 	// UnarchiveSession Take an archived session up again
 	// (POST /v1/sessions/{sessionId}/unarchive)
 	UnarchiveSession(ctx context.Context, request UnarchiveSessionRequestObject) (UnarchiveSessionResponseObject, error)
@@ -9816,6 +9923,32 @@ func (sh *strictHandler) ListParts(ctx echo.Context, sessionId SessionId, params
 		return err
 	} else if validResponse, ok := response.(ListPartsResponseObject); ok {
 		return validResponse.VisitListPartsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetUIMessages operation middleware
+func (sh *strictHandler) GetUIMessages(ctx echo.Context, sessionId SessionId, params GetUIMessagesParams) error {
+	var request GetUIMessagesRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetUIMessages(ctx.Request().Context(), request.(GetUIMessagesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetUIMessages")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetUIMessagesResponseObject); ok {
+		return validResponse.VisitGetUIMessagesResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -1186,6 +1186,25 @@ type TokenUsage struct {
 	Reasoning  int64 `json:"reasoning"`
 }
 
+// UIMessage defines model for UIMessage.
+type UIMessage struct {
+	// Id The message's id.
+	Id string `json:"id"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata JSONObject   `json:"metadata"`
+	Parts    []JSONObject `json:"parts"`
+	Role     MessageRole  `json:"role"`
+}
+
+// UIMessagePage defines model for UIMessagePage.
+type UIMessagePage struct {
+	Items []UIMessage `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
 // Usage defines model for Usage.
 type Usage struct {
 	// Cost As the messages state it: opencode counts US dollars.
@@ -1689,6 +1708,15 @@ type DeleteMessageParams struct {
 type ListPartsParams struct {
 	Type string `form:"type" json:"type"`
 
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// GetUIMessagesParams defines parameters for GetUIMessages.
+type GetUIMessagesParams struct {
 	// Limit How many items to return at most.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
@@ -2845,6 +2873,17 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
 	ListParts(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetUIMessages Get a session's messages as the AI SDK shows them
+	//
+	// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+	// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+	// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+	GetUIMessages(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// UnarchiveSession Take an archived session up again
 	//
@@ -4553,6 +4592,27 @@ func (c *Client) GetMessage(ctx context.Context, sessionId SessionId, messageId 
 // Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
 func (c *Client) ListParts(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListPartsRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetUIMessages Get a session's messages as the AI SDK shows them
+//
+// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+func (c *Client) GetUIMessages(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetUIMessagesRequest(c.Server, sessionId, params)
 	if err != nil {
 		return nil, err
 	}
@@ -8578,6 +8638,79 @@ func NewListPartsRequest(server string, sessionId SessionId, params *ListPartsPa
 	return req, nil
 }
 
+// NewGetUIMessagesRequest constructs an http.Request for the GetUIMessages method
+func NewGetUIMessagesRequest(server string, sessionId SessionId, params *GetUIMessagesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/ui-messages", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewUnarchiveSessionRequest constructs an http.Request for the UnarchiveSession method
 func NewUnarchiveSessionRequest(server string, sessionId SessionId, params *UnarchiveSessionParams) (*http.Request, error) {
 	var err error
@@ -9703,6 +9836,19 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
 	ListPartsWithResponse(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*ListPartsResponse, error)
+
+	// GetUIMessagesWithResponse Get a session's messages as the AI SDK shows them
+	//
+	// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+	// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+	// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+	GetUIMessagesWithResponse(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*GetUIMessagesResponse, error)
 
 	// UnarchiveSessionWithResponse Take an archived session up again
 	//
@@ -13060,6 +13206,54 @@ func (r ListPartsResponse) ContentType() string {
 	return ""
 }
 
+type GetUIMessagesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *UIMessagePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetUIMessagesResponse) GetJSON200() *UIMessagePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetUIMessagesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetUIMessagesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetUIMessagesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetUIMessagesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetUIMessagesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // UnarchiveSessionResponse200Headers the declared response headers of an HTTP 200 response for UnarchiveSession
 type UnarchiveSessionResponse200Headers struct {
 	ETag string
@@ -14643,6 +14837,25 @@ func (c *ClientWithResponses) ListPartsWithResponse(ctx context.Context, session
 		return nil, err
 	}
 	return ParseListPartsResponse(rsp)
+}
+
+// GetUIMessagesWithResponse Get a session's messages as the AI SDK shows them
+//
+// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+func (c *ClientWithResponses) GetUIMessagesWithResponse(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*GetUIMessagesResponse, error) {
+	rsp, err := c.GetUIMessages(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetUIMessagesResponse(rsp)
 }
 
 // UnarchiveSessionWithResponse Take an archived session up again
@@ -17311,6 +17524,39 @@ func ParseListPartsResponse(rsp *http.Response) (*ListPartsResponse, error) {
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest PartPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetUIMessagesResponse parses an HTTP response from a GetUIMessagesWithResponse call
+func ParseGetUIMessagesResponse(rsp *http.Response) (*GetUIMessagesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetUIMessagesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest UIMessagePage
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

@@ -88,7 +88,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, public, pg_te
     SELECT translate(ts_headline('public.hub_text',
                regexp_replace(translate(p_text, E'\x01\x02\x03', ''), '([' || unspaced_letters() || E']|[]!"#$%&''()*+,\\-./:;<=>?@[\\\\^_`{|}~])', E'\x01\\1\x01', 'g'),
                search_query(p_query, true),
-               E'StartSel=\x02, StopSel=\x03, MaxFragments=2, MaxWords=30, MinWords=10, FragmentDelimiter=" … "'), E'\x01', '');
+               E'StartSel=\x02, StopSel=\x03, MaxFragments=2, MaxWords=30, MinWords=10, ShortWord=0, FragmentDelimiter=" … "'), E'\x01', '');
 $$;
 COMMENT ON FUNCTION search_snippet(text, text) IS 'Where in a text the words of a query are: U+0002 stands before and U+0003 behind each. (U+0001 parts words from what the parser would take for one with them.)';
 
