@@ -180,3 +180,69 @@ func TestSearchUsesItsIndex(t *testing.T) {
 		}
 	}
 }
+
+// W09: archived sessions go when their organisation keeps them no longer, in batches, and that is on record.
+func TestW09_ArchivedSessionsExpire(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	exec(t, w.hub, `
+		UPDATE sessions SET archived_at = now() - interval '40 days';
+		INSERT INTO sessions (org_id, project_id, parent_id, archived_at, title) SELECT @org, @project, @session, now() - n * interval '1 day', 'old' FROM generate_series(1, 60) n;
+		INSERT INTO sessions (org_id, project_id, parent_id, title) VALUES (@org, @project, @session, 'in use')`)
+	if got := get[int](t, w.app, "SELECT expire_sessions(1000)"); got != 0 {
+		t.Errorf("%d sessions expired without a policy", got)
+	}
+	exec(t, w.hub, "UPDATE retention_policies SET session_days = 30 WHERE org_id = @org")
+	const left = "SELECT count(*) FILTER (WHERE deleted_at IS NULL) || ' ' || count(*) FILTER (WHERE deleted_at IS NULL AND archived_at < now() - interval '30 days') FROM sessions WHERE org_id = @org"
+	if got := get[string](t, w.hub, left); got != "64 34" { // three of the fixture's, and 31 to 60 days
+		t.Fatal(got)
+	}
+	for _, want := range []int{20, 14, 0} {
+		if got := get[int](t, w.app, "SELECT expire_sessions(20)"); got != want {
+			t.Errorf("%d sessions expired, want %d", got, want)
+		}
+	}
+	if got := get[string](t, w.hub, left); got != "30 0" {
+		t.Errorf("%s are left", got)
+	}
+	if got := get[int](t, w.hub, "SELECT count(*) FROM sessions WHERE org_id = @other_org AND deleted_at IS NULL"); got != 1 {
+		t.Error("another organisation's went as well")
+	}
+	if got := get[int](t, w.app, "SELECT count(*) FROM sessions WHERE title = 'in use' AND parent_id IS NULL"); got != 1 {
+		t.Error("a session in use did not outlive its parent")
+	}
+	if got := list[string](t, w.hub, "SELECT concat_ws(' ', action, actor_source, changes ->> 'sessions', jsonb_array_length(changes -> 'ids')) FROM audit_logs WHERE action = 'session.purge' AND org_id = @org ORDER BY position"); strings.Join(got, ", ") != "session.purge worker 20 20, session.purge worker 14 14" {
+		t.Errorf("on record is %v", got)
+	}
+	for get[int](t, w.app, "SELECT purge_deleted_sessions(7)") > 0 {
+	}
+	if got := get[int](t, w.hub, "SELECT count(*) FROM sessions WHERE org_id = @org"); got != 30 {
+		t.Errorf("%d sessions are left", got)
+	}
+}
+
+// What a key that is limited to projects does not see, it neither finds nor deletes.
+func TestX01_LimitedKeysSearchAndDeleteWithinTheirLimits(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	exec(t, w.app, "UPDATE sessions SET title = 'needle' WHERE id IN (@session, @child)")
+	exec(t, w.app, "INSERT INTO sessions (org_id, project_id, parent_id, id, title) VALUES (@org, @empty_project, @session, @new, 'needle')")
+	limited := w.connect(t, "org", "owner")
+	exec(t, limited, "SELECT set_config('hub.project_ids', '{' || @project || '}', false)")
+	const found = "SELECT count(*) FROM search_sessions('needle', NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 10)"
+	if all, some := get[int](t, w.app, found), get[int](t, limited, found); all != 3 || some != 2 {
+		t.Errorf("found are %d, and %d within the limits", all, some)
+	}
+	if all, some := get[int](t, w.app, "SELECT count(*) FROM search_entries"), get[int](t, limited, "SELECT count(*) FROM search_entries"); all != some+1 {
+		t.Errorf("entries: %d, and %d within the limits", all, some)
+	}
+	if got := get[int](t, limited, "SELECT delete_session(@new, true)"); got != 0 {
+		t.Errorf("%d sessions out of reach were deleted", got)
+	}
+	if got := get[int](t, limited, "SELECT delete_session(@session, true)"); got != 2 {
+		t.Errorf("%d sessions were deleted", got)
+	}
+	if got := get[int](t, w.app, "SELECT count(*) FROM sessions WHERE id = @new AND parent_id IS NULL"); got != 1 {
+		t.Error("the child in another project did not stay")
+	}
+}

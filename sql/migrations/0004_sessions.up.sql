@@ -582,8 +582,10 @@ COMMENT ON FUNCTION delete_session(uuid, boolean) IS
     'Deletes a session of the caller''s organisation, with its descendants if told so, and returns how many went. Up to 1,000 messages and parts go at once; of more, the sessions are marked, and purge_deleted_sessions() does the rest.';
 
 CREATE FUNCTION deleted_session_ids() RETURNS uuid[]
-LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp
-RETURN ARRAY(SELECT s.id FROM sessions s WHERE s.org_id = current_org_id() AND s.deleted_at IS NOT NULL);
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN -- in plpgsql, which keeps its plan: each statement on messages or parts asks this once
+    RETURN ARRAY(SELECT s.id FROM sessions s WHERE s.org_id = current_org_id() AND s.deleted_at IS NOT NULL);
+END $$;
 COMMENT ON FUNCTION deleted_session_ids() IS 'The sessions of the caller''s organisation whose rows wait to be purged: messages and parts of these are nobody''s to see.';
 
 CREATE FUNCTION purge_deleted_sessions(p_rows integer) RETURNS bigint
