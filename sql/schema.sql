@@ -112,6 +112,9 @@ DECLARE
     v_row   audit_logs;
 BEGIN
     v_row.chain_id := coalesce(p_org_id, '00000000-0000-0000-0000-000000000000');
+    -- What the entry refers to is locked before the chain: who holds these rows already will want the chain.
+    PERFORM FROM organizations o WHERE o.id = ANY (v_noted || v_row.chain_id) ORDER BY o.id FOR KEY SHARE;
+    PERFORM FROM accounts a WHERE a.id = current_account_id() FOR KEY SHARE;
     SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id AND v_noted IS NULL FOR UPDATE;
     IF NOT FOUND THEN
         v_noted := v_noted || v_row.chain_id;
@@ -351,7 +354,8 @@ BEGIN
         PERFORM raise_rule('insufficient_level', format('This takes the membership level %s.', p_level), '42501');
     END IF;
     IF p_session_id IS NOT NULL THEN
-        PERFORM FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id);
+        PERFORM FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id)
+            AND (v_resources = '{}' OR 'project:' || s.project_id = ANY (v_resources));
         IF NOT FOUND THEN
             PERFORM raise_rule('acting_session_not_found', 'There is no such session.', '23503');
         END IF;
@@ -418,7 +422,7 @@ CREATE FUNCTION public.check_account_email_domain() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    v_host text := lower(split_part(NEW.email, '@', 2));
+    v_host text := rtrim(lower(split_part(NEW.email, '@', 2)), '.');
 BEGIN
     IF EXISTS (SELECT FROM reserved_email_domains d WHERE v_host = d.domain OR right(v_host, length(d.domain) + 1) = '.' || d.domain)
        <> (NEW.kind IN ('llm', 'service')) THEN
@@ -522,7 +526,9 @@ BEGIN
     IF EXISTS (SELECT FROM unnest(v_added) s WHERE NOT (s = ANY (v_held) OR NOT starts_with(s, 'platform:') AND '*' = ANY (v_held))) THEN
         PERFORM raise_rule('api_keys_scopes_granted', 'A key grants no scope that the key that makes it lacks.', '42501');
     END IF;
-    IF current_project_ids() IS NOT NULL AND (NEW.resources = '{}' OR NOT NEW.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p)) THEN
+    IF current_project_ids() IS NOT NULL AND (
+           NEW.resources = '{}' OR NOT NEW.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p)
+           OR TG_OP = 'UPDATE' AND (OLD.resources = '{}' OR NOT OLD.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p))) THEN
         PERFORM raise_rule('api_keys_resources_granted', 'A limited key makes and changes only keys that are limited as much.', '42501');
     END IF;
     RETURN NEW;
@@ -2065,7 +2071,9 @@ BEGIN
     IF p_org_id <> current_org_id() AND NOT is_platform_admin() THEN
         RETURN; -- not there, for this caller
     END IF;
-    PERFORM FROM organizations o WHERE o.id = p_org_id FOR UPDATE;
+    -- The member before the organisation, as who removes a member does.
+    PERFORM FROM organization_members m WHERE (m.org_id, m.account_id) = (p_org_id, p_account_id) FOR UPDATE;
+    PERFORM FROM organizations o WHERE o.id = p_org_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;
@@ -2251,10 +2259,10 @@ CREATE TABLE public.api_keys (
     CONSTRAINT api_keys_key_hash_length_check CHECK ((octet_length(key_hash) = 32)),
     CONSTRAINT api_keys_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT api_keys_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
-    CONSTRAINT api_keys_resources_shape_check CHECK (((cardinality(resources) <= 100) AND (array_position(resources, NULL::text) IS NULL) AND (array_to_string(resources, ' '::text) ~ '^(project:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}( (?!$)|$))*$'::text))),
+    CONSTRAINT api_keys_resources_shape_check CHECK (((cardinality(resources) <= 100) AND (array_position(resources, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(resources, ' '::text), ' '::text)) = cardinality(resources)) AND (array_to_string(resources, ' '::text) ~ '^(project:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}( (?!$)|$))*$'::text))),
     CONSTRAINT api_keys_rotated_to_another_check CHECK ((rotated_to_id <> id)),
     CONSTRAINT api_keys_scopes_known_shape_check CHECK (((array_position(scopes, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(scopes, ' '::text), ' '::text)) = cardinality(scopes)) AND (array_to_string(scopes, ' '::text) ~ '^((\*|platform:\*|(?!platform:)[a-z]+:(read|write|admin))( (?!$)|$))*$'::text))),
-    CONSTRAINT api_keys_tags_shape_check CHECK (((cardinality(tags) <= 50) AND (array_position(tags, NULL::text) IS NULL) AND (array_to_string(tags, ' '::text) ~ '^([a-z0-9][a-z0-9._:/-]{0,49}( (?!$)|$))*$'::text)))
+    CONSTRAINT api_keys_tags_shape_check CHECK (((cardinality(tags) <= 50) AND (array_position(tags, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(tags, ' '::text), ' '::text)) = cardinality(tags)) AND (array_to_string(tags, ' '::text) ~ '^([a-z0-9][a-z0-9._:/-]{0,49}( (?!$)|$))*$'::text)))
 );
 
 ALTER TABLE ONLY public.api_keys FORCE ROW LEVEL SECURITY;

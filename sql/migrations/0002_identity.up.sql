@@ -150,7 +150,7 @@ COMMENT ON TRIGGER accounts_status_transition ON accounts IS 'X06';
 CREATE FUNCTION check_account_email_domain() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
-    v_host text := lower(split_part(NEW.email, '@', 2));
+    v_host text := rtrim(lower(split_part(NEW.email, '@', 2)), '.');
 BEGIN
     IF EXISTS (SELECT FROM reserved_email_domains d WHERE v_host = d.domain OR right(v_host, length(d.domain) + 1) = '.' || d.domain)
        <> (NEW.kind IN ('llm', 'service')) THEN
@@ -322,8 +322,10 @@ CREATE TABLE api_keys (
     CONSTRAINT api_keys_scopes_known_shape_check CHECK (array_position(scopes, NULL) IS NULL AND cardinality(string_to_array(array_to_string(scopes, ' '), ' ')) = cardinality(scopes)
         AND array_to_string(scopes, ' ') ~ '^((\*|platform:\*|(?!platform:)[a-z]+:(read|write|admin))( (?!$)|$))*$'),
     CONSTRAINT api_keys_resources_shape_check CHECK (cardinality(resources) <= 100 AND array_position(resources, NULL) IS NULL
+        AND cardinality(string_to_array(array_to_string(resources, ' '), ' ')) = cardinality(resources)
         AND array_to_string(resources, ' ') ~ '^(project:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}( (?!$)|$))*$'),
     CONSTRAINT api_keys_tags_shape_check CHECK (cardinality(tags) <= 50 AND array_position(tags, NULL) IS NULL
+        AND cardinality(string_to_array(array_to_string(tags, ' '), ' ')) = cardinality(tags)
         AND array_to_string(tags, ' ') ~ '^([a-z0-9][a-z0-9._:/-]{0,49}( (?!$)|$))*$'),
     CONSTRAINT api_keys_expires_after_creation_check CHECK (expires_at > created_at),
     CONSTRAINT api_keys_expires_in_reach_check CHECK (expires_at < '9999-12-31T00:00:00Z'),
@@ -412,7 +414,9 @@ BEGIN
     IF EXISTS (SELECT FROM unnest(v_added) s WHERE NOT (s = ANY (v_held) OR NOT starts_with(s, 'platform:') AND '*' = ANY (v_held))) THEN
         PERFORM raise_rule('api_keys_scopes_granted', 'A key grants no scope that the key that makes it lacks.', '42501');
     END IF;
-    IF current_project_ids() IS NOT NULL AND (NEW.resources = '{}' OR NOT NEW.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p)) THEN
+    IF current_project_ids() IS NOT NULL AND (
+           NEW.resources = '{}' OR NOT NEW.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p)
+           OR TG_OP = 'UPDATE' AND (OLD.resources = '{}' OR NOT OLD.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p))) THEN
         PERFORM raise_rule('api_keys_resources_granted', 'A limited key makes and changes only keys that are limited as much.', '42501');
     END IF;
     RETURN NEW;
@@ -542,7 +546,8 @@ BEGIN
         PERFORM raise_rule('insufficient_level', format('This takes the membership level %s.', p_level), '42501');
     END IF;
     IF p_session_id IS NOT NULL THEN
-        PERFORM FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id);
+        PERFORM FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id)
+            AND (v_resources = '{}' OR 'project:' || s.project_id = ANY (v_resources));
         IF NOT FOUND THEN
             PERFORM raise_rule('acting_session_not_found', 'There is no such session.', '23503');
         END IF;
@@ -622,7 +627,9 @@ BEGIN
     IF p_org_id <> current_org_id() AND NOT is_platform_admin() THEN
         RETURN; -- not there, for this caller
     END IF;
-    PERFORM FROM organizations o WHERE o.id = p_org_id FOR UPDATE;
+    -- The member before the organisation, as who removes a member does.
+    PERFORM FROM organization_members m WHERE (m.org_id, m.account_id) = (p_org_id, p_account_id) FOR UPDATE;
+    PERFORM FROM organizations o WHERE o.id = p_org_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;

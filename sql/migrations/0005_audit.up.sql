@@ -136,6 +136,9 @@ DECLARE
     v_row   audit_logs;
 BEGIN
     v_row.chain_id := coalesce(p_org_id, '00000000-0000-0000-0000-000000000000');
+    -- What the entry refers to is locked before the chain: who holds these rows already will want the chain.
+    PERFORM FROM organizations o WHERE o.id = ANY (v_noted || v_row.chain_id) ORDER BY o.id FOR KEY SHARE;
+    PERFORM FROM accounts a WHERE a.id = current_account_id() FOR KEY SHARE;
     SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id AND v_noted IS NULL FOR UPDATE;
     IF NOT FOUND THEN
         v_noted := v_noted || v_row.chain_id;
