@@ -807,151 +807,15 @@ END $$;
 
 COMMENT ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) IS 'Deletes a session of the caller''s organisation, with its descendants if told so, and returns how many went. Up to 1,000 messages and parts go at once; of more, the sessions are marked, and purge_deleted_sessions() does the rest.';
 
--- Name: sessions; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.sessions (
-    org_id uuid NOT NULL,
-    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
-    project_id uuid NOT NULL,
-    parent_id uuid,
-    fork_of_id uuid,
-    account_id uuid,
-    role_name text,
-    slug text NOT NULL,
-    title text DEFAULT ''::text NOT NULL,
-    version text DEFAULT '1'::text NOT NULL,
-    run_state text DEFAULT 'idle'::text NOT NULL,
-    last_activity_at timestamp with time zone DEFAULT now() NOT NULL,
-    archived_at timestamp with time zone,
-    deleted_at timestamp with time zone,
-    source text,
-    source_id text,
-    source_parent_id text,
-    source_updated_at timestamp with time zone,
-    data jsonb DEFAULT '{}'::jsonb NOT NULL,
-    raw text,
-    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
-    last_message_id uuid DEFAULT '00000000-0000-7000-8000-000000000000'::uuid NOT NULL,
-    last_part_id uuid DEFAULT '00000000-0000-7000-8000-000000000000'::uuid NOT NULL,
-    revision integer DEFAULT 1 NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT sessions_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
-    CONSTRAINT sessions_id_version_check CHECK (public.is_uuidv7(id)),
-    CONSTRAINT sessions_metadata_check CHECK (public.is_metadata(metadata)),
-    CONSTRAINT sessions_not_own_parent_check CHECK ((parent_id <> id)),
-    CONSTRAINT sessions_slug_shape_check CHECK (((slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'::text) AND (char_length(slug) <= 100))),
-    CONSTRAINT sessions_source_id_length_check CHECK (((octet_length(source_id) >= 1) AND (octet_length(source_id) <= 200))),
-    CONSTRAINT sessions_source_parent_id_length_check CHECK (((octet_length(source_parent_id) >= 1) AND (octet_length(source_parent_id) <= 200))),
-    CONSTRAINT sessions_source_shape_check CHECK ((source ~ '^[a-z][a-z0-9-]{0,39}$'::text)),
-    CONSTRAINT sessions_source_whole_check CHECK ((((source IS NULL) = (source_id IS NULL)) AND ((source IS NULL) = (source_updated_at IS NULL)) AND ((source_id IS NOT NULL) OR (source_parent_id IS NULL)))),
-    CONSTRAINT sessions_title_length_check CHECK ((char_length(title) <= 10000))
-);
-
-ALTER TABLE ONLY public.sessions FORCE ROW LEVEL SECURITY;
-
--- Name: TABLE sessions; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.sessions IS 'One conversation of an agent: its messages and their parts hang below it.';
-
--- Name: COLUMN sessions.project_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.project_id IS 'S13: immutable.';
-
--- Name: COLUMN sessions.parent_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.parent_id IS 'S11: a sub-agent is a child session. Set once: at creation, or when an imported session''s parent arrives.';
-
--- Name: COLUMN sessions.fork_of_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.fork_of_id IS 'The session that this one was forked from: it began with a copy of its messages.';
-
--- Name: COLUMN sessions.account_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.account_id IS 'C01: who the session belongs to. NULL once that account has left the organisation or is gone.';
-
--- Name: COLUMN sessions.role_name; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.role_name IS 'C05: the agent role, by name.';
-
--- Name: COLUMN sessions.slug; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.slug IS 'S09: unique in the organisation. Made by the database when none is given: two words and a suffix.';
-
--- Name: COLUMN sessions.version; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.version IS 'W10: the shape of messages.data and parts.data. A source''s own version stands in metadata.';
-
--- Name: COLUMN sessions.run_state; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.run_state IS 'X10: idle, running, waiting, errored or ended; session_run_state_transitions says what may follow what.';
-
--- Name: COLUMN sessions.last_activity_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.last_activity_at IS 'X10: when a message or part last arrived. Moves without counting as a revision.';
-
--- Name: COLUMN sessions.archived_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.archived_at IS 'When the session was put aside; NULL while it is in use.';
-
--- Name: COLUMN sessions.deleted_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.deleted_at IS 'When a long session was deleted: nobody sees it or writes to it since, and purge_deleted_sessions() takes its rows away in batches. Only delete_session() sets it.';
-
--- Name: COLUMN sessions.source; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.source IS 'C02: the program that the session was imported from; NULL for a session born here.';
-
--- Name: COLUMN sessions.source_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.source_id IS 'C02: the session''s id in its source.';
-
--- Name: COLUMN sessions.source_parent_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.source_parent_id IS 'The parent''s id in the source, which may be imported later or never.';
-
--- Name: COLUMN sessions.source_updated_at; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.source_updated_at IS 'When the source had last changed the session as it was imported: an older export changes nothing.';
-
--- Name: COLUMN sessions.data; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.data IS 'W01: structured settings. For an imported session what its source says of it, less what stands in columns. Strings are escaped (X07).';
-
--- Name: COLUMN sessions.raw; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.raw IS 'X07: data to the letter, where jsonb would spell a number differently; else NULL.';
-
--- Name: COLUMN sessions.metadata; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.metadata IS 'W01: opaque, one object per subsystem.';
-
--- Name: COLUMN sessions.last_message_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.last_message_id IS 'C02: the highest id of a message; the next one is above it, whatever the clocks say.';
-
--- Name: COLUMN sessions.last_part_id; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.last_part_id IS 'C02: the highest id of a part; the next one is above it.';
-
--- Name: COLUMN sessions.revision; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sessions.revision IS 'Counts changes of everything but last_activity_at: the ETag.';
-
--- Name: CONSTRAINT sessions_id_version_check ON sessions; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT sessions_id_version_check ON public.sessions IS 'C02';
-
--- Name: CONSTRAINT sessions_metadata_check ON sessions; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON CONSTRAINT sessions_metadata_check ON public.sessions IS 'W01';
-
 -- Name: deleted_session_ids(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.deleted_session_ids() RETURNS uuid[]
-    LANGUAGE sql STABLE SECURITY DEFINER
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    RETURN ARRAY(SELECT s.id FROM public.sessions s WHERE ((s.org_id = public.current_org_id()) AND (s.deleted_at IS NOT NULL)));
+    AS $$
+BEGIN -- in plpgsql, which keeps its plan: each statement on messages or parts asks this once
+    RETURN ARRAY(SELECT s.id FROM sessions s WHERE s.org_id = current_org_id() AND s.deleted_at IS NOT NULL);
+END $$;
 
 -- Name: FUNCTION deleted_session_ids(); Type: COMMENT; Schema: public; Owner: -
 
@@ -1258,7 +1122,7 @@ CREATE FUNCTION public.mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) RETURN
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
-    UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(s.id::text, '-', '') WHERE s.org_id = p_org_id AND s.id = ANY (p_ids);
+    UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(gen_random_uuid()::text, '-', '') WHERE s.org_id = p_org_id AND s.id = ANY (p_ids);
     UPDATE sessions s SET parent_id = NULL WHERE s.org_id = p_org_id AND s.parent_id = ANY (p_ids);
     UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = p_org_id AND s.fork_of_id = ANY (p_ids);
 $$;
@@ -2830,6 +2694,145 @@ CREATE TABLE public.session_versions (
 
 COMMENT ON TABLE public.session_versions IS 'W10: the shapes that messages.data and parts.data can have.';
 
+-- Name: sessions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.sessions (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    project_id uuid NOT NULL,
+    parent_id uuid,
+    fork_of_id uuid,
+    account_id uuid,
+    role_name text,
+    slug text NOT NULL,
+    title text DEFAULT ''::text NOT NULL,
+    version text DEFAULT '1'::text NOT NULL,
+    run_state text DEFAULT 'idle'::text NOT NULL,
+    last_activity_at timestamp with time zone DEFAULT now() NOT NULL,
+    archived_at timestamp with time zone,
+    deleted_at timestamp with time zone,
+    source text,
+    source_id text,
+    source_parent_id text,
+    source_updated_at timestamp with time zone,
+    data jsonb DEFAULT '{}'::jsonb NOT NULL,
+    raw text,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    last_message_id uuid DEFAULT '00000000-0000-7000-8000-000000000000'::uuid NOT NULL,
+    last_part_id uuid DEFAULT '00000000-0000-7000-8000-000000000000'::uuid NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT sessions_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT sessions_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT sessions_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT sessions_not_own_parent_check CHECK ((parent_id <> id)),
+    CONSTRAINT sessions_slug_shape_check CHECK (((slug ~ '^[a-z0-9]+(-[a-z0-9]+)*$'::text) AND (char_length(slug) <= 100))),
+    CONSTRAINT sessions_source_id_length_check CHECK (((octet_length(source_id) >= 1) AND (octet_length(source_id) <= 200))),
+    CONSTRAINT sessions_source_parent_id_length_check CHECK (((octet_length(source_parent_id) >= 1) AND (octet_length(source_parent_id) <= 200))),
+    CONSTRAINT sessions_source_shape_check CHECK ((source ~ '^[a-z][a-z0-9-]{0,39}$'::text)),
+    CONSTRAINT sessions_source_whole_check CHECK ((((source IS NULL) = (source_id IS NULL)) AND ((source IS NULL) = (source_updated_at IS NULL)) AND ((source_id IS NOT NULL) OR (source_parent_id IS NULL)))),
+    CONSTRAINT sessions_title_length_check CHECK ((char_length(title) <= 10000))
+);
+
+ALTER TABLE ONLY public.sessions FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE sessions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.sessions IS 'One conversation of an agent: its messages and their parts hang below it.';
+
+-- Name: COLUMN sessions.project_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.project_id IS 'S13: immutable.';
+
+-- Name: COLUMN sessions.parent_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.parent_id IS 'S11: a sub-agent is a child session. Set once: at creation, or when an imported session''s parent arrives.';
+
+-- Name: COLUMN sessions.fork_of_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.fork_of_id IS 'The session that this one was forked from: it began with a copy of its messages.';
+
+-- Name: COLUMN sessions.account_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.account_id IS 'C01: who the session belongs to. NULL once that account has left the organisation or is gone.';
+
+-- Name: COLUMN sessions.role_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.role_name IS 'C05: the agent role, by name.';
+
+-- Name: COLUMN sessions.slug; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.slug IS 'S09: unique in the organisation. Made by the database when none is given: two words and a suffix.';
+
+-- Name: COLUMN sessions.version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.version IS 'W10: the shape of messages.data and parts.data. A source''s own version stands in metadata.';
+
+-- Name: COLUMN sessions.run_state; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.run_state IS 'X10: idle, running, waiting, errored or ended; session_run_state_transitions says what may follow what.';
+
+-- Name: COLUMN sessions.last_activity_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.last_activity_at IS 'X10: when a message or part last arrived. Moves without counting as a revision.';
+
+-- Name: COLUMN sessions.archived_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.archived_at IS 'When the session was put aside; NULL while it is in use.';
+
+-- Name: COLUMN sessions.deleted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.deleted_at IS 'When a long session was deleted: nobody sees it or writes to it since, and purge_deleted_sessions() takes its rows away in batches. Only delete_session() sets it.';
+
+-- Name: COLUMN sessions.source; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.source IS 'C02: the program that the session was imported from; NULL for a session born here.';
+
+-- Name: COLUMN sessions.source_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.source_id IS 'C02: the session''s id in its source.';
+
+-- Name: COLUMN sessions.source_parent_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.source_parent_id IS 'The parent''s id in the source, which may be imported later or never.';
+
+-- Name: COLUMN sessions.source_updated_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.source_updated_at IS 'When the source had last changed the session as it was imported: an older export changes nothing.';
+
+-- Name: COLUMN sessions.data; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.data IS 'W01: structured settings. For an imported session what its source says of it, less what stands in columns. Strings are escaped (X07).';
+
+-- Name: COLUMN sessions.raw; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.raw IS 'X07: data to the letter, where jsonb would spell a number differently; else NULL.';
+
+-- Name: COLUMN sessions.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN sessions.last_message_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.last_message_id IS 'C02: the highest id of a message; the next one is above it, whatever the clocks say.';
+
+-- Name: COLUMN sessions.last_part_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.last_part_id IS 'C02: the highest id of a part; the next one is above it.';
+
+-- Name: COLUMN sessions.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.revision IS 'Counts changes of everything but last_activity_at: the ETag.';
+
+-- Name: CONSTRAINT sessions_id_version_check ON sessions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT sessions_id_version_check ON public.sessions IS 'C02';
+
+-- Name: CONSTRAINT sessions_metadata_check ON sessions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT sessions_metadata_check ON public.sessions IS 'W01';
+
 -- Name: account_status_transitions account_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.account_status_transitions
@@ -4022,6 +4025,12 @@ CREATE POLICY roles_tenant ON public.roles TO hub_app USING ((org_id = ( SELECT 
 
 ALTER TABLE public.search_entries ENABLE ROW LEVEL SECURITY;
 
+-- Name: search_entries search_entries_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_limited ON public.search_entries AS RESTRICTIVE TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (EXISTS ( SELECT
+   FROM public.sessions s
+  WHERE ((s.org_id = search_entries.org_id) AND (s.id = search_entries.session_id))))));
+
 -- Name: search_entries search_entries_purge; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY search_entries_purge ON public.search_entries TO hub_system USING (public.is_deleted_organization(org_id));
@@ -4143,113 +4152,6 @@ GRANT ALL ON FUNCTION public.create_organization(p_slug text, p_name text, p_own
 
 REVOKE ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) TO hub_app;
-
--- Name: TABLE sessions; Type: ACL; Schema: public; Owner: -
-
-GRANT SELECT,DELETE ON TABLE public.sessions TO hub_app;
-GRANT SELECT,DELETE ON TABLE public.sessions TO hub_system;
-GRANT SELECT ON TABLE public.sessions TO hub_auth;
-GRANT SELECT ON TABLE public.sessions TO hub_search;
-
--- Name: COLUMN sessions.org_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(org_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.project_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(project_id),UPDATE(project_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.parent_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(parent_id),UPDATE(parent_id) ON TABLE public.sessions TO hub_app;
-GRANT UPDATE(parent_id) ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.fork_of_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(fork_of_id) ON TABLE public.sessions TO hub_app;
-GRANT UPDATE(fork_of_id) ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.account_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(account_id),UPDATE(account_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.role_name; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(role_name),UPDATE(role_name) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.slug; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(slug),UPDATE(slug) ON TABLE public.sessions TO hub_app;
-GRANT UPDATE(slug) ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.title; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(title),UPDATE(title) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.version; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(version) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.run_state; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(run_state),UPDATE(run_state) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.last_activity_at; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(last_activity_at),UPDATE(last_activity_at) ON TABLE public.sessions TO hub_app;
-GRANT UPDATE(last_activity_at) ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.archived_at; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(archived_at),UPDATE(archived_at) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.deleted_at; Type: ACL; Schema: public; Owner: -
-
-GRANT UPDATE(deleted_at) ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.source; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(source) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.source_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(source_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.source_parent_id; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(source_parent_id),UPDATE(source_parent_id) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.source_updated_at; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(source_updated_at),UPDATE(source_updated_at) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.data; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(data),UPDATE(data) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.raw; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(raw),UPDATE(raw) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.metadata; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.sessions TO hub_app;
-
--- Name: COLUMN sessions.last_message_id; Type: ACL; Schema: public; Owner: -
-
-GRANT UPDATE(last_message_id) ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.last_part_id; Type: ACL; Schema: public; Owner: -
-
-GRANT UPDATE(last_part_id) ON TABLE public.sessions TO hub_system;
-
--- Name: COLUMN sessions.created_at; Type: ACL; Schema: public; Owner: -
-
-GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;
 
 -- Name: FUNCTION deleted_session_ids(); Type: ACL; Schema: public; Owner: -
 
@@ -4755,3 +4657,110 @@ GRANT SELECT ON TABLE public.session_run_states TO hub_app;
 -- Name: TABLE session_versions; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.session_versions TO hub_app;
+
+-- Name: TABLE sessions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.sessions TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.sessions TO hub_system;
+GRANT SELECT ON TABLE public.sessions TO hub_auth;
+GRANT SELECT ON TABLE public.sessions TO hub_search;
+
+-- Name: COLUMN sessions.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.project_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(project_id),UPDATE(project_id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.parent_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(parent_id),UPDATE(parent_id) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(parent_id) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.fork_of_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(fork_of_id) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(fork_of_id) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.account_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(account_id),UPDATE(account_id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.role_name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(role_name),UPDATE(role_name) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.slug; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(slug),UPDATE(slug) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(slug) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.title; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(title),UPDATE(title) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(version) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.run_state; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(run_state),UPDATE(run_state) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.last_activity_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(last_activity_at),UPDATE(last_activity_at) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(last_activity_at) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.archived_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(archived_at),UPDATE(archived_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.deleted_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(deleted_at) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.source; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.source_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.source_parent_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_parent_id),UPDATE(source_parent_id) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.source_updated_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_updated_at),UPDATE(source_updated_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.data; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(data),UPDATE(data) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.raw; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(raw),UPDATE(raw) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.last_message_id; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(last_message_id) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.last_part_id; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(last_part_id) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.created_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;

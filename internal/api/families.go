@@ -71,8 +71,13 @@ func (s *Server) ForkSession(ctx context.Context, r api.ForkSessionRequestObject
 	if r.Body.MessageId == nil && deref(r.Body.Before) {
 		return nil, refuse("invalid_request", api.FieldError{Pointer: "/before", Message: "needs a messageId"})
 	}
+	done, err := s.beginTransfer(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
 	var row db.Session
-	err := s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error {
+	err = s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error {
 		original, err := q.GetSession(ctx, r.SessionId)
 		if err != nil {
 			return missing("session", err)

@@ -544,7 +544,7 @@ COMMENT ON FUNCTION usage_number(jsonb) IS 'A number of tokens, or an amount, as
 
 CREATE FUNCTION mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, public, pg_temp AS $$
-    UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(s.id::text, '-', '') WHERE s.org_id = p_org_id AND s.id = ANY (p_ids);
+    UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(gen_random_uuid()::text, '-', '') WHERE s.org_id = p_org_id AND s.id = ANY (p_ids);
     UPDATE sessions s SET parent_id = NULL WHERE s.org_id = p_org_id AND s.parent_id = ANY (p_ids);
     UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = p_org_id AND s.fork_of_id = ANY (p_ids);
 $$;
