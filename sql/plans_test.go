@@ -50,7 +50,7 @@ var arguments = map[string]string{
 	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
 	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
 	"roles": "'{user,user}'", "part_messages": "'{1,2}'", "part_types": "'{text,tool}'", "part_data": "'{\"{}\",\"{}\"}'", "part_raw": "'{\"\",\"\"}'", "part_metadata": "'{\"{}\",\"{}\"}'",
-	"query": "'word'", "since": "NULL", "until": "NULL", "below_rank": "NULL", "below_id": "NULL", "after_name": "''", "origin": "NULL", "file_set": "NULL", "prompt": "'x'", "descriptions": "'{x}'", "prompts": "'{x}'", "descendants": "true", "after_depth": "0", "fork_id": "@child", "last_id": "@message", "before": "false", "type": "'tool'",
+	"query": "'word'", "below_rank": "NULL", "below_id": "NULL", "after_name": "''", "origin": "NULL", "file_set": "NULL", "prompt": "'x'", "descriptions": "'{x}'", "prompts": "'{x}'", "descendants": "true", "after_depth": "0", "fork_id": "@child", "last_id": "@message", "exclusive": "false", "type": "'tool'",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
 

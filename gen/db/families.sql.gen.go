@@ -126,7 +126,7 @@ SELECT (SELECT count(*) FROM message) AS messages, (SELECT count(*) FROM part) A
 type CopyMessagesParams struct {
 	SessionID uuid.UUID
 	LastID    uuid.UUID
-	Before    bool
+	Exclusive bool
 	ForkID    uuid.UUID
 }
 
@@ -140,7 +140,7 @@ func (q *Queries) CopyMessages(ctx context.Context, arg CopyMessagesParams) (Cop
 	row := q.db.QueryRow(ctx, copyMessages,
 		arg.SessionID,
 		arg.LastID,
-		arg.Before,
+		arg.Exclusive,
 		arg.ForkID,
 	)
 	var i CopyMessagesRow

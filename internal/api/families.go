@@ -105,7 +105,7 @@ func (s *Server) ForkSession(ctx context.Context, r api.ForkSessionRequestObject
 		if r.Body.MessageId != nil {
 			last = *r.Body.MessageId
 		}
-		if _, err := q.CopyMessages(ctx, db.CopyMessagesParams{SessionID: r.SessionId, ForkID: row.ID, LastID: last, Before: deref(r.Body.Before)}); err != nil {
+		if _, err := q.CopyMessages(ctx, db.CopyMessagesParams{SessionID: r.SessionId, ForkID: row.ID, LastID: last, Exclusive: deref(r.Body.Before)}); err != nil {
 			return err
 		}
 		row, err = q.GetSession(ctx, row.ID) // its last activity is the copying

@@ -63,7 +63,7 @@ WITH original AS (
     SELECT m.id, m.role, m.source_id, m.data, m.raw, m.metadata, m.created_at,
            hub_uuidv7_at((extract(epoch FROM statement_timestamp()) * 4096000)::bigint + row_number() OVER (ORDER BY m.id)) AS copy_id
     FROM messages m
-    WHERE m.org_id = current_org_id() AND m.session_id = @session_id AND m.id <= @last_id AND (NOT @before::boolean OR m.id < @last_id)
+    WHERE m.org_id = current_org_id() AND m.session_id = @session_id AND m.id <= @last_id AND (NOT @exclusive::boolean OR m.id < @last_id)
 ), renamed AS (
     SELECT o.copy_id, to_jsonb(coalesce(o.source_id, 'msg_' || replace(o.id::text, '-', ''))) AS old_name, to_jsonb('msg_' || replace(o.copy_id::text, '-', '')) AS new_name FROM original o
 ), message AS (
