@@ -89,7 +89,7 @@ var sessionsRules = []ruleCase{
 	{rule: "sessions_project_id_fkey", sql: "INSERT INTO sessions (org_id, project_id) VALUES (@org, ??)", bad: []string{"@new", "@other_project"}, good: []string{"@project", "@empty_project"}},
 	{rule: "sessions_project_id_fkey_in_use", sql: "DELETE FROM projects WHERE id = ??", bad: []string{"@project"}, good: []string{"@empty_project"}},
 	{rule: "sessions_parent_id_fkey", sql: fmt.Sprintf(newSession, "parent_id"), bad: []string{"@new", "@other_session"}, good: []string{"@session", "@child", "NULL"}},
-	{rule: "sessions_parent_id_fkey", before: deletedSession, hub: true, sql: fmt.Sprintf(newSession, "parent_id"), bad: []string{"@imported"}, good: []string{"@session"}},
+	{rule: "sessions_parent_visible", state: "23514", before: deletedSession, hub: true, sql: fmt.Sprintf(newSession, "parent_id"), bad: []string{"@imported"}, good: []string{"@session"}},
 	{rule: "sessions_fork_of_id_fkey", sql: fmt.Sprintf(newSession, "fork_of_id"), bad: []string{"@new", "@other_session"}, good: []string{"@session", "NULL"}},
 	{rule: "sessions_account_id_fkey", sql: fmt.Sprintf(newSession, "account_id"), bad: []string{"@new", "@nobody", "@other_owner"}, good: []string{"@owner", "@member", "NULL"}},
 	{rule: "sessions_role_name_fkey", sql: fmt.Sprintf(newSession, "role_name"), bad: []string{"'nobody'", "'reviewer'", "'Builder'", "''"}, good: []string{"'builder'", "NULL"}},

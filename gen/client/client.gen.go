@@ -1383,8 +1383,11 @@ type ListAuditLogsParams struct {
 	// TargetId Only what was done to this.
 	TargetId *openapi_types.UUID `form:"targetId,omitempty" json:"targetId,omitempty"`
 
-	// Action Only this action, such as `key.revoke`, or all that begin so: `key.`.
+	// Action Only this action, such as `key.revoke`.
 	Action *string `form:"action,omitempty" json:"action,omitempty"`
+
+	// TargetType Only what was done to this kind of thing, such as `key`.
+	TargetType *string `form:"targetType,omitempty" json:"targetType,omitempty"`
 
 	// Since Only entries from this time on.
 	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
@@ -1416,8 +1419,11 @@ type ExportAuditLogsParams struct {
 	// TargetId Only what was done to this.
 	TargetId *openapi_types.UUID `form:"targetId,omitempty" json:"targetId,omitempty"`
 
-	// Action Only this action, such as `key.revoke`, or all that begin so: `key.`.
+	// Action Only this action, such as `key.revoke`.
 	Action *string `form:"action,omitempty" json:"action,omitempty"`
+
+	// TargetType Only what was done to this kind of thing, such as `key`.
+	TargetType *string `form:"targetType,omitempty" json:"targetType,omitempty"`
 
 	// Since Only entries from this time on.
 	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
@@ -5768,6 +5774,18 @@ func NewListAuditLogsRequest(server string, params *ListAuditLogsParams) (*http.
 
 		}
 
+		if params.TargetType != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "targetType", *params.TargetType, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.Since != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
@@ -5921,6 +5939,18 @@ func NewExportAuditLogsRequest(server string, params *ExportAuditLogsParams) (*h
 		if params.Action != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "action", *params.Action, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.TargetType != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "targetType", *params.TargetType, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {

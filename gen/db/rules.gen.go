@@ -203,6 +203,7 @@ const (
 	SessionsParentIDFkey                         = "sessions_parent_id_fkey"
 	SessionsParentIDFkeyInUse                    = "sessions_parent_id_fkey_in_use"
 	SessionsParentSetOnce                        = "sessions_parent_set_once"
+	SessionsParentVisible                        = "sessions_parent_visible"
 	SessionsPkey                                 = "sessions_pkey"
 	SessionsProjectIDFkey                        = "sessions_project_id_fkey"
 	SessionsProjectIDFkeyInUse                   = "sessions_project_id_fkey_in_use"
@@ -427,6 +428,7 @@ var Rules = []string{
 	SessionsParentIDFkey,
 	SessionsParentIDFkeyInUse,
 	SessionsParentSetOnce,
+	SessionsParentVisible,
 	SessionsPkey,
 	SessionsProjectIDFkey,
 	SessionsProjectIDFkeyInUse,

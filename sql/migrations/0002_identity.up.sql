@@ -624,7 +624,7 @@ COMMENT ON FUNCTION create_organization(text, text, uuid, jsonb, jsonb, uuid, by
 CREATE FUNCTION transfer_organization(p_org_id uuid, p_account_id uuid) RETURNS SETOF organizations
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
-    IF p_org_id <> current_org_id() AND NOT is_platform_admin() THEN
+    IF p_org_id IS DISTINCT FROM current_org_id() AND NOT is_platform_admin() THEN
         RETURN; -- not there, for this caller
     END IF;
     -- The member before the organisation, as who removes a member does.

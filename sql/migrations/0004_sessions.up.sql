@@ -262,9 +262,9 @@ BEGIN
     IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
         RETURN NULL;
     END IF;
-    -- What is deleted is not there, though its row may be for a while.
+    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it, and what is deleted for nobody.
     IF NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id AND s.deleted_at IS NULL) THEN
-        RAISE EXCEPTION USING ERRCODE = '23503', CONSTRAINT = 'sessions_parent_id_fkey', TABLE = 'sessions', MESSAGE = 'There is no such parent session.';
+        PERFORM raise_rule('sessions_parent_visible', 'There is no such session.');
     END IF;
     WHILE v_ancestor IS NOT NULL LOOP
         IF v_ancestor = NEW.id OR v_ancestor = ANY (v_seen) THEN
@@ -654,11 +654,11 @@ CREATE POLICY messages_undeleted ON messages AS RESTRICTIVE TO hub_app USING (se
 CREATE POLICY parts_undeleted ON parts AS RESTRICTIVE TO hub_app USING (session_id <> ALL ((SELECT deleted_session_ids())::uuid[]));
 -- What api_keys.resources limits a key to. Messages and parts follow their session, which is asked for only where there is a limit.
 CREATE POLICY sessions_limited ON sessions AS RESTRICTIVE TO hub_app
-    USING ((SELECT current_project_ids()) IS NULL OR project_id = ANY ((SELECT current_project_ids())::uuid[]));
+    USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE project_id = ANY ((SELECT current_project_ids())::uuid[]) END);
 CREATE POLICY messages_limited ON messages AS RESTRICTIVE TO hub_app
-    USING ((SELECT current_project_ids()) IS NULL OR EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (messages.org_id, messages.session_id)));
+    USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (messages.org_id, messages.session_id)) END);
 CREATE POLICY parts_limited ON parts AS RESTRICTIVE TO hub_app
-    USING ((SELECT current_project_ids()) IS NULL OR EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (parts.org_id, parts.session_id)));
+    USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (parts.org_id, parts.session_id)) END);
 CREATE POLICY sessions_bookkeeping ON sessions TO hub_system USING (true);
 CREATE POLICY sessions_authentication ON sessions FOR SELECT TO hub_auth USING (true);
 CREATE POLICY messages_counting ON messages FOR SELECT TO hub_system USING (true);

@@ -244,7 +244,7 @@ ALTER TABLE search_entries ENABLE ROW LEVEL SECURITY;
 ALTER TABLE search_entries FORCE ROW LEVEL SECURITY;
 CREATE POLICY search_entries_tenant ON search_entries TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY search_entries_limited ON search_entries AS RESTRICTIVE TO hub_app
-    USING ((SELECT current_project_ids()) IS NULL OR EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (search_entries.org_id, search_entries.session_id)));
+    USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (search_entries.org_id, search_entries.session_id)) END);
 CREATE POLICY search_entries_search ON search_entries TO hub_search USING (true);
 CREATE POLICY search_entries_purge ON search_entries TO hub_system USING (is_deleted_organization(org_id));
 CREATE POLICY sessions_search ON sessions FOR SELECT TO hub_search USING (true);
