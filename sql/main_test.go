@@ -22,7 +22,7 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture}
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, searchFixture}
 	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, searchRules)
 	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, searchDeletes)
 )

@@ -12,7 +12,11 @@ import (
 
 const newEntry = "INSERT INTO search_entries (org_id, session_id, part_id, vector, %s) VALUES (@org, @session, @part, '', ??)"
 
+const searchFixture = `
+INSERT INTO search_entries (org_id, session_id, vector) VALUES (@org, @imported, 'word'), (@other_org, @other_session, 'word');`
+
 var searchRules = []ruleCase{
+	{rule: "retention_policies_session_days_check", sql: "UPDATE retention_policies SET session_days = ??", bad: []string{"0", "-1", "36501"}, good: []string{"1", "36500", "NULL"}},
 	{rule: "search_entries_pkey", hub: true, before: "INSERT INTO search_entries (org_id, id, session_id, vector) VALUES (@org, @new, @session, '')", sql: "INSERT INTO search_entries (org_id, id, session_id, vector) VALUES (@org, ??, @session, '')", bad: []string{"@new"}, good: []string{"@high"}},
 	{rule: "search_entries_id_version_check", hub: true, sql: fmt.Sprintf(newEntry, "id"), bad: notUUIDv7, good: uuidv7},
 	{rule: "search_entries_part_id_chunk_key", hub: true, before: "INSERT INTO search_entries (org_id, session_id, part_id, chunk, vector) VALUES (@org, @session, @part, 5, '')", sql: fmt.Sprintf(newEntry, "chunk"), bad: []string{"5"}, good: []string{"6"}},
