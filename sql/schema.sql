@@ -1487,6 +1487,19 @@ END $$;
 
 COMMENT ON FUNCTION public.refuse_change() IS 'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
 
+-- Name: refuse_limited_key(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_limited_key() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM public.raise_rule(TG_NAME, 'A key that is limited to projects does not change what all projects share.', '42501');
+END $$;
+
+-- Name: FUNCTION refuse_limited_key(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_limited_key() IS 'X01: for what belongs to the whole organisation, where a change would reach into every project.';
+
 -- Name: refuse_other_key_successor(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.refuse_other_key_successor() RETURNS trigger
@@ -3533,6 +3546,14 @@ CREATE TRIGGER retention_policies_touch BEFORE UPDATE ON public.retention_polici
 -- Name: roles roles_audit; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE CONSTRAINT TRIGGER roles_audit AFTER INSERT OR DELETE OR UPDATE ON public.roles DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('role', 'description', 'prompt');
+
+-- Name: roles roles_beyond_limits; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER roles_beyond_limits BEFORE DELETE OR UPDATE ON public.roles FOR EACH ROW WHEN ((public.current_project_ids() IS NOT NULL)) EXECUTE FUNCTION public.refuse_limited_key();
+
+-- Name: TRIGGER roles_beyond_limits ON roles; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER roles_beyond_limits ON public.roles IS 'C05: sessions of all projects follow a role''s name, and lose it with the role.';
 
 -- Name: roles roles_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 

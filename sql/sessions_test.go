@@ -56,6 +56,8 @@ var sessionsRules = []ruleCase{
 	{rule: "roles_origin_check", sql: "UPDATE roles SET origin = ?? WHERE id = @role", bad: []string{"''", "'database'"}, good: []string{"'api'", "'file', file_set = 'x'", "'import'"}},
 	{rule: "roles_file_set_check", sql: "INSERT INTO roles (org_id, name, origin, file_set) VALUES (@org, 'x', ??)", bad: []string{"'api', 'x'", "'import', 'x'", "'file', NULL"}, good: []string{"'file', 'x'", "'api', NULL"}},
 	{rule: "roles_file_set_length_check", sql: "INSERT INTO roles (org_id, name, origin, file_set) VALUES (@org, 'x', 'file', ??)", bad: []string{"''", "repeat('ä', 201)"}, good: []string{"'x'", "repeat('ä', 200)"}},
+	{rule: "roles_beyond_limits", state: "42501", sql: "SELECT set_config('hub.project_ids', ??, true); UPDATE roles SET prompt = 'x' WHERE id = @role", bad: []string{"'{' || @project || '}'", "'{}'"}, good: []string{"''"}},
+	{rule: "roles_beyond_limits", state: "42501", sql: "SELECT set_config('hub.project_ids', ??, true); DELETE FROM roles WHERE id = @role", bad: []string{"'{' || @project || '}'"}, good: []string{"''"}},
 	{rule: "roles_data_object_check", sql: "UPDATE roles SET data = ?? WHERE id = @role", bad: notObjects, good: objects},
 	{rule: "roles_metadata_check", sql: "UPDATE roles SET metadata = ?? WHERE id = @role", bad: notMetadata, good: metadata},
 	{

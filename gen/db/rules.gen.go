@@ -162,6 +162,7 @@ const (
 	RetentionPoliciesOrgIDFkeyInUse              = "retention_policies_org_id_fkey_in_use"
 	RetentionPoliciesPkey                        = "retention_policies_pkey"
 	RetentionPoliciesSessionDaysCheck            = "retention_policies_session_days_check"
+	RolesBeyondLimits                            = "roles_beyond_limits"
 	RolesDataObjectCheck                         = "roles_data_object_check"
 	RolesFileSetCheck                            = "roles_file_set_check"
 	RolesFileSetLengthCheck                      = "roles_file_set_length_check"
@@ -387,6 +388,7 @@ var Rules = []string{
 	RetentionPoliciesOrgIDFkeyInUse,
 	RetentionPoliciesPkey,
 	RetentionPoliciesSessionDaysCheck,
+	RolesBeyondLimits,
 	RolesDataObjectCheck,
 	RolesFileSetCheck,
 	RolesFileSetLengthCheck,

@@ -237,6 +237,7 @@ var rules = map[string]rule{
 	db.RetentionPoliciesOrgIDFkey:        {status: invalid, detail: "There is no such organisation."},
 	db.RetentionPoliciesOrgIDFkeyInUse:   {status: conflict, detail: "The organisation still has a retention policy."},
 
+	db.RolesBeyondLimits:       {status: http.StatusForbidden, detail: "Roles are all projects'; a key that is limited to projects does not change them."},
 	db.RolesFileSetCheck:       {status: invalid, detail: "A role has a set of files exactly when it comes from one.", pointer: "/fileSet"},
 	db.RolesFileSetLengthCheck: {status: invalid, detail: "The name of a set of files has 1 to 200 characters.", pointer: "/fileSet"},
 	db.RolesNameKey:            {status: conflict, detail: "Another role has this name.", pointer: "/name"},

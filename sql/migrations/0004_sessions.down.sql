@@ -21,3 +21,4 @@ DROP TABLE session_run_state_transitions;
 DROP TABLE session_run_states;
 DROP TABLE session_versions;
 DROP TABLE roles;
+DROP FUNCTION refuse_limited_key();

@@ -47,6 +47,16 @@ CREATE TRIGGER roles_identity_immutable BEFORE UPDATE ON roles
     FOR EACH ROW WHEN ((OLD.org_id, OLD.id, OLD.created_at) IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.created_at))
     EXECUTE FUNCTION refuse_change('A role''s organisation, id and creation time');
 
+CREATE FUNCTION refuse_limited_key() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM public.raise_rule(TG_NAME, 'A key that is limited to projects does not change what all projects share.', '42501');
+END $$;
+COMMENT ON FUNCTION refuse_limited_key() IS 'X01: for what belongs to the whole organisation, where a change would reach into every project.';
+CREATE TRIGGER roles_beyond_limits BEFORE UPDATE OR DELETE ON roles
+    FOR EACH ROW WHEN (current_project_ids() IS NOT NULL) EXECUTE FUNCTION refuse_limited_key();
+COMMENT ON TRIGGER roles_beyond_limits ON roles IS 'C05: sessions of all projects follow a role''s name, and lose it with the role.';
+
 
 -- What sessions look up ------------------------------------------------------------------------------------------
 
