@@ -1217,7 +1217,8 @@ BEGIN
         DELETE FROM audit_logs l WHERE l.chain_id = v_chain.chain_id AND l.position <= v_last.position;
         GET DIAGNOSTICS v_count = ROW_COUNT;
         PERFORM set_config('hub.actor_source', 'worker', true);
-        PERFORM append_audit(v_chain.chain_id, 'audit.purge', 'audit', NULL, jsonb_build_object('entries', v_count, 'through', v_last.position));
+        PERFORM append_audit(v_chain.chain_id, 'audit.purge', 'audit', NULL, jsonb_build_object(
+            'entries', jsonb_build_object('before', v_count), 'anchor_position', jsonb_build_object('before', v_chain.anchor_position, 'after', v_last.position)));
         RETURN v_count;
     END LOOP;
     RETURN 0;
@@ -1567,7 +1568,7 @@ BEGIN
     END IF;
     -- A foreign key asks nobody's policy: what a limited key does not see is not there for it, and what is deleted for nobody.
     IF NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id AND s.deleted_at IS NULL) THEN
-        PERFORM raise_rule('sessions_parent_visible', 'There is no such session.');
+        PERFORM raise_rule(p_rule => 'sessions_parent_id_fkey', p_message => 'There is no such session.', p_sqlstate => '23503'); -- as the key does
     END IF;
     WHILE v_ancestor IS NOT NULL LOOP
         IF v_ancestor = NEW.id OR v_ancestor = ANY (v_seen) THEN

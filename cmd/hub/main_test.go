@@ -479,7 +479,7 @@ func TestMigrateCommand(t *testing.T) {
 	t.Parallel()
 	env := []string{"DATABASE_URL=" + pgtest.Empty(t)}
 	for _, step := range []struct{ args, want string }{
-		{"version", "at version 0"}, {"up", "at version 6"}, {"down 1", "at version 5"}, {"up", "at version 6"}, {"force 6", "at version 6"},
+		{"version", "at version 0"}, {"up", "at version 7"}, {"down 1", "at version 6"}, {"up", "at version 7"}, {"force 7", "at version 7"},
 	} {
 		out, err := hubCommand(t, env, append([]string{"migrate"}, strings.Fields(step.args)...)...).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), step.want) {

@@ -204,7 +204,6 @@ const (
 	SessionsParentIDFkey                         = "sessions_parent_id_fkey"
 	SessionsParentIDFkeyInUse                    = "sessions_parent_id_fkey_in_use"
 	SessionsParentSetOnce                        = "sessions_parent_set_once"
-	SessionsParentVisible                        = "sessions_parent_visible"
 	SessionsPkey                                 = "sessions_pkey"
 	SessionsProjectIDFkey                        = "sessions_project_id_fkey"
 	SessionsProjectIDFkeyInUse                   = "sessions_project_id_fkey_in_use"
@@ -430,7 +429,6 @@ var Rules = []string{
 	SessionsParentIDFkey,
 	SessionsParentIDFkeyInUse,
 	SessionsParentSetOnce,
-	SessionsParentVisible,
 	SessionsPkey,
 	SessionsProjectIDFkey,
 	SessionsProjectIDFkeyInUse,

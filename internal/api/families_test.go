@@ -424,7 +424,7 @@ func TestDeletingAHugeSession(t *testing.T) {
 	}
 	h.do(t, "GET", path+"/messages/"+message, nil).refused(t, 404, "message_not_found")
 	h.do(t, "DELETE", path+"/messages/"+message, nil).refused(t, 404, "message_not_found")
-	h.do(t, "POST", "/v1/sessions", `{"projectId":"`+project+`","parentId":"`+in.ID+`"}`).refused(t, 422, "sessions_parent_visible", "/parentId")
+	h.do(t, "POST", "/v1/sessions", `{"projectId":"`+project+`","parentId":"`+in.ID+`"}`).refused(t, 422, "sessions_parent_id_fkey", "/parentId")
 	if got := h.page(t, h.admin, "/v1/sessions", "id").values; !slices.Equal(got, []string{small}) {
 		t.Errorf("listed are %v", got)
 	}

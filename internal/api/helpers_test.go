@@ -170,7 +170,7 @@ func (f family) samples() map[string]sample {
 		"listMessages":      {"GET", session + "/messages", "", "", 200},
 		"deleteMessage":     {"DELETE", session + "/messages/" + f.message, "", "", 204},
 		"listParts":         {"GET", session + "/parts?type=text", "", "", 200},
-		"searchSessions":    {"GET", "/v1/sessions/search?q=hello&projectId=" + f.project, "", "", 200},
+		"searchSessions":    {"GET", "/v1/sessions/search?q=hello", "", "", 200},
 		"getUIMessages":     {"GET", session + "/ui-messages", "", "", 200},
 		"archiveSession":    {"POST", session + "/archive", "", "", 200},
 		"unarchiveSession":  {"POST", session + "/unarchive", "", "", 200},

@@ -268,7 +268,6 @@ var rules = map[string]rule{
 	db.SessionsParentIDFkey:              {status: invalid, detail: "There is no such parent session.", pointer: "/parentId"},
 	db.SessionsParentIDFkeyInUse:         {status: conflict, detail: "The session still has child sessions."},
 	db.SessionsParentSetOnce:             {status: conflict, detail: "A session keeps its parent."},
-	db.SessionsParentVisible:             {status: invalid, detail: "There is no such parent session.", pointer: "/parentId"},
 	db.SessionsProjectIDFkey:             {status: invalid, detail: "There is no such project.", pointer: "/projectId"},
 	db.SessionsProjectIDFkeyInUse:        {status: conflict, detail: "The project still has sessions."},
 	db.SessionsProjectImmutable:          {status: conflict, detail: "The session is in another project, and stays there."},

@@ -274,7 +274,7 @@ BEGIN
     END IF;
     -- A foreign key asks nobody's policy: what a limited key does not see is not there for it, and what is deleted for nobody.
     IF NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id AND s.deleted_at IS NULL) THEN
-        PERFORM raise_rule('sessions_parent_visible', 'There is no such session.');
+        PERFORM raise_rule(p_rule => 'sessions_parent_id_fkey', p_message => 'There is no such session.', p_sqlstate => '23503'); -- as the key does
     END IF;
     WHILE v_ancestor IS NOT NULL LOOP
         IF v_ancestor = NEW.id OR v_ancestor = ANY (v_seen) THEN

@@ -344,7 +344,8 @@ BEGIN
         DELETE FROM audit_logs l WHERE l.chain_id = v_chain.chain_id AND l.position <= v_last.position;
         GET DIAGNOSTICS v_count = ROW_COUNT;
         PERFORM set_config('hub.actor_source', 'worker', true);
-        PERFORM append_audit(v_chain.chain_id, 'audit.purge', 'audit', NULL, jsonb_build_object('entries', v_count, 'through', v_last.position));
+        PERFORM append_audit(v_chain.chain_id, 'audit.purge', 'audit', NULL, jsonb_build_object(
+            'entries', jsonb_build_object('before', v_count), 'anchor_position', jsonb_build_object('before', v_chain.anchor_position, 'after', v_last.position)));
         RETURN v_count;
     END LOOP;
     RETURN 0;
