@@ -23,9 +23,9 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, eventsFixture, idempotencyFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, eventsRules, auditRules, idempotencyRules)
-	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, auditDeletes, idempotencyDeletes)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, searchFixture, eventsFixture, idempotencyFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, searchRules, eventsRules, auditRules, idempotencyRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, searchDeletes, auditDeletes, idempotencyDeletes)
 )
 
 // ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's

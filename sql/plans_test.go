@@ -71,11 +71,12 @@ var arguments = map[string]string{
 	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
 	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
 	"roles": "'{user,user}'", "part_messages": "'{1,2}'", "part_types": "'{text,tool}'", "part_data": "'{\"{}\",\"{}\"}'", "part_raw": "'{\"\",\"\"}'", "part_metadata": "'{\"{}\",\"{}\"}'",
-	"after_position": "0", "holder": "@new", "summary": "false", "type": "'tool'", "start_offset": "5",
+	"after_position": "0", "holder": "@new", "summary": "false", "start_offset": "5",
+	"query": "'word'", "below_rank": "NULL", "below_id": "NULL", "after_name": "''", "origin": "NULL", "file_set": "NULL", "prompt": "'x'", "descriptions": "'{x}'", "prompts": "'{x}'", "descendants": "true", "after_depth": "0", "fork_id": "@child", "last_id": "@message", "exclusive": "false", "type": "'tool'",
 	"kind": "NULL", "status": "NULL", "display_name": "NULL", "email": "NULL", "set_email": "false", "access_level": "NULL", "membership_level": "NULL", "text": "'crow 17'", "owner_id": "NULL",
 	"key_id": "@new", "key_hash": "sha256('x')", "scopes": "'{}'", "resources": "'{}'", "tags": "'{}'", "tag": "NULL", "expires_at": "NULL", "set_expires_at": "false", "enabled": "true", "made_id": "@new", "grace_seconds": "60",
 	"platform": "false", "before": "NULL", "after": "'-infinity'", "since": "NULL", "until": "NULL", "action": "NULL", "target_id": "NULL", "target_type": "NULL", "api_key_id": "NULL", "acting_session_id": "NULL",
-	"audit_days": "NULL", "set_audit_days": "false", "key": "'key'", "request": "sha256('x')", "headers": "'{}'", "body": "NULL",
+	"audit_days": "NULL", "set_audit_days": "false", "session_days": "NULL", "set_session_days": "false", "key": "'key'", "request": "sha256('x')", "headers": "'{}'", "body": "NULL",
 	"org_ids": "ARRAY[@org]::uuid[]", "key_ids": "ARRAY[@key]::uuid[]", "times": "ARRAY[now()]",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
@@ -90,6 +91,9 @@ var argumentsOf = map[string]map[string]string{
 	"AppendParts":        {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`},
 	"CreateSession":      {"project_id": "@project"},
 	"CreateProject":      {"slug": "'x'"},
+	"SyncRoles":          {"file_set": "'x'", "data": `'{"{}"}'`},
+	"ForkSession":        {"message_id": "@message"},
+	"PurgeDeletedSource": {"source_id": "'crowd-7'"},
 	"GetSessionBySource": {"source_id": "'crowd-7'"},
 
 	"CreateAccount": {"kind": "'human'", "display_name": "'x'", "membership_level": "'member'"}, "GetAccount": {"id": "@member"}, "UpdateAccount": {"id": "@member"}, "DeleteAccount": {"id": "@member"},
@@ -108,8 +112,8 @@ type query struct {
 
 var (
 	queryHead  = regexp.MustCompile(`(?m)^-- name: (\w+) :\w+.*\n`)
-	queryParam = regexp.MustCompile(`sqlc\.n?arg\('(\w+)'\)|@(\w+)`)
 	queryEmbed = regexp.MustCompile(`sqlc\.embed\((\w+)\)`)
+	queryParam = regexp.MustCompile(`sqlc\.n?arg\('(\w+)'\)|@(\w+)`)
 )
 
 func queries(t testing.TB) []query {

@@ -867,6 +867,57 @@ END $$;
 
 COMMENT ON FUNCTION public.delete_part_deltas() IS 'X08: whoever writes a part''s data writes all of it, so what was to be added to the old one goes. Runs as hub_system, because hub_app deletes no deltas.';
 
+-- Name: delete_session(uuid, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.delete_session(p_id uuid, p_descendants boolean) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    c_short constant integer := 1000;
+    v_org   constant uuid    := current_org_id();
+    v_projects constant uuid[] := current_project_ids();
+    v_ids   uuid[] := '{}';
+    v_found uuid[];
+BEGIN
+    -- A session that is locked gets no more children: what is found again is all there is.
+    LOOP
+        WITH RECURSIVE tree AS (
+            SELECT s.id FROM sessions s WHERE s.org_id = v_org AND s.id = p_id AND s.deleted_at IS NULL AND (v_projects IS NULL OR s.project_id = ANY (v_projects))
+            UNION ALL
+            SELECT c.id FROM tree t JOIN sessions c ON c.org_id = v_org AND c.parent_id = t.id WHERE p_descendants AND (v_projects IS NULL OR c.project_id = ANY (v_projects)))
+        SELECT coalesce(array_agg(t.id ORDER BY t.id), '{}') INTO v_found FROM tree t;
+        EXIT WHEN v_found = v_ids;
+        v_ids := v_found;
+        PERFORM FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids) ORDER BY s.id FOR UPDATE;
+    END LOOP;
+    IF (SELECT count(*) FROM (SELECT FROM parts p WHERE p.org_id = v_org AND p.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short
+       AND (SELECT count(*) FROM (SELECT FROM messages m WHERE m.org_id = v_org AND m.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short THEN
+        DELETE FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids);
+    ELSE
+        PERFORM mark_sessions_deleted(v_org, v_ids);
+    END IF;
+    RETURN cardinality(v_ids);
+END $$;
+
+-- Name: FUNCTION delete_session(p_id uuid, p_descendants boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) IS 'Deletes a session of the caller''s organisation, with its descendants if told so, and returns how many went. Up to 1,000 messages and parts go at once; of more, the sessions are marked, and purge_deleted_sessions() does the rest.';
+
+-- Name: deleted_session_ids(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.deleted_session_ids() RETURNS uuid[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN -- in plpgsql, which keeps its plan: each statement on messages or parts asks this once
+    RETURN ARRAY(SELECT s.id FROM sessions s WHERE s.org_id = current_org_id() AND s.deleted_at IS NOT NULL);
+END $$;
+
+-- Name: FUNCTION deleted_session_ids(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.deleted_session_ids() IS 'The sessions of the caller''s organisation whose rows wait to be purged: messages and parts of these are nobody''s to see.';
+
 -- Name: event_heads; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.event_heads (
@@ -903,6 +954,34 @@ END;
 -- Name: FUNCTION event_positions(p_org_ids uuid[]); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.event_positions(p_org_ids uuid[]) IS 'X05: how far these organisations'' feeds have come: what a server asks, on behalf of nobody, to know for whom it has to read on.';
+
+-- Name: expire_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.expire_sessions(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_policy retention_policies;
+    v_ids    uuid[];
+BEGIN
+    FOR v_policy IN SELECT * FROM retention_policies r WHERE r.session_days IS NOT NULL ORDER BY r.org_id LOOP
+        SELECT array_agg(due.id) INTO v_ids FROM (
+            SELECT s.id FROM sessions s
+            WHERE s.org_id = v_policy.org_id AND s.archived_at < now() - make_interval(days => v_policy.session_days) AND s.deleted_at IS NULL
+            ORDER BY s.archived_at LIMIT least(p_rows, 100) FOR UPDATE SKIP LOCKED) due;
+        CONTINUE WHEN v_ids IS NULL;
+        PERFORM set_config('hub.actor_source', 'worker', true);
+        PERFORM mark_sessions_deleted(v_policy.org_id, v_ids);
+        PERFORM append_audit(v_policy.org_id, 'session.purge', 'session', NULL, jsonb_build_object('sessions', cardinality(v_ids), 'ids', to_jsonb(v_ids)));
+        RETURN cardinality(v_ids);
+    END LOOP;
+    RETURN 0;
+END $$;
+
+-- Name: FUNCTION expire_sessions(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.expire_sessions(p_rows integer) IS 'W09: deletes up to so many sessions that were archived longer ago than their organisation keeps them, and says so in its audit log. purge_deleted_sessions() takes their rows away. Returns how many; 0 when nothing is due.';
 
 -- Name: fold_many_part_deltas(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1017,6 +1096,56 @@ CREATE FUNCTION public.hub_uuidv7_after(p_floor uuid) RETURNS uuid
 -- Name: FUNCTION hub_uuidv7_after(p_floor uuid); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.hub_uuidv7_after(p_floor uuid) IS 'C02: a UUIDv7 of now, or the next one above the floor where clocks differ or stand still.';
+
+-- Name: index_parts(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.index_parts() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        DELETE FROM search_entries e USING added n, removed o
+        WHERE (o.org_id, o.id) = (n.org_id, n.id) AND o.data IS DISTINCT FROM n.data AND (e.org_id, e.part_id) = (n.org_id, n.id);
+        INSERT INTO search_entries (org_id, session_id, part_id, chunk, vector, created_at)
+        SELECT n.org_id, n.session_id, n.id, c.chunk, v.vector, n.created_at
+        FROM added n JOIN removed o ON (o.org_id, o.id) = (n.org_id, n.id) AND o.data IS DISTINCT FROM n.data,
+             part_text(n.data) t, generate_series(0, least(124, (char_length(t) - 1) / 8000)) c(chunk), search_vector(search_chunk(t, c.chunk)) v(vector)
+        WHERE v.vector <> '';
+    ELSE
+        INSERT INTO search_entries (org_id, session_id, part_id, chunk, vector, created_at)
+        SELECT n.org_id, n.session_id, n.id, c.chunk, v.vector, n.created_at
+        FROM added n, part_text(n.data) t, generate_series(0, least(124, (char_length(t) - 1) / 8000)) c(chunk), search_vector(search_chunk(t, c.chunk)) v(vector)
+        WHERE v.vector <> '';
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION index_parts(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.index_parts() IS 'Keeps search_entries, after each statement.';
+
+-- Name: index_session_title(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.index_session_title() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_vector tsvector := search_vector(search_chunk(NEW.title, 0));
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        DELETE FROM search_entries e WHERE e.org_id = NEW.org_id AND e.session_id = NEW.id AND e.part_id IS NULL;
+    END IF;
+    IF v_vector <> '' THEN
+        INSERT INTO search_entries (org_id, session_id, vector, created_at) VALUES (NEW.org_id, NEW.id, v_vector, NEW.created_at);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION index_session_title(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.index_session_title() IS 'Keeps the title''s row of search_entries.';
 
 -- Name: is_deleted_organization(uuid); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1149,7 +1278,7 @@ CREATE FUNCTION public.link_session_to_children() RETURNS trigger
     AS $$
 BEGIN
     UPDATE sessions s SET parent_id = NEW.id
-    WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL;
+    WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL AND s.deleted_at IS NULL;
     RETURN NULL;
 END $$;
 
@@ -1247,6 +1376,21 @@ END $$;
 -- Name: FUNCTION make_session_slug(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.make_session_slug() IS 'S09: two words and six hex digits.';
+
+-- Name: mark_sessions_deleted(uuid, uuid[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(gen_random_uuid()::text, '-', '') WHERE s.org_id = p_org_id AND s.id = ANY (p_ids);
+    UPDATE sessions s SET parent_id = NULL WHERE s.org_id = p_org_id AND s.parent_id = ANY (p_ids);
+    UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = p_org_id AND s.fork_of_id = ANY (p_ids);
+$$;
+
+-- Name: FUNCTION mark_sessions_deleted(p_org_id uuid, p_ids uuid[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) IS 'For functions of hub_system: requests have no right to these columns.';
 
 -- Name: note_audit_chain(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1348,6 +1492,29 @@ END $$;
 
 COMMENT ON FUNCTION public.number_events(p_holder uuid, p_rows integer) IS 'X05: numbers so many of the changes that have committed, and returns how many it were; -1 where another sequencer is in office. What a transaction that is still under way has noted comes when it commits, however long that takes, and nobody waits for it.';
 
+-- Name: part_text(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.part_text(p_data jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $_$
+DECLARE
+    v_text text := concat_ws(E'\n',
+        p_data ->> 'text', p_data ->> 'filename', p_data ->> 'name', p_data ->> 'description', p_data ->> 'prompt', p_data #>> '{source,text,value}',
+        p_data #>> '{state,title}', (SELECT string_agg(v #>> '{}', E'\n') FROM jsonb_path_query(p_data #> '{state,input}', 'strict $.**') v WHERE jsonb_typeof(v) = 'string'),
+        p_data #>> '{state,output}', p_data #>> '{state,error}', (SELECT string_agg(f, E'\n') FROM jsonb_array_elements_text(CASE jsonb_typeof(p_data -> 'files') WHEN 'array' THEN p_data -> 'files' END) f),
+        p_data #>> '{error,data,message}');
+BEGIN
+    IF strpos(v_text, E'\x10') > 0 THEN -- what jsonb cannot hold (X07)
+        v_text := regexp_replace(v_text, E'\x10(0|u[0-9a-f]{4}|\x10)', E'\uFFFD', 'g');
+    END IF;
+    RETURN v_text;
+END $_$;
+
+-- Name: FUNCTION part_text(p_data jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.part_text(p_data jsonb) IS 'What can be found of a part: its text, a tool call''s title, input, output and error, names of files, a sub-agent''s prompt, a retry''s error. Of unknown types what has one of these names.';
+
 -- Name: purge_audit_logs(integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.purge_audit_logs(p_rows integer) RETURNS bigint
@@ -1383,6 +1550,55 @@ END $$;
 -- Name: FUNCTION purge_audit_logs(p_rows integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.purge_audit_logs(p_rows integer) IS 'W09, X03: removes up to so many entries that an organisation no longer keeps, moves its chain''s anchor, and says so in the chain. Returns how many; 0 when nothing is due.';
+
+-- Name: purge_deleted_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_deleted_sessions(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_session record;
+    v_count   bigint;
+    v_left    bigint := p_rows;
+BEGIN
+    WHILE v_left > 0 LOOP
+        SELECT s.org_id, s.id INTO v_session FROM sessions s WHERE s.deleted_at IS NOT NULL ORDER BY s.deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+        EXIT WHEN NOT FOUND;
+        DELETE FROM parts p
+        WHERE p.org_id = v_session.org_id
+          AND p.id = ANY (ARRAY(SELECT o.id FROM parts o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
+        DELETE FROM messages m
+        WHERE m.org_id = v_session.org_id
+          AND m.id = ANY (ARRAY(SELECT o.id FROM messages o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
+        DELETE FROM sessions s WHERE s.org_id = v_session.org_id AND s.id = v_session.id;
+        v_left := v_left - 1;
+    END LOOP;
+    RETURN p_rows - v_left;
+END $$;
+
+-- Name: FUNCTION purge_deleted_sessions(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_deleted_sessions(p_rows integer) IS 'Takes away up to so many rows of deleted sessions, whichever organisation''s, and returns how many; 0 when nothing waits. Workers call it until then, each call a transaction of its own; several may do so at once.';
+
+-- Name: purge_deleted_source(text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_deleted_source(p_source text, p_source_id text) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    DELETE FROM sessions s WHERE s.org_id = current_org_id() AND s.source = p_source AND s.source_id = p_source_id AND s.deleted_at IS NOT NULL;
+$$;
+
+-- Name: FUNCTION purge_deleted_source(p_source text, p_source_id text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) IS 'What is left of a deleted session goes at once when the session is imported again: its rows have the ids that the new ones need.';
 
 -- Name: purge_events(integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1739,6 +1955,19 @@ END $$;
 
 COMMENT ON FUNCTION public.refuse_change() IS 'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
 
+-- Name: refuse_limited_key(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_limited_key() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM public.raise_rule(TG_NAME, 'A key that is limited to projects does not change what all projects share.', '42501');
+END $$;
+
+-- Name: FUNCTION refuse_limited_key(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_limited_key() IS 'X01: for what belongs to the whole organisation, where a change would reach into every project.';
+
 -- Name: refuse_other_key_successor(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.refuse_other_key_successor() RETURNS trigger
@@ -1764,8 +1993,8 @@ CREATE FUNCTION public.refuse_other_session_parent() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    -- ON DELETE SET NULL comes after the parent is gone: nobody else can bring that about.
-    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id) THEN
+    -- ON DELETE SET NULL comes after the parent is gone, or marked as deleted: nobody else can bring that about.
+    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id AND s.deleted_at IS NULL) THEN
         RETURN NEW;
     END IF;
     PERFORM raise_rule(TG_NAME, 'A session''s parent cannot be changed once it is written.');
@@ -1804,8 +2033,8 @@ BEGIN
     IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
         RETURN NULL;
     END IF;
-    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it.
-    IF current_project_ids() IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id) THEN
+    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it, and what is deleted for nobody.
+    IF NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id AND s.deleted_at IS NULL) THEN
         PERFORM raise_rule(p_rule => 'sessions_parent_id_fkey', p_message => 'There is no such session.', p_sqlstate => '23503'); -- as the key does
     END IF;
     WHILE v_ancestor IS NOT NULL LOOP
@@ -2010,6 +2239,162 @@ END $$;
 
 COMMENT ON FUNCTION public.search_accounts(p_text text, p_limit integer) IS 'S04: accounts of the caller''s organisation whose display name holds the text or something like it, the best first. Trigrams are not leakproof, so that row-level security would keep hub_app from the index: hence a function of hub_search, which filters by the organisation itself.';
 
+-- Name: search_chunk(text, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_chunk(p_text text, p_chunk integer) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN substr(p_text, ((p_chunk * 8000) + 1), 8100);
+
+-- Name: FUNCTION search_chunk(p_text text, p_chunk integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_chunk(p_text text, p_chunk integer) IS 'One piece of a text, a hundred characters longer than the way to the next, so that hardly a phrase is torn. Pieces this short fit a tsvector (its limits: 1 MB, 16,383 positions), and a snippet is made of one.';
+
+-- Name: search_letters(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_letters(p_text text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN translate(CASE WHEN (octet_length(p_text) > char_length(p_text)) THEN NORMALIZE(p_text, NFKC) ELSE p_text END, '!"#$%&''()*+,-./:;<=>?@[\]^_`{|}~'::text, repeat(' '::text, 32));
+
+-- Name: FUNCTION search_letters(p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_letters(p_text text) IS 'A text in which each spelling of a letter is the same (NFKC), and without punctuation: src/app/discount.ts and last_message_id are words one by one, which the parser would take for a file and keep whole.';
+
+-- Name: search_query(text, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_query(p_query text, p_for_snippet boolean) RETURNS tsquery
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET client_min_messages TO 'warning'
+    AS $_$
+DECLARE
+    v_term  text[];
+    v_run   text[];
+    v_word  tsquery;
+    v_and   tsquery := '';
+    v_or    tsquery := '';
+    v_whole tsquery;
+BEGIN
+    FOR v_term IN SELECT regexp_matches(p_query, '(-?)(?:"([^"]*)"?|(\S+))', 'g') LOOP
+        IF v_term[1] = '' AND lower(v_term[3]) = 'or' THEN
+            v_or := v_or || v_and;
+            v_and := '';
+            CONTINUE;
+        END IF;
+        v_word := '';
+        FOR v_run IN
+            SELECT regexp_matches(search_letters(coalesce(v_term[2], v_term[3])), '([' || unspaced_letters() || ']+)|([^' || unspaced_letters() || ']+)', 'g')
+        LOOP
+            v_whole := '';
+            IF v_run[1] IS NULL THEN
+                IF v_term[3] ~ '[[:alnum:]]\*$' AND v_run[2] ~ '[[:alnum:]] *$' THEN -- a beginning: src/disc*
+                    v_whole := tsquery_phrase(phraseto_tsquery('public.hub_text', regexp_replace(v_run[2], '[^ ]+ *$', '')),
+                                              (quote_literal(lower(substring(v_run[2] FROM '([^ ]+) *$'))) || ':*')::tsquery);
+                ELSE
+                    v_whole := phraseto_tsquery('public.hub_text', v_run[2]);
+                END IF;
+            ELSIF char_length(v_run[1]) = 1 THEN
+                v_whole := (quote_literal(v_run[1]) || CASE WHEN p_for_snippet THEN '' ELSE ':*' END)::tsquery;
+            ELSE
+                SELECT phraseto_tsquery('public.hub_text', string_agg(substr(v_run[1], n, CASE WHEN p_for_snippet THEN 1 ELSE 2 END), ' ' ORDER BY n)) INTO v_whole
+                FROM generate_series(1, char_length(v_run[1]) - CASE WHEN p_for_snippet THEN 0 ELSE 1 END) n;
+            END IF;
+            v_word := v_word && v_whole;
+        END LOOP;
+        IF v_term[1] = '-' THEN
+            v_word := !! v_word;
+        END IF;
+        v_and := v_and && v_word;
+    END LOOP;
+    RETURN v_or || v_and;
+END $_$;
+
+-- Name: FUNCTION search_query(p_query text, p_for_snippet boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_query(p_query text, p_for_snippet boolean) IS 'What people type: all words, a "phrase", -not, one or the other, a begin*. For a snippet letters of languages without spaces are words one by one.';
+
+-- Name: search_sessions(text, uuid, text, uuid, boolean, timestamp with time zone, timestamp with time zone, real, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) RETURNS TABLE(session_id uuid, rank real, matches bigint, entry_ids uuid[])
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+DECLARE
+    v_org   constant uuid    := current_org_id();
+    v_query constant tsquery := search_query(p_query, false);
+    v_projects constant uuid[] := current_project_ids();
+BEGIN
+    IF numnode(v_query) = 0 OR querytree(v_query) IN ('', 'T') THEN
+        PERFORM raise_rule('search_query_empty', 'The query has no word to look for.', '22023');
+    END IF;
+    RETURN QUERY
+    WITH candidate AS (
+        SELECT e.id, e.session_id, e.part_id, e.vector, e.created_at
+        FROM search_entries e JOIN sessions s ON s.org_id = e.org_id AND s.id = e.session_id
+        WHERE e.org_id = v_org AND e.vector @@ v_query
+          AND s.deleted_at IS NULL
+          AND (v_projects IS NULL OR s.project_id = ANY (v_projects))
+          AND (p_project_id IS NULL OR s.project_id = p_project_id)
+          AND (p_role_name IS NULL OR s.role_name = p_role_name)
+          AND (p_account_id IS NULL OR s.account_id = p_account_id)
+          AND (p_archived IS NULL OR (s.archived_at IS NOT NULL) = p_archived)
+          AND (p_since IS NULL OR e.created_at >= p_since)
+          AND (p_until IS NULL OR e.created_at < p_until)
+        ORDER BY e.created_at DESC
+        LIMIT 20000
+    ), ranked AS (
+        SELECT c.id, c.session_id, c.part_id, c.created_at, ts_rank(c.vector, v_query, 1) * CASE WHEN c.part_id IS NULL THEN 2 ELSE 1 END::real AS rank FROM candidate c
+    ), best AS (
+        SELECT DISTINCT ON (r.session_id, r.part_id) r.* FROM ranked r ORDER BY r.session_id, r.part_id, r.rank DESC, r.id
+    ), session AS (
+        SELECT b.session_id, max(b.rank) AS rank, count(*) AS matches FROM best b GROUP BY b.session_id
+    ), page AS (
+        SELECT * FROM session s WHERE p_below_id IS NULL OR (s.rank, s.session_id) < (p_below_rank, p_below_id) ORDER BY s.rank DESC, s.session_id DESC LIMIT p_limit
+    )
+    SELECT p.session_id, p.rank, p.matches, ARRAY(SELECT b.id FROM best b WHERE b.session_id = p.session_id ORDER BY b.rank DESC, b.created_at DESC, b.id LIMIT 3)
+    FROM page p ORDER BY p.rank DESC, p.session_id DESC;
+END $$;
+
+-- Name: FUNCTION search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) IS 'The sessions of the caller''s organisation in which a query is found, the best first, each with its three best entries. Of more than 20,000 entries that match the newest are ranked. A title counts twice.';
+
+-- Name: search_snippet(text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_snippet(p_text text, p_query text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $_$
+    SELECT translate(ts_headline('public.hub_text',
+               regexp_replace(translate(p_text, E'\x01\x02\x03', ''), '([' || unspaced_letters() || E']|[]!"#$%&''()*+,\\-./:;<=>?@[\\\\^_`{|}~])', E'\x01\\1\x01', 'g'),
+               search_query(p_query, true),
+               E'StartSel=\x02, StopSel=\x03, MaxFragments=2, MaxWords=30, MinWords=10, ShortWord=0, FragmentDelimiter=" … "'), E'\x01', '');
+$_$;
+
+-- Name: FUNCTION search_snippet(p_text text, p_query text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_snippet(p_text text, p_query text) IS 'Where in a text the words of a query are: U+0002 stands before and U+0003 behind each. (U+0001 parts words from what the parser would take for one with them.)';
+
+-- Name: search_vector(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_vector(p_text text) RETURNS tsvector
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_text text := search_letters(p_text);
+BEGIN
+    IF octet_length(v_text) > char_length(v_text) AND v_text ~ ('[' || unspaced_letters() || ']') THEN
+        -- ABCD becomes A AB BC CD D: any two letters that follow each other are a word, and each letter begins one.
+        v_text := regexp_replace(regexp_replace(v_text, '([' || unspaced_letters() || ']+)', ' \1 ', 'g'), '([' || unspaced_letters() || '])', '\1 \1', 'g');
+    END IF;
+    RETURN to_tsvector('public.hub_text', v_text);
+END $$;
+
+-- Name: FUNCTION search_vector(p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_vector(p_text text) IS 'The words of a text, where languages without spaces are concerned each two letters of it.';
+
 -- Name: set_json_text(json, text[], text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.set_json_text(p_object json, p_path text[], p_text text) RETURNS json
@@ -2135,6 +2520,26 @@ END $$;
 
 COMMENT ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) IS 'W16: promotes the new owner, then moves owner_id. The old one stays a member at level owner. No row where the organisation is not the caller''s to see.';
 
+-- Name: unspaced_letters(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.unspaced_letters() RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN '฀-໿က-႟ក-៿⺀-⿟々-〇぀-㆏ㇰ-ㇿ㐀-䶿一-鿿가-힯豈-﫿𠀀-𿿿'::text;
+
+-- Name: FUNCTION unspaced_letters(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.unspaced_letters() IS 'For a bracket expression: the letters of languages that put no spaces between words, or not between all that readers look for: Thai, Lao, Burmese, Khmer, Chinese, Japanese, Korean.';
+
+-- Name: usage_number(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.usage_number(p_value jsonb) RETURNS numeric
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN ((jsonb_typeof(p_value) = 'number'::text) AND (((p_value)::numeric >= (0)::numeric) AND ((p_value)::numeric <= ('1000000000000'::bigint)::numeric))) THEN (p_value)::numeric ELSE (0)::numeric END;
+
+-- Name: FUNCTION usage_number(p_value jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.usage_number(p_value jsonb) IS 'A number of tokens, or an amount, as a client wrote it: 0 for what can be neither.';
+
 -- Name: verify_audit_chain(uuid); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) RETURNS record
@@ -2174,6 +2579,82 @@ $$;
 -- Name: FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) IS 'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added outside of the chain. With its reader''s rights.';
+
+-- Name: hub_english; Type: TEXT SEARCH DICTIONARY; Schema: public; Owner: -
+
+CREATE TEXT SEARCH DICTIONARY public.hub_english (
+    TEMPLATE = pg_catalog.snowball,
+    language = 'english' );
+
+-- Name: TEXT SEARCH DICTIONARY hub_english; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TEXT SEARCH DICTIONARY public.hub_english IS 'English stems without stop words: in code "if" and "this" are words like any other.';
+
+-- Name: hub_text; Type: TEXT SEARCH CONFIGURATION; Schema: public; Owner: -
+
+CREATE TEXT SEARCH CONFIGURATION public.hub_text (
+    PARSER = pg_catalog."default" );
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR asciiword WITH public.hub_english;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR word WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR numword WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR email WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR url WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR host WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR sfloat WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR version WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword_numpart WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword_part WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword_asciipart WITH public.hub_english;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR numhword WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR asciihword WITH public.hub_english;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR url_path WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR file WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR "float" WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR "int" WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR uint WITH simple;
+
+-- Name: TEXT SEARCH CONFIGURATION hub_text; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TEXT SEARCH CONFIGURATION public.hub_text IS 'Words of ASCII letters by their English stem, all others as they are, in lower case.';
 
 -- Name: account_status_transitions; Type: TABLE; Schema: public; Owner: -
 
@@ -2790,12 +3271,14 @@ COMMENT ON TABLE public.reserved_email_domains IS 'S03: addresses at these domai
 CREATE TABLE public.retention_policies (
     org_id uuid NOT NULL,
     audit_days integer,
+    session_days integer,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT retention_policies_audit_days_check CHECK (((audit_days >= 1) AND (audit_days <= 36500))),
-    CONSTRAINT retention_policies_metadata_check CHECK (public.is_metadata(metadata))
+    CONSTRAINT retention_policies_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT retention_policies_session_days_check CHECK (((session_days >= 1) AND (session_days <= 36500)))
 );
 
 ALTER TABLE ONLY public.retention_policies FORCE ROW LEVEL SECURITY;
@@ -2807,6 +3290,10 @@ COMMENT ON TABLE public.retention_policies IS 'W09: how long an organisation kee
 -- Name: COLUMN retention_policies.audit_days; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.retention_policies.audit_days IS 'Days that audit entries are kept; NULL for ever.';
+
+-- Name: COLUMN retention_policies.session_days; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.retention_policies.session_days IS 'Days that archived sessions are kept, from when they were archived; NULL for ever.';
 
 -- Name: COLUMN retention_policies.metadata; Type: COMMENT; Schema: public; Owner: -
 
@@ -2825,12 +3312,15 @@ CREATE TABLE public.roles (
     description text DEFAULT ''::text NOT NULL,
     prompt text DEFAULT ''::text NOT NULL,
     origin text DEFAULT 'api'::text NOT NULL,
+    file_set text,
     data jsonb DEFAULT '{}'::jsonb NOT NULL,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT roles_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT roles_file_set_check CHECK (((origin = 'file'::text) = (file_set IS NOT NULL))),
+    CONSTRAINT roles_file_set_length_check CHECK (((char_length(file_set) >= 1) AND (char_length(file_set) <= 200))),
     CONSTRAINT roles_id_version_check CHECK (public.is_uuidv7(id)),
     CONSTRAINT roles_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT roles_name_length_check CHECK (((octet_length(name) >= 1) AND (octet_length(name) <= 200))),
@@ -2851,6 +3341,10 @@ COMMENT ON COLUMN public.roles.prompt IS 'The system prompt.';
 
 COMMENT ON COLUMN public.roles.origin IS 'api: created by a caller; file: synced from role files; import: a name that an imported session used, until somebody defines it.';
 
+-- Name: COLUMN roles.file_set; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.roles.file_set IS 'C05: the set of role files that the role was synced from, usually one repository''s: a sync of a set removes what the set has no more, and touches no other set.';
+
 -- Name: COLUMN roles.data; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.roles.data IS 'W01: structured settings of the role (model, tools, permissions), typed in the contract.';
@@ -2870,6 +3364,42 @@ COMMENT ON CONSTRAINT roles_id_version_check ON public.roles IS 'C02';
 -- Name: CONSTRAINT roles_metadata_check ON roles; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT roles_metadata_check ON public.roles IS 'W01';
+
+-- Name: search_entries; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.search_entries (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    session_id uuid NOT NULL,
+    part_id uuid,
+    chunk integer DEFAULT 0 NOT NULL,
+    vector tsvector NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT search_entries_chunk_range_check CHECK (((chunk >= 0) AND (chunk <= 124))),
+    CONSTRAINT search_entries_id_version_check CHECK (public.is_uuidv7(id))
+);
+
+ALTER TABLE ONLY public.search_entries FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE search_entries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.search_entries IS 'What search looks through: one row for each title, and for each 8,000 characters of a part''s text, up to a million. Kept by triggers, in the transaction of what they index.';
+
+-- Name: COLUMN search_entries.part_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.search_entries.part_id IS 'NULL for the session''s title.';
+
+-- Name: COLUMN search_entries.vector; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.search_entries.vector IS 'See search_vector().';
+
+-- Name: COLUMN search_entries.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.search_entries.created_at IS 'When the part, or the session, was created.';
+
+-- Name: CONSTRAINT search_entries_id_version_check ON search_entries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT search_entries_id_version_check ON public.search_entries IS 'C02';
 
 -- Name: session_run_state_transitions; Type: TABLE; Schema: public; Owner: -
 
@@ -2914,6 +3444,7 @@ CREATE TABLE public.sessions (
     id uuid DEFAULT public.hub_uuidv7() NOT NULL,
     project_id uuid NOT NULL,
     parent_id uuid,
+    fork_of_id uuid,
     account_id uuid,
     role_name text,
     slug text NOT NULL,
@@ -2922,6 +3453,7 @@ CREATE TABLE public.sessions (
     run_state text DEFAULT 'idle'::text NOT NULL,
     last_activity_at timestamp with time zone DEFAULT now() NOT NULL,
     archived_at timestamp with time zone,
+    deleted_at timestamp with time zone,
     source text,
     source_id text,
     source_parent_id text,
@@ -2960,6 +3492,10 @@ COMMENT ON COLUMN public.sessions.project_id IS 'S13: immutable.';
 
 COMMENT ON COLUMN public.sessions.parent_id IS 'S11: a sub-agent is a child session. Set once: at creation, or when an imported session''s parent arrives.';
 
+-- Name: COLUMN sessions.fork_of_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.fork_of_id IS 'The session that this one was forked from: it began with a copy of its messages.';
+
 -- Name: COLUMN sessions.account_id; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.sessions.account_id IS 'C01: who the session belongs to. NULL once that account has left the organisation or is gone.';
@@ -2987,6 +3523,10 @@ COMMENT ON COLUMN public.sessions.last_activity_at IS 'X10: when a message or pa
 -- Name: COLUMN sessions.archived_at; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.sessions.archived_at IS 'When the session was put aside; NULL while it is in use.';
+
+-- Name: COLUMN sessions.deleted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.deleted_at IS 'When a long session was deleted: nobody sees it or writes to it since, and purge_deleted_sessions() takes its rows away in batches. Only delete_session() sets it.';
 
 -- Name: COLUMN sessions.source; Type: COMMENT; Schema: public; Owner: -
 
@@ -3249,6 +3789,20 @@ COMMENT ON CONSTRAINT roles_name_key ON public.roles IS 'C05: what sessions.role
 ALTER TABLE ONLY public.roles
     ADD CONSTRAINT roles_pkey PRIMARY KEY (org_id, id);
 
+-- Name: search_entries search_entries_part_id_chunk_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_part_id_chunk_key UNIQUE (org_id, part_id, chunk);
+
+-- Name: CONSTRAINT search_entries_part_id_chunk_key ON search_entries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT search_entries_part_id_chunk_key ON public.search_entries IS 'Also the index of search_entries_part_id_fkey (W03).';
+
+-- Name: search_entries search_entries_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_pkey PRIMARY KEY (org_id, id);
+
 -- Name: session_run_state_transitions session_run_state_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.session_run_state_transitions
@@ -3405,6 +3959,18 @@ COMMENT ON INDEX public.parts_type_session_id_idx IS 'S10: all tool parts of a s
 
 CREATE INDEX pending_events_writer_idx ON public.pending_events USING btree (writer);
 
+-- Name: roles_file_set_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX roles_file_set_idx ON public.roles USING btree (org_id, file_set) WHERE (file_set IS NOT NULL);
+
+-- Name: search_entries_session_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX search_entries_session_id_idx ON public.search_entries USING btree (org_id, session_id);
+
+-- Name: search_entries_vector_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX search_entries_vector_idx ON public.search_entries USING gin (org_id, vector);
+
 -- Name: session_run_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX session_run_state_transitions_to_state_idx ON public.session_run_state_transitions USING btree (to_state);
@@ -3412,6 +3978,26 @@ CREATE INDEX session_run_state_transitions_to_state_idx ON public.session_run_st
 -- Name: sessions_account_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX sessions_account_id_idx ON public.sessions USING btree (org_id, account_id, id);
+
+-- Name: sessions_archived_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_archived_idx ON public.sessions USING btree (org_id, archived_at) WHERE (archived_at IS NOT NULL);
+
+-- Name: INDEX sessions_archived_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.sessions_archived_idx IS 'W09: what retention asks for.';
+
+-- Name: sessions_deleted_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_deleted_idx ON public.sessions USING btree (org_id, deleted_at, id) WHERE (deleted_at IS NOT NULL);
+
+-- Name: INDEX sessions_deleted_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.sessions_deleted_idx IS 'What waits to be purged.';
+
+-- Name: sessions_fork_of_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_fork_of_id_idx ON public.sessions USING btree (org_id, fork_of_id, id);
 
 -- Name: sessions_orphans_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -3757,6 +4343,14 @@ CREATE TRIGGER parts_in_order AFTER INSERT ON public.parts REFERENCING NEW TABLE
 
 COMMENT ON TRIGGER parts_in_order ON public.parts IS 'C02';
 
+-- Name: parts parts_index_added; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_index_added AFTER INSERT ON public.parts REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION public.index_parts();
+
+-- Name: parts parts_index_changed; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_index_changed AFTER UPDATE ON public.parts REFERENCING OLD TABLE AS removed NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION public.index_parts();
+
 -- Name: parts parts_issue_id; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER parts_issue_id BEFORE INSERT ON public.parts FOR EACH ROW WHEN ((new.source_id IS NULL)) EXECUTE FUNCTION public.issue_session_row_id();
@@ -3829,6 +4423,14 @@ CREATE TRIGGER retention_policies_touch BEFORE UPDATE ON public.retention_polici
 
 CREATE CONSTRAINT TRIGGER roles_audit AFTER INSERT OR DELETE OR UPDATE ON public.roles DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('role', 'description', 'prompt');
 
+-- Name: roles roles_beyond_limits; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER roles_beyond_limits BEFORE DELETE OR UPDATE ON public.roles FOR EACH ROW WHEN ((public.current_project_ids() IS NOT NULL)) EXECUTE FUNCTION public.refuse_limited_key();
+
+-- Name: TRIGGER roles_beyond_limits ON roles; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER roles_beyond_limits ON public.roles IS 'C05: sessions of all projects follow a role''s name, and lose it with the role.';
+
 -- Name: roles roles_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER roles_identity_immutable BEFORE UPDATE ON public.roles FOR EACH ROW WHEN ((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A role''s organisation, id and creation time');
@@ -3848,6 +4450,14 @@ COMMENT ON TRIGGER sessions_activity ON public.sessions IS 'W22: an append moves
 -- Name: sessions sessions_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER sessions_identity_immutable BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.source IS DISTINCT FROM new.source)) OR (old.source_id IS DISTINCT FROM new.source_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A session''s organisation, id, source and creation time');
+
+-- Name: sessions sessions_index_new_title; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_index_new_title AFTER UPDATE ON public.sessions FOR EACH ROW WHEN ((old.title IS DISTINCT FROM new.title)) EXECUTE FUNCTION public.index_session_title();
+
+-- Name: sessions sessions_index_title; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_index_title AFTER INSERT ON public.sessions FOR EACH ROW WHEN ((new.title <> ''::text)) EXECUTE FUNCTION public.index_session_title();
 
 -- Name: sessions sessions_link_to_children; Type: TRIGGER; Schema: public; Owner: -
 
@@ -3899,7 +4509,7 @@ CREATE TRIGGER sessions_slug BEFORE INSERT ON public.sessions FOR EACH ROW WHEN 
 
 -- Name: sessions sessions_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.fork_of_id IS DISTINCT FROM new.fork_of_id)) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
 
 -- Name: accounts accounts_home_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -4028,6 +4638,16 @@ ALTER TABLE ONLY public.roles
 
 COMMENT ON CONSTRAINT roles_org_id_fkey ON public.roles IS 'W12. Indexed by roles_name_key (W03).';
 
+-- Name: search_entries search_entries_part_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_part_id_fkey FOREIGN KEY (org_id, part_id) REFERENCES public.parts(org_id, id) ON DELETE CASCADE;
+
+-- Name: search_entries search_entries_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_session_id_fkey FOREIGN KEY (org_id, session_id) REFERENCES public.sessions(org_id, id) ON DELETE CASCADE;
+
 -- Name: session_run_state_transitions session_run_state_transitions_from_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.session_run_state_transitions
@@ -4046,6 +4666,11 @@ ALTER TABLE ONLY public.sessions
 -- Name: CONSTRAINT sessions_account_id_fkey ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_account_id_fkey ON public.sessions IS 'C01: NULLable, so that SET NULL can do what it says. Through the membership, so that no other organisation''s account fits (X01).';
+
+-- Name: sessions sessions_fork_of_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.sessions
+    ADD CONSTRAINT sessions_fork_of_id_fkey FOREIGN KEY (org_id, fork_of_id) REFERENCES public.sessions(org_id, id) ON DELETE SET NULL (fork_of_id);
 
 -- Name: sessions sessions_parent_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -4242,6 +4867,16 @@ CREATE POLICY idempotency_keys_tenant ON public.idempotency_keys TO hub_app USIN
 
 ALTER TABLE public.messages ENABLE ROW LEVEL SECURITY;
 
+-- Name: messages messages_counting; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_counting ON public.messages FOR SELECT TO hub_system USING (true);
+
+-- Name: messages messages_deleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_deleted ON public.messages FOR DELETE TO hub_system USING ((EXISTS ( SELECT
+   FROM public.sessions s
+  WHERE (((s.org_id = messages.org_id) AND (s.id = messages.session_id)) AND (s.deleted_at IS NOT NULL)))));
+
 -- Name: messages messages_limited; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY messages_limited ON public.messages AS RESTRICTIVE TO hub_app USING (
@@ -4263,6 +4898,10 @@ CREATE POLICY messages_recording ON public.messages FOR SELECT TO hub_system USI
 -- Name: messages messages_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY messages_tenant ON public.messages TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: messages messages_undeleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_undeleted ON public.messages AS RESTRICTIVE TO hub_app USING ((session_id <> ALL (( SELECT public.deleted_session_ids() AS deleted_session_ids)::uuid[])));
 
 -- Name: organization_members; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -4332,7 +4971,17 @@ ALTER TABLE public.parts ENABLE ROW LEVEL SECURITY;
 
 -- Name: parts parts_bookkeeping; Type: POLICY; Schema: public; Owner: -
 
-CREATE POLICY parts_bookkeeping ON public.parts TO hub_system USING (true);
+CREATE POLICY parts_bookkeeping ON public.parts FOR UPDATE TO hub_system USING (true);
+
+-- Name: parts parts_counting; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_counting ON public.parts FOR SELECT TO hub_system USING (true);
+
+-- Name: parts parts_deleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_deleted ON public.parts FOR DELETE TO hub_system USING ((EXISTS ( SELECT
+   FROM public.sessions s
+  WHERE (((s.org_id = parts.org_id) AND (s.id = parts.session_id)) AND (s.deleted_at IS NOT NULL)))));
 
 -- Name: parts parts_limited; Type: POLICY; Schema: public; Owner: -
 
@@ -4351,6 +5000,10 @@ CREATE POLICY parts_purge ON public.parts TO hub_system USING (public.is_deleted
 -- Name: parts parts_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY parts_tenant ON public.parts TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: parts parts_undeleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_undeleted ON public.parts AS RESTRICTIVE TO hub_app USING ((session_id <> ALL (( SELECT public.deleted_session_ids() AS deleted_session_ids)::uuid[])));
 
 -- Name: pending_events; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -4420,6 +5073,32 @@ CREATE POLICY roles_purge ON public.roles TO hub_system USING (public.is_deleted
 
 CREATE POLICY roles_tenant ON public.roles TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: search_entries; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.search_entries ENABLE ROW LEVEL SECURITY;
+
+-- Name: search_entries search_entries_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_limited ON public.search_entries AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (EXISTS ( SELECT
+       FROM public.sessions s
+      WHERE ((s.org_id = search_entries.org_id) AND (s.id = search_entries.session_id))))
+END);
+
+-- Name: search_entries search_entries_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_purge ON public.search_entries TO hub_system USING (public.is_deleted_organization(org_id));
+
+-- Name: search_entries search_entries_search; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_search ON public.search_entries TO hub_search USING (true);
+
+-- Name: search_entries search_entries_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_tenant ON public.search_entries TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: sessions; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.sessions ENABLE ROW LEVEL SECURITY;
@@ -4440,9 +5119,17 @@ CASE
     ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
 END);
 
+-- Name: sessions sessions_search; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY sessions_search ON public.sessions FOR SELECT TO hub_search USING (true);
+
 -- Name: sessions sessions_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY sessions_tenant ON public.sessions TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: sessions sessions_undeleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY sessions_undeleted ON public.sessions AS RESTRICTIVE TO hub_app USING ((deleted_at IS NULL));
 
 -- Name: SCHEMA public; Type: ACL; Schema: -; Owner: -
 
@@ -4525,6 +5212,16 @@ GRANT ALL ON FUNCTION public.create_organization(p_slug text, p_name text, p_own
 
 REVOKE ALL ON FUNCTION public.delete_part_deltas() FROM PUBLIC;
 
+-- Name: FUNCTION delete_session(p_id uuid, p_descendants boolean); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) TO hub_app;
+
+-- Name: FUNCTION deleted_session_ids(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.deleted_session_ids() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.deleted_session_ids() TO hub_app;
+
 -- Name: TABLE event_heads; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.event_heads TO hub_app;
@@ -4535,10 +5232,23 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.event_heads TO hub_system;
 REVOKE ALL ON FUNCTION public.event_positions(p_org_ids uuid[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.event_positions(p_org_ids uuid[]) TO hub_app;
 
+-- Name: FUNCTION expire_sessions(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.expire_sessions(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.expire_sessions(p_rows integer) TO hub_app;
+
 -- Name: FUNCTION fold_part_deltas(p_rows integer); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.fold_part_deltas(p_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.fold_part_deltas(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION index_parts(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.index_parts() FROM PUBLIC;
+
+-- Name: FUNCTION index_session_title(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.index_session_title() FROM PUBLIC;
 
 -- Name: TABLE event_sequencers; Type: ACL; Schema: public; Owner: -
 
@@ -4566,6 +5276,16 @@ GRANT ALL ON FUNCTION public.number_events(p_holder uuid, p_rows integer) TO hub
 
 REVOKE ALL ON FUNCTION public.purge_audit_logs(p_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.purge_audit_logs(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION purge_deleted_sessions(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_deleted_sessions(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_deleted_sessions(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION purge_deleted_source(p_source text, p_source_id text); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) TO hub_app;
 
 -- Name: FUNCTION purge_events(p_rows integer); Type: ACL; Schema: public; Owner: -
 
@@ -4662,6 +5382,11 @@ GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.accounts TO hub_app;
 
 REVOKE ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) TO hub_app;
+
+-- Name: FUNCTION search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) TO hub_app;
 
 -- Name: FUNCTION transfer_organization(p_org_id uuid, p_account_id uuid); Type: ACL; Schema: public; Owner: -
 
@@ -5021,6 +5746,10 @@ GRANT SELECT,INSERT,DELETE ON TABLE public.retention_policies TO hub_system;
 
 GRANT UPDATE(audit_days) ON TABLE public.retention_policies TO hub_app;
 
+-- Name: COLUMN retention_policies.session_days; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(session_days) ON TABLE public.retention_policies TO hub_app;
+
 -- Name: COLUMN retention_policies.metadata; Type: ACL; Schema: public; Owner: -
 
 GRANT UPDATE(metadata) ON TABLE public.retention_policies TO hub_app;
@@ -5054,6 +5783,10 @@ GRANT INSERT(prompt) ON TABLE public.roles TO hub_app;
 
 GRANT INSERT(origin) ON TABLE public.roles TO hub_app;
 
+-- Name: COLUMN roles.file_set; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(file_set) ON TABLE public.roles TO hub_app;
+
 -- Name: COLUMN roles.data; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(data) ON TABLE public.roles TO hub_app;
@@ -5061,6 +5794,12 @@ GRANT INSERT(data) ON TABLE public.roles TO hub_app;
 -- Name: COLUMN roles.metadata; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(metadata) ON TABLE public.roles TO hub_app;
+
+-- Name: TABLE search_entries; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.search_entries TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.search_entries TO hub_search;
+GRANT SELECT,DELETE ON TABLE public.search_entries TO hub_system;
 
 -- Name: TABLE session_run_state_transitions; Type: ACL; Schema: public; Owner: -
 
@@ -5079,6 +5818,7 @@ GRANT SELECT ON TABLE public.session_versions TO hub_app;
 GRANT SELECT,DELETE ON TABLE public.sessions TO hub_app;
 GRANT SELECT,DELETE ON TABLE public.sessions TO hub_system;
 GRANT SELECT ON TABLE public.sessions TO hub_auth;
+GRANT SELECT ON TABLE public.sessions TO hub_search;
 
 -- Name: COLUMN sessions.org_id; Type: ACL; Schema: public; Owner: -
 
@@ -5095,6 +5835,12 @@ GRANT INSERT(project_id),UPDATE(project_id) ON TABLE public.sessions TO hub_app;
 -- Name: COLUMN sessions.parent_id; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(parent_id),UPDATE(parent_id) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(parent_id) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.fork_of_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(fork_of_id) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(fork_of_id) ON TABLE public.sessions TO hub_system;
 
 -- Name: COLUMN sessions.account_id; Type: ACL; Schema: public; Owner: -
 
@@ -5107,6 +5853,7 @@ GRANT INSERT(role_name),UPDATE(role_name) ON TABLE public.sessions TO hub_app;
 -- Name: COLUMN sessions.slug; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(slug),UPDATE(slug) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(slug) ON TABLE public.sessions TO hub_system;
 
 -- Name: COLUMN sessions.title; Type: ACL; Schema: public; Owner: -
 
@@ -5128,6 +5875,10 @@ GRANT UPDATE(last_activity_at) ON TABLE public.sessions TO hub_system;
 -- Name: COLUMN sessions.archived_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(archived_at),UPDATE(archived_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.deleted_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(deleted_at) ON TABLE public.sessions TO hub_system;
 
 -- Name: COLUMN sessions.source; Type: ACL; Schema: public; Owner: -
 

@@ -42,6 +42,8 @@ const (
 	importPart    = "INSERT INTO parts (org_id, id, session_id, message_id, type, source, source_id, source_position) VALUES (%s, 'text', 'test', 'x', 0)"
 )
 
+const deletedSession = "UPDATE sessions SET deleted_at = now() WHERE id = @imported"
+
 var (
 	notSources = []string{"''", "'X'", "'1x'", "'-x'", "'a_b'", "'a b'", "'ä'", "E'a\\n'", "repeat('a', 41)"}
 	sources    = []string{"'x'", "'opencode'", "'a-1'", "repeat('a', 40)"}
@@ -61,7 +63,11 @@ var sessionsRules = []ruleCase{
 	{rule: "roles_id_version_check", sql: "INSERT INTO roles (org_id, id, name) VALUES (@org, ??, 'x')", bad: notUUIDv7, good: uuidv7},
 	{rule: "roles_name_key", sql: "INSERT INTO roles (org_id, name) VALUES (@org, ??)", bad: []string{"'builder'"}, good: []string{"'Builder'", "'reviewer'"}},
 	{rule: "roles_name_length_check", sql: "INSERT INTO roles (org_id, name) VALUES (@org, ??)", bad: []string{"''", "repeat('ä', 101)"}, good: []string{"'x'", "repeat('ä', 100)"}},
-	{rule: "roles_origin_check", sql: "UPDATE roles SET origin = ?? WHERE id = @role", bad: []string{"''", "'database'"}, good: []string{"'api'", "'file'", "'import'"}},
+	{rule: "roles_origin_check", sql: "UPDATE roles SET origin = ?? WHERE id = @role", bad: []string{"''", "'database'"}, good: []string{"'api'", "'file', file_set = 'x'", "'import'"}},
+	{rule: "roles_file_set_check", sql: "INSERT INTO roles (org_id, name, origin, file_set) VALUES (@org, 'x', ??)", bad: []string{"'api', 'x'", "'import', 'x'", "'file', NULL"}, good: []string{"'file', 'x'", "'api', NULL"}},
+	{rule: "roles_file_set_length_check", sql: "INSERT INTO roles (org_id, name, origin, file_set) VALUES (@org, 'x', 'file', ??)", bad: []string{"''", "repeat('ä', 201)"}, good: []string{"'x'", "repeat('ä', 200)"}},
+	{rule: "roles_beyond_limits", state: "42501", sql: "SELECT set_config('hub.project_ids', ??, true); UPDATE roles SET prompt = 'x' WHERE id = @role", bad: []string{"'{' || @project || '}'", "'{}'"}, good: []string{"''"}},
+	{rule: "roles_beyond_limits", state: "42501", sql: "SELECT set_config('hub.project_ids', ??, true); DELETE FROM roles WHERE id = @role", bad: []string{"'{' || @project || '}'"}, good: []string{"''"}},
 	{rule: "roles_data_object_check", sql: "UPDATE roles SET data = ?? WHERE id = @role", bad: notObjects, good: objects},
 	{rule: "roles_metadata_check", sql: "UPDATE roles SET metadata = ?? WHERE id = @role", bad: notMetadata, good: metadata},
 	{
@@ -97,6 +103,8 @@ var sessionsRules = []ruleCase{
 	{rule: "sessions_project_id_fkey_in_use", sql: "DELETE FROM projects WHERE id = ??", bad: []string{"@project"}, good: []string{"@empty_project"}},
 	{rule: "sessions_parent_id_fkey", sql: fmt.Sprintf(newSession, "parent_id"), bad: []string{"@new", "@other_session"}, good: []string{"@session", "@child", "NULL"}},
 	{rule: "sessions_parent_id_fkey", before: limitedToAnotherProject, sql: "INSERT INTO sessions (org_id, project_id, parent_id) VALUES (@org, @empty_project, ??)", bad: []string{"@session", "@high"}, good: []string{"@new", "NULL"}},
+	{rule: "sessions_parent_id_fkey", before: deletedSession, hub: true, sql: fmt.Sprintf(newSession, "parent_id"), bad: []string{"@imported"}, good: []string{"@session"}},
+	{rule: "sessions_fork_of_id_fkey", sql: fmt.Sprintf(newSession, "fork_of_id"), bad: []string{"@new", "@other_session"}, good: []string{"@session", "NULL"}},
 	{rule: "sessions_account_id_fkey", sql: fmt.Sprintf(newSession, "account_id"), bad: []string{"@new", "@nobody", "@other_owner"}, good: []string{"@owner", "@member", "NULL"}},
 	{rule: "sessions_role_name_fkey", sql: fmt.Sprintf(newSession, "role_name"), bad: []string{"'nobody'", "'reviewer'", "'Builder'", "''"}, good: []string{"'builder'", "NULL"}},
 	{rule: "sessions_role_name_fkey", sql: "UPDATE sessions SET role_name = ?? WHERE id = @session", bad: []string{"'nobody'", "'reviewer'"}, good: []string{"'unused'", "NULL"}},
@@ -322,6 +330,7 @@ var sessionsDeletes = []deleteCase{
 	{fk: "sessions_role_name_fkey", delete: "UPDATE roles SET name = 'maker' WHERE name = 'builder'", gone: "SELECT role_name = 'maker' FROM sessions WHERE id = @session"},
 	// C14
 	{fk: "sessions_parent_id_fkey", delete: "DELETE FROM sessions WHERE id = @session", gone: "SELECT parent_id IS NULL FROM sessions WHERE id = @child"},
+	{fk: "sessions_fork_of_id_fkey", before: "UPDATE sessions SET fork_of_id = @session WHERE id = @imported", delete: "DELETE FROM sessions WHERE id = @session", gone: "SELECT fork_of_id IS NULL FROM sessions WHERE id = @imported"},
 	{fk: "messages_session_id_fkey", delete: "DELETE FROM sessions WHERE id = @session", gone: "SELECT NOT EXISTS (SELECT FROM messages WHERE session_id = @session)"},
 	{fk: "parts_message_id_fkey", delete: "DELETE FROM sessions WHERE id = @session", gone: "SELECT NOT EXISTS (SELECT FROM parts WHERE session_id = @session)"},
 	{fk: "parts_message_id_fkey", delete: "DELETE FROM messages WHERE id = @message", gone: "SELECT NOT EXISTS (SELECT FROM parts WHERE message_id = @message)"},
@@ -360,6 +369,52 @@ func TestC14_RequestsDeleteTheSame(t *testing.T) {
 	}
 	// An orphan may be adopted again.
 	exec(t, w.app, "UPDATE sessions SET parent_id = @imported WHERE id = @child")
+}
+
+// A session that is marked as deleted is nobody's any more, with all that hangs below it, though its rows are still there.
+func TestDeletedSessionsAreInvisible(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const rows = "SELECT (SELECT count(*) FROM sessions WHERE id = @session) || ' ' || (SELECT count(*) FROM messages WHERE session_id = @session) || ' ' || (SELECT count(*) FROM parts WHERE session_id = @session)"
+	exec(t, w.app, "INSERT INTO parts (org_id, session_id, message_id, type) SELECT @org, @session, @message, 'text' FROM generate_series(1, 1001)")
+	other := w.connect(t, "other_org", "other_owner")
+	if got := get[int](t, other, "SELECT delete_session(@session, true)"); got != 0 {
+		t.Errorf("another organisation deleted %d sessions", got)
+	}
+	if got := get[string](t, w.app, rows); got != "1 2 1002" {
+		t.Error(got)
+	}
+	if got := get[int](t, w.app, "SELECT delete_session(@session, false)"); got != 1 {
+		t.Errorf("%d sessions were deleted", got)
+	}
+	if got := get[string](t, w.app, rows); got != "0 0 0" {
+		t.Errorf("hub_app sees %s", got)
+	}
+	if got := get[string](t, w.hub, rows); got != "1 2 1002" {
+		t.Errorf("there are %s", got)
+	}
+	for _, sql := range []string{
+		"INSERT INTO messages (org_id, session_id, role) VALUES (@org, @session, 'user')",
+		"INSERT INTO parts (org_id, session_id, message_id, type) VALUES (@org, @session, @message, 'text')",
+		"UPDATE sessions SET deleted_at = now() WHERE id = @child", "UPDATE sessions SET last_message_id = last_message_id WHERE id = @child",
+	} {
+		_, err := attempt(t, w.app, "", sql)
+		refuses(t, err, "42501", "")
+		if _, err := attempt(t, w.app, "", strings.NewReplacer("@session", "@child", "@message", "@child_message", "deleted_at = now()", "title = 'x'", "last_message_id = last_message_id", "title = 'x'").Replace(sql)); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := get[int](t, w.app, "WITH u AS (UPDATE parts SET type = 'x' WHERE session_id = @session RETURNING 1) SELECT count(*)::int FROM u"); got != 0 {
+		t.Errorf("%d parts were changed", got)
+	}
+	for _, want := range []int{1000, 4 + 1, 0} { // the rest of the parts, the messages and the session
+		if got := get[int](t, w.app, "SELECT purge_deleted_sessions(1000)"); got != want {
+			t.Errorf("%d rows were purged, want %d", got, want)
+		}
+	}
+	if got := get[string](t, w.hub, rows); got != "0 0 0" {
+		t.Errorf("there are %s", got)
+	}
 }
 
 // Ids follow the order of writing (C02) -------------------------------------------------------------------------------

@@ -61,6 +61,11 @@ var attacks = []struct {
 	{query: "ImportParts", args: []string{"message_ids", "ARRAY[@message, @message]::uuid[]", "ids", "ARRAY[@new, '" + anotherNew + "']::uuid[]", "source_ids", "'{p8,p9}'"}},
 	{query: "DeletePartsMissingFromImport", args: []string{"session_id", "@imported", "message_ids", "ARRAY[@high]::uuid[]", "source_ids", "'{}'"}},
 	{query: "DeleteMessagesMissingFromImport", args: []string{"session_id", "@imported", "source_ids", "'{}'"}},
+	{query: "CreateRole"}, {query: "GetRole", args: []string{"id", "@role"}}, {query: "ListRoles", args: []string{"name", "NULL"}}, {query: "ListRoles", args: []string{"name", "'builder'"}}, {query: "UpdateRole", args: []string{"id", "@role", "prompt", "'x'"}},
+	{query: "DeleteRole", args: []string{"id", "@role"}}, {query: "SyncRoles"}, {query: "SyncRoles", args: []string{"names", "'{builder}'"}},
+	{query: "ListChildSessions"}, {query: "GetSessionUsage"}, {query: "ArchiveSession"}, {query: "ForkSession"}, {query: "CopyMessages"}, {query: "ListSessionTreeForExport"}, {query: "PurgeDeletedSource"},
+	{query: "DeleteMessage"}, {query: "ListParts", args: []string{"type", "'text'"}}, {query: "SearchSessions", args: []string{"query", "'canary'"}},
+	{query: "PurgeDeletedSessions"}, {query: "ExpireSessions"},
 	{query: "ListImportedIDs"}, {query: "ListMessageIDsForExport"}, {query: "ListMessagesForExport"},
 }
 
@@ -71,6 +76,9 @@ var upkeep = map[string]string{
 	"PurgeOrganizations":   "removes what its organisation has marked as deleted",
 	"PurgeAuditLogs":       "removes what its organisation does not keep any more",
 	"PurgeIdempotencyKeys": "removes what is older than a day",
+	"PurgeDeletedSessions": "removes what is left of deleted sessions",
+	"ExpireSessions":       "deletes archived sessions that their organisation does not keep any more",
+	"PurgeDeletedSource":   "removes what is left of a deleted session of one's own",
 	"RecordKeyUses":        "notes when keys were used, which is no revision and changes nothing else",
 }
 
@@ -130,6 +138,7 @@ func newTarget(t *testing.T) *world {
 		UPDATE parts SET data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE idempotency_keys SET body = 'canary', headers = '{"a": "canary"}';
 		UPDATE retention_policies SET metadata = '{"_a": {"a": "canary"}}';
+		INSERT INTO search_entries (org_id, session_id, vector) SELECT org_id, id, search_vector('canary') FROM sessions;
 		SET session_replication_role = origin`)
 	return w
 }

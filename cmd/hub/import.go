@@ -33,42 +33,21 @@ func importOpencodeCommand() *cobra.Command {
 		Short: "Import session exports of opencode",
 		Long: `Import session exports of opencode ("opencode export SESSION > FILE") into a running hub.
 
-A directory stands for the .json files in it, - for standard input. Each file is imported whole or not at all; the same file
+A directory stands for the .json and .zip files in it, - for standard input. A .zip is an archive of exports, such as the hub's own of a
+session with all its descendants (GET /v1/sessions/{sessionId}/export/tree). Each file is imported whole or not at all; the same file
 again changes nothing; a later export of a session updates it. Parents and children find each other in any order.`,
 		Example: "  hub import opencode --project shop-api ~/exports/*.json\n  opencode export ses_... | hub import opencode -",
 		Args:    cobra.MinimumNArgs(1),
 	}
-	dataDir := dataDirFlag(cmd)
-	url := cmd.Flags().String("url", fromEnv("http://127.0.0.1:8080", "HUB_URL"), "the hub (HUB_URL)")
-	key := cmd.Flags().String("key", "", "API key (HUB_API_KEY; default: admin-key in the data directory)")
+	connect := hubFlags(cmd)
 	project := cmd.Flags().String("project", "default", "slug of the project that new sessions go to; made if there is none")
 	quiet := cmd.Flags().BoolP("quiet", "q", false, "no progress bar; only the summary and what failed")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if *key == "" {
-			*key = os.Getenv("HUB_API_KEY")
-		}
-		if *key == "" {
-			dir, _, err := dataDir()
-			if err != nil {
-				return err
-			}
-			text, err := os.ReadFile(filepath.Join(dir, "admin-key"))
-			if errors.Is(err, os.ErrNotExist) { // a hub that uses DATABASE_URL stays in .hub, wherever that is
-				text, err = os.ReadFile(filepath.Join(".hub", "admin-key"))
-			}
-			if err != nil {
-				return fmt.Errorf("no API key: give --key or HUB_API_KEY (%w)", err)
-			}
-			*key = strings.TrimSpace(string(text))
-		}
 		files, err := expand(args)
 		if err != nil {
 			return err
 		}
-		hub, err := client.NewClientWithResponses(*url, client.WithRequestEditorFn(func(_ context.Context, r *http.Request) error {
-			r.Header.Set("Authorization", "Bearer "+*key)
-			return nil
-		}))
+		hub, err := connect()
 		if err != nil {
 			return err
 		}
@@ -79,6 +58,36 @@ again changes nothing; a later export of a session updates it. Parents and child
 		return importFiles(cmd, hub, projectID, files, *quiet)
 	}
 	return cmd
+}
+
+// hubFlags adds the flags that say which hub a command talks to, and returns what connects to it.
+func hubFlags(cmd *cobra.Command) func() (*client.ClientWithResponses, error) {
+	dataDir := dataDirFlag(cmd)
+	url := cmd.Flags().String("url", fromEnv("http://127.0.0.1:8080", "HUB_URL"), "the hub (HUB_URL)")
+	key := cmd.Flags().String("key", "", "API key (HUB_API_KEY; default: admin-key in the data directory)")
+	return func() (*client.ClientWithResponses, error) {
+		if *key == "" {
+			*key = os.Getenv("HUB_API_KEY")
+		}
+		if *key == "" {
+			dir, _, err := dataDir()
+			if err != nil {
+				return nil, err
+			}
+			text, err := os.ReadFile(filepath.Join(dir, "admin-key"))
+			if errors.Is(err, os.ErrNotExist) { // a hub that uses DATABASE_URL stays in .hub, wherever that is
+				text, err = os.ReadFile(filepath.Join(".hub", "admin-key"))
+			}
+			if err != nil {
+				return nil, fmt.Errorf("no API key: give --key or HUB_API_KEY (%w)", err)
+			}
+			*key = strings.TrimSpace(string(text))
+		}
+		return client.NewClientWithResponses(*url, client.WithRequestEditorFn(func(_ context.Context, r *http.Request) error {
+			r.Header.Set("Authorization", "Bearer "+*key)
+			return nil
+		}))
+	}
 }
 
 // expand lists the files that the arguments stand for, in the order given, a directory's by name.
@@ -92,12 +101,16 @@ func expand(args []string) ([]string, error) {
 		case err != nil:
 			return nil, err
 		case info.IsDir():
-			found, err := fs.Glob(os.DirFS(arg), "*.json")
-			if err != nil {
-				return nil, err
+			var found []string
+			for _, pattern := range []string{"*.json", "*.zip"} {
+				matches, err := fs.Glob(os.DirFS(arg), pattern)
+				if err != nil {
+					return nil, err
+				}
+				found = append(found, matches...)
 			}
 			if len(found) == 0 {
-				return nil, fmt.Errorf("%s: no .json files in this directory", arg)
+				return nil, fmt.Errorf("%s: no .json or .zip files in this directory", arg)
 			}
 			sort.Strings(found)
 			for _, name := range found {
@@ -160,16 +173,18 @@ func importFiles(cmd *cobra.Command, hub *client.ClientWithResponses, project uu
 			return cmd.Context().Err()
 		}
 		bar.Describe(fmt.Sprintf("%d/%d %s", i+1, len(files), filepath.Base(file)))
-		result, err := importFile(cmd.Context(), hub, project, file, bar)
+		results, err := importFile(cmd.Context(), hub, project, file, bar)
 		if err != nil {
 			_ = bar.Clear()
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", file, err)
 			sum.failed = append(sum.failed, err)
 			continue
 		}
-		sum.files[result.Result]++
-		add(&sum.messages, result.Messages)
-		add(&sum.parts, result.Parts)
+		for _, result := range results {
+			sum.files[result.Result]++
+			add(&sum.messages, result.Messages)
+			add(&sum.parts, result.Parts)
+		}
 	}
 	_ = bar.Finish()
 	sum.print(cmd.OutOrStdout())
@@ -179,27 +194,42 @@ func importFiles(cmd *cobra.Command, hub *client.ClientWithResponses, project uu
 	return nil
 }
 
-func importFile(ctx context.Context, hub *client.ClientWithResponses, project uuid.UUID, file string, bar *progressbar.ProgressBar) (client.SessionImport, error) {
+// importFile sends one session, or all of an archive.
+func importFile(ctx context.Context, hub *client.ClientWithResponses, project uuid.UUID, file string, bar *progressbar.ProgressBar) ([]client.SessionImport, error) {
 	in := os.Stdin
 	if file != "-" {
 		opened, err := os.Open(file)
 		if err != nil {
-			return client.SessionImport{}, err
+			return nil, err
 		}
 		defer opened.Close()
 		in = opened
 	}
 	body := struct{ io.Reader }{io.TeeReader(in, bar)} // hides Close: the client would close standard input
+	if strings.EqualFold(filepath.Ext(file), ".zip") {
+		answer, err := hub.ImportSessionTreeWithBodyWithResponse(ctx, &client.ImportSessionTreeParams{ProjectId: project}, "application/zip", body)
+		if err != nil {
+			return nil, err
+		}
+		if answer.JSON200 == nil {
+			return nil, refusal(answer.Body, answer.Status())
+		}
+		var results []client.SessionImport
+		for _, item := range answer.JSON200.Items {
+			results = append(results, item.Session)
+		}
+		return results, nil
+	}
 	answer, err := hub.ImportSessionWithBodyWithResponse(ctx, &client.ImportSessionParams{ProjectId: project}, "application/json", body)
 	switch {
 	case err != nil:
-		return client.SessionImport{}, err
+		return nil, err
 	case answer.JSON201 != nil:
-		return *answer.JSON201, nil
+		return []client.SessionImport{*answer.JSON201}, nil
 	case answer.JSON200 != nil:
-		return *answer.JSON200, nil
+		return []client.SessionImport{*answer.JSON200}, nil
 	default:
-		return client.SessionImport{}, refusal(answer.Body, answer.Status())
+		return nil, refusal(answer.Body, answer.Status())
 	}
 }
 

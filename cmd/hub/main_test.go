@@ -487,6 +487,19 @@ func TestImportCommand(t *testing.T) {
 	if err == nil || !strings.Contains(out, "/info/id") || !strings.Contains(out, "1 of 2 files were refused") || !strings.Contains(out, "1 unchanged") {
 		t.Errorf("a broken file beside a good one: %v:\n%s", err, out)
 	}
+	var found struct {
+		Items []struct{ ID string }
+	}
+	if err := json.Unmarshal(p.must(t, 200, "GET", "/v1/sessions?sourceId=ses_df7518d9dffes01I9g0964mq3k", ""), &found); err != nil || len(found.Items) != 1 {
+		t.Fatalf("%v %+v", err, found)
+	}
+	archive := filepath.Join(t.TempDir(), "tree.zip")
+	if err := os.WriteFile(archive, p.must(t, 200, "GET", "/v1/sessions/"+found.Items[0].ID+"/export/tree", ""), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run("--project", "shop-api", archive); err != nil || !strings.Contains(out, "sessions  0 created, 0 updated, 4 unchanged") {
+		t.Errorf("an archive: %v:\n%s", err, out)
+	}
 	cmd := hubCommand(t, []string{"HUB_API_KEY=" + p.key, "HUB_URL=" + p.url}, "import", "opencode", "--project", "other", "-")
 	cmd.Stdin = bytes.NewReader(bigExport("ses_stdin", 3))
 	if text, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(text), "sessions  1 created") {
@@ -501,7 +514,7 @@ func TestMigrateCommand(t *testing.T) {
 	t.Parallel()
 	env := []string{"DATABASE_URL=" + pgtest.Empty(t)}
 	for _, step := range []struct{ args, want string }{
-		{"version", "at version 0"}, {"up", "at version 6"}, {"down 1", "at version 5"}, {"up", "at version 6"}, {"force 6", "at version 6"},
+		{"version", "at version 0"}, {"up", "at version 7"}, {"down 1", "at version 6"}, {"up", "at version 7"}, {"force 7", "at version 7"},
 	} {
 		out, err := hubCommand(t, env, append([]string{"migrate"}, strings.Fields(step.args)...)...).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), step.want) {

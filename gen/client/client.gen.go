@@ -344,6 +344,27 @@ func (e RetryPartType) Valid() bool {
 	}
 }
 
+// Defines values for RoleOrigin.
+const (
+	RoleOriginApi    RoleOrigin = "api"
+	RoleOriginFile   RoleOrigin = "file"
+	RoleOriginImport RoleOrigin = "import"
+)
+
+// Valid indicates whether the value is a known member of the RoleOrigin enum.
+func (e RoleOrigin) Valid() bool {
+	switch e {
+	case RoleOriginApi:
+		return true
+	case RoleOriginFile:
+		return true
+	case RoleOriginImport:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for RunState.
 const (
 	RunStateEnded   RunState = "ended"
@@ -889,6 +910,21 @@ type AuditVerification struct {
 	Intact       bool  `json:"intact"`
 }
 
+// ChildSession defines model for ChildSession.
+type ChildSession struct {
+	// Depth 1 for a child, 2 for a child's child and so on.
+	Depth   int32   `json:"depth"`
+	Session Session `json:"session"`
+}
+
+// ChildSessionPage defines model for ChildSessionPage.
+type ChildSessionPage struct {
+	Items []ChildSession `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
 // CompactionPart defines model for CompactionPart.
 type CompactionPart struct {
 	Data CompactionPartData `json:"data"`
@@ -903,6 +939,12 @@ type CompactionPartData struct {
 	Auto        bool    `json:"auto"`
 	Overflow    *bool   `json:"overflow,omitempty"`
 	TailStartId *string `json:"tail_start_id,omitempty"`
+}
+
+// DayUsage defines model for DayUsage.
+type DayUsage struct {
+	Day   openapi_types.Date `json:"day"`
+	Usage Usage              `json:"usage"`
 }
 
 // DeactivatedAccount defines model for DeactivatedAccount.
@@ -1173,6 +1215,16 @@ type MessageRole string
 
 // Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 type Metadata = json.RawMessage
+
+// ModelUsage defines model for ModelUsage.
+type ModelUsage struct {
+	// ModelId Empty where the messages name none.
+	ModelId string `json:"modelId"`
+
+	// ProviderId Empty where the messages name none.
+	ProviderId string `json:"providerId"`
+	Usage      Usage  `json:"usage"`
+}
 
 // NewOtherPart defines model for NewOtherPart.
 type NewOtherPart struct {
@@ -1487,9 +1539,12 @@ type RetentionPolicy struct {
 	CreatedAt time.Time `json:"createdAt"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
-	Metadata  Metadata  `json:"metadata"`
-	Revision  int32     `json:"revision"`
-	UpdatedAt time.Time `json:"updatedAt"`
+	Metadata Metadata `json:"metadata"`
+	Revision int32    `json:"revision"`
+
+	// SessionDays Days that archived sessions are kept, from when they were archived; null for ever.
+	SessionDays *int32    `json:"sessionDays"`
+	UpdatedAt   time.Time `json:"updatedAt"`
 }
 
 // RetentionPolicyUpdate defines model for RetentionPolicyUpdate.
@@ -1497,7 +1552,8 @@ type RetentionPolicyUpdate struct {
 	AuditDays nullable.Nullable[int32] `json:"auditDays,omitempty"`
 
 	// Metadata Any JSON object. It comes back with the values that were given.
-	Metadata *JSONObject `json:"metadata,omitempty"`
+	Metadata    *JSONObject              `json:"metadata,omitempty"`
+	SessionDays nullable.Nullable[int32] `json:"sessionDays,omitempty"`
 }
 
 // RetryPart defines model for RetryPart.
@@ -1520,12 +1576,110 @@ type RetryPartData struct {
 	} `json:"time"`
 }
 
+// Role What an agent is told to be in a session.
+type Role struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Data Any JSON object. It comes back with the values that were given.
+	Data        JSONObject `json:"data"`
+	Description string     `json:"description"`
+
+	// FileSet The set of files that it was synced from.
+	FileSet *string            `json:"fileSet"`
+	Id      openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Origin api: created by a caller. file: synced from role files. import: a name that an imported session used, until somebody defines it.
+	Origin RoleOrigin `json:"origin"`
+
+	// Prompt The system prompt.
+	Prompt    string    `json:"prompt"`
+	Revision  int32     `json:"revision"`
+	UpdatedAt time.Time `json:"updatedAt"`
+}
+
+// RoleCreate defines model for RoleCreate.
+type RoleCreate struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data        *JSONObject `json:"data,omitempty"`
+	Description *string     `json:"description,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+	Name     string    `json:"name"`
+	Prompt   *string   `json:"prompt,omitempty"`
+}
+
+// RoleFile defines model for RoleFile.
+type RoleFile struct {
+	Content string `json:"content"`
+	Path    string `json:"path"`
+}
+
+// RoleOrigin api: created by a caller. file: synced from role files. import: a name that an imported session used, until somebody defines it.
+type RoleOrigin string
+
+// RolePage defines model for RolePage.
+type RolePage struct {
+	Items []Role `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// RoleSync defines model for RoleSync.
+type RoleSync struct {
+	// FileSet The name of the set, for instance the repository's.
+	FileSet string `json:"fileSet"`
+
+	// Files All files of the set; none removes its roles.
+	Files []RoleFile `json:"files"`
+}
+
+// RoleSyncResult The names of the set's roles, by what became of them.
+type RoleSyncResult struct {
+	Created   []string `json:"created"`
+	Removed   []string `json:"removed"`
+	Unchanged []string `json:"unchanged"`
+	Updated   []string `json:"updated"`
+}
+
+// RoleUpdate defines model for RoleUpdate.
+type RoleUpdate struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data        *JSONObject `json:"data,omitempty"`
+	Description *string     `json:"description,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+	Name     *string     `json:"name,omitempty"`
+	Prompt   *string     `json:"prompt,omitempty"`
+}
+
 // RunState How a session is. idle: nothing is going on. running: an agent is at work. waiting: it waits for somebody. errored: the last
 // turn failed, and can be taken up again. ended: over for good; late messages are still taken.
 type RunState string
 
 // Scope noun:read, noun:write, noun:admin; * for all of those; platform:* for admin accounts.
 type Scope = string
+
+// SearchMatch defines model for SearchMatch.
+type SearchMatch struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// MessageId Null for the session's title.
+	MessageId *openapi_types.UUID `json:"messageId"`
+	PartId    *openapi_types.UUID `json:"partId"`
+
+	// Snippet What stands around the words, in pieces that join to one text.
+	Snippet []SnippetPiece `json:"snippet"`
+
+	// Type The part's type.
+	Type *string `json:"type"`
+}
 
 // Session defines model for Session.
 type Session struct {
@@ -1535,8 +1689,11 @@ type Session struct {
 	CreatedAt  time.Time           `json:"createdAt"`
 
 	// Data Any JSON object. It comes back with the values that were given.
-	Data JSONObject         `json:"data"`
-	Id   openapi_types.UUID `json:"id"`
+	Data JSONObject `json:"data"`
+
+	// ForkOfId The session that it was forked from.
+	ForkOfId *openapi_types.UUID `json:"forkOfId"`
+	Id       openapi_types.UUID  `json:"id"`
 
 	// LastActivityAt When a message or part last arrived. Moves without a new revision.
 	LastActivityAt time.Time `json:"lastActivityAt"`
@@ -1590,6 +1747,34 @@ type SessionCreate struct {
 	Version *string `json:"version,omitempty"`
 }
 
+// SessionFork defines model for SessionFork.
+type SessionFork struct {
+	// Before The fork ends before `messageId`: to say something else there.
+	Before *bool `json:"before,omitempty"`
+
+	// MessageId The last message that is copied; all are when it is absent.
+	MessageId *openapi_types.UUID `json:"messageId,omitempty"`
+
+	// Slug A short name: lower-case letters and digits in groups joined by dashes.
+	Slug *Slug `json:"slug,omitempty"`
+
+	// Title The original's with "(fork)" behind it when absent.
+	Title *string `json:"title,omitempty"`
+}
+
+// SessionHit defines model for SessionHit.
+type SessionHit struct {
+	// Best The best three of them.
+	Best []SearchMatch `json:"best"`
+
+	// Matches In how many parts the query was found, the title counted as one.
+	Matches int64 `json:"matches"`
+
+	// Rank Only good for comparing: the higher the better.
+	Rank    float32 `json:"rank"`
+	Session Session `json:"session"`
+}
+
 // SessionImport defines model for SessionImport.
 type SessionImport struct {
 	// Id The session's id in the hub.
@@ -1612,6 +1797,26 @@ type SessionPage struct {
 	NextCursor *string `json:"nextCursor,omitempty"`
 }
 
+// SessionSearchPage defines model for SessionSearchPage.
+type SessionSearchPage struct {
+	Items []SessionHit `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// SessionTreeImport defines model for SessionTreeImport.
+type SessionTreeImport struct {
+	Items []SessionTreeImportItem `json:"items"`
+}
+
+// SessionTreeImportItem defines model for SessionTreeImportItem.
+type SessionTreeImportItem struct {
+	// File The file's name in the archive.
+	File    string        `json:"file"`
+	Session SessionImport `json:"session"`
+}
+
 // SessionUpdate defines model for SessionUpdate.
 type SessionUpdate struct {
 	// Data Any JSON object. It comes back with the values that were given.
@@ -1630,6 +1835,19 @@ type SessionUpdate struct {
 	Title *string `json:"title,omitempty"`
 }
 
+// SessionUsage defines model for SessionUsage.
+type SessionUsage struct {
+	// ByDay In order.
+	ByDay []DayUsage `json:"byDay"`
+
+	// ByModel The dearest first.
+	ByModel []ModelUsage `json:"byModel"`
+
+	// Sessions How many sessions were counted: 1, or with its descendants.
+	Sessions int64 `json:"sessions"`
+	Total    Usage `json:"total"`
+}
+
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
 
@@ -1646,6 +1864,15 @@ type SnapshotPartType string
 type SnapshotPartData struct {
 	// Snapshot The state of the work tree.
 	Snapshot string `json:"snapshot"`
+}
+
+// SnippetPiece defines model for SnippetPiece.
+type SnippetPiece struct {
+	// Match Whether this is a word that was looked for.
+	Match bool `json:"match"`
+
+	// Text Plain text, not HTML.
+	Text string `json:"text"`
 }
 
 // StepFinishPart defines model for StepFinishPart.
@@ -1742,6 +1969,15 @@ type TextSpan struct {
 	End   float64 `json:"end"`
 	Start float64 `json:"start"`
 	Value string  `json:"value"`
+}
+
+// TokenUsage defines model for TokenUsage.
+type TokenUsage struct {
+	CacheRead  int64 `json:"cacheRead"`
+	CacheWrite int64 `json:"cacheWrite"`
+	Input      int64 `json:"input"`
+	Output     int64 `json:"output"`
+	Reasoning  int64 `json:"reasoning"`
 }
 
 // Tokens defines model for Tokens.
@@ -1845,6 +2081,35 @@ type ToolStateRunning struct {
 // ToolStateRunningStatus defines model for ToolStateRunning.Status.
 type ToolStateRunningStatus string
 
+// UIMessage defines model for UIMessage.
+type UIMessage struct {
+	// Id The message's id.
+	Id string `json:"id"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata JSONObject   `json:"metadata"`
+	Parts    []JSONObject `json:"parts"`
+	Role     MessageRole  `json:"role"`
+}
+
+// UIMessagePage defines model for UIMessagePage.
+type UIMessagePage struct {
+	Items []UIMessage `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// Usage defines model for Usage.
+type Usage struct {
+	// Cost As the messages state it: opencode counts US dollars.
+	Cost float64 `json:"cost"`
+
+	// Messages Assistant messages.
+	Messages int64      `json:"messages"`
+	Tokens   TokenUsage `json:"tokens"`
+}
+
 // Version defines model for Version.
 type Version struct {
 	// Contract The contract's version.
@@ -1871,6 +2136,9 @@ type Content string
 
 // Cursor defines model for Cursor.
 type Cursor = string
+
+// Descendants defines model for Descendants.
+type Descendants = bool
 
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
@@ -2193,6 +2461,46 @@ type SetRetentionPolicyParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
+// ListRolesParams defines parameters for ListRoles.
+type ListRolesParams struct {
+	// Name Only the role with this name.
+	Name   *string     `form:"name,omitempty" json:"name,omitempty"`
+	Origin *RoleOrigin `form:"origin,omitempty" json:"origin,omitempty"`
+
+	// FileSet Only roles that were synced from this set of files.
+	FileSet *string `form:"fileSet,omitempty" json:"fileSet,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateRoleParams defines parameters for CreateRole.
+type CreateRoleParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// SyncRolesParams defines parameters for SyncRoles.
+type SyncRolesParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteRoleParams defines parameters for DeleteRole.
+type DeleteRoleParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateRoleParams defines parameters for UpdateRole.
+type UpdateRoleParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // ListSessionsParams defines parameters for ListSessions.
 type ListSessionsParams struct {
 	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
@@ -2228,8 +2536,41 @@ type ImportSessionParams struct {
 	ProjectId openapi_types.UUID `form:"projectId" json:"projectId"`
 }
 
+// ImportSessionTreeParams defines parameters for ImportSessionTree.
+type ImportSessionTreeParams struct {
+	// ProjectId The project that new sessions go to. Sessions that are here already must be in it.
+	ProjectId openapi_types.UUID `form:"projectId" json:"projectId"`
+}
+
+// SearchSessionsParams defines parameters for SearchSessions.
+type SearchSessionsParams struct {
+	// Q What to look for.
+	Q         string              `form:"q" json:"q"`
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+	RoleName  *string             `form:"roleName,omitempty" json:"roleName,omitempty"`
+	AccountId *openapi_types.UUID `form:"accountId,omitempty" json:"accountId,omitempty"`
+
+	// Archived Only archived sessions, or only those in use. Both when absent.
+	Archived *bool `form:"archived,omitempty" json:"archived,omitempty"`
+
+	// Since Only what was written at this time or later.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Only what was written before this time.
+	Until *time.Time `form:"until,omitempty" json:"until,omitempty"`
+
+	// Limit How many sessions to return at most.
+	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
 // DeleteSessionParams defines parameters for DeleteSession.
 type DeleteSessionParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -2238,6 +2579,33 @@ type DeleteSessionParams struct {
 type UpdateSessionParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ArchiveSessionParams defines parameters for ArchiveSession.
+type ArchiveSessionParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListChildSessionsParams defines parameters for ListChildSessions.
+type ListChildSessionsParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ForkSessionParams defines parameters for ForkSession.
+type ForkSessionParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListMessagesParams defines parameters for ListMessages.
@@ -2261,6 +2629,12 @@ type ListMessagesParamsContent string
 type AppendMessageParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteMessageParams defines parameters for DeleteMessage.
+type DeleteMessageParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // GetMessageParams defines parameters for GetMessage.
@@ -2323,6 +2697,30 @@ type AppendPartDeltaParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// GetUIMessagesParams defines parameters for GetUIMessages.
+type GetUIMessagesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// UnarchiveSessionParams defines parameters for UnarchiveSession.
+type UnarchiveSessionParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetSessionUsageParams defines parameters for GetSessionUsage.
+type GetSessionUsageParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountCreate
 
@@ -2362,6 +2760,15 @@ type UpdateProjectApplicationMergePatchPlusJSONRequestBody = ProjectUpdate
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
 
+// CreateRoleJSONRequestBody defines body for CreateRole for application/json ContentType.
+type CreateRoleJSONRequestBody = RoleCreate
+
+// SyncRolesJSONRequestBody defines body for SyncRoles for application/json ContentType.
+type SyncRolesJSONRequestBody = RoleSync
+
+// UpdateRoleApplicationMergePatchPlusJSONRequestBody defines body for UpdateRole for application/merge-patch+json ContentType.
+type UpdateRoleApplicationMergePatchPlusJSONRequestBody = RoleUpdate
+
 // CreateSessionJSONRequestBody defines body for CreateSession for application/json ContentType.
 type CreateSessionJSONRequestBody = SessionCreate
 
@@ -2370,6 +2777,9 @@ type ImportSessionJSONRequestBody = OpencodeExport
 
 // UpdateSessionApplicationMergePatchPlusJSONRequestBody defines body for UpdateSession for application/merge-patch+json ContentType.
 type UpdateSessionApplicationMergePatchPlusJSONRequestBody = SessionUpdate
+
+// ForkSessionJSONRequestBody defines body for ForkSession for application/json ContentType.
+type ForkSessionJSONRequestBody = SessionFork
 
 // AppendMessageJSONRequestBody defines body for AppendMessage for application/json ContentType.
 type AppendMessageJSONRequestBody = MessageAppend
@@ -4246,6 +4656,107 @@ type ClientInterface interface {
 	// Corresponds with PATCH /v1/retention-policy (the `SetRetentionPolicy` operationId).
 	SetRetentionPolicyWithApplicationMergePatchPlusJSONBody(ctx context.Context, params *SetRetentionPolicyParams, body SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListRoles List roles
+	//
+	// In the order of their names.
+	//
+	// Scope: `roles:read`.
+	//
+	// Corresponds with GET /v1/roles (the `ListRoles` operationId).
+	ListRoles(ctx context.Context, params *ListRolesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateRoleWithBody Create a role
+	//
+	// A name that only imported sessions have used so far (origin `import`) is defined by this.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+	CreateRoleWithBody(ctx context.Context, params *CreateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateRole Create a role
+	//
+	// A name that only imported sessions have used so far (origin `import`) is defined by this.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+	CreateRole(ctx context.Context, params *CreateRoleParams, body CreateRoleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SyncRolesWithBody Make a set of roles what its files say
+	//
+	// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+	// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+	// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+	//
+	// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+	// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+	SyncRolesWithBody(ctx context.Context, params *SyncRolesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SyncRoles Make a set of roles what its files say
+	//
+	// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+	// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+	// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+	//
+	// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+	// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+	SyncRoles(ctx context.Context, params *SyncRolesParams, body SyncRolesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteRole Delete a role
+	//
+	// Sessions that had it stay, without a role.
+	//
+	// Scope: `roles:write`.
+	//
+	// Corresponds with DELETE /v1/roles/{roleId} (the `DeleteRole` operationId).
+	DeleteRole(ctx context.Context, roleId openapi_types.UUID, params *DeleteRoleParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetRole Get a role
+	//
+	// Scope: `roles:read`.
+	//
+	// Corresponds with GET /v1/roles/{roleId} (the `GetRole` operationId).
+	GetRole(ctx context.Context, roleId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateRoleWithBody Change a role
+	//
+	// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+	UpdateRoleWithBody(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateRoleWithApplicationMergePatchPlusJSONBody Change a role
+	//
+	// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+	UpdateRoleWithApplicationMergePatchPlusJSONBody(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, body UpdateRoleApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListSessions List sessions
 	//
 	// The newest first (by id, that is by creation; imported ones by their original creation).
@@ -4299,9 +4810,34 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/sessions/import (the `ImportSession` operationId).
 	ImportSession(ctx context.Context, params *ImportSessionParams, body ImportSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ImportSessionTreeWithBody Import an archive of opencode exports
+	//
+	// A zip archive of files that `opencode export` or `exportSessionTree` wrote, in any order and any folders; other files than `*.json` are passed over. All of it or
+	// nothing. Each file is imported as `importSession` does it; children and parents find each other, also those of earlier imports.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
+	ImportSessionTreeWithBody(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SearchSessions Search all sessions
+	//
+	// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+	// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+	// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+	// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+	SearchSessions(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// DeleteSession Delete a session with its messages
 	//
-	// Its child sessions stay, without a parent.
+	// Its child sessions stay, without a parent, unless `descendants` says that they go as well. A session is gone at once, however long it is; the rows of a
+	// long one are taken away in the background, and until then its project still counts as used.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -4333,6 +4869,24 @@ type ClientInterface interface {
 	// Corresponds with PATCH /v1/sessions/{sessionId} (the `UpdateSession` operationId).
 	UpdateSessionWithApplicationMergePatchPlusJSONBody(ctx context.Context, sessionId SessionId, params *UpdateSessionParams, body UpdateSessionApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ArchiveSession Put a session aside
+	//
+	// It can still be read, and taken up again. One that is archived already keeps its time. Retention counts from that time.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/archive (the `ArchiveSession` operationId).
+	ArchiveSession(ctx context.Context, sessionId SessionId, params *ArchiveSessionParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListChildSessions List a session's children, or its whole tree
+	//
+	// The nearest first (by depth, then id, so that each parent comes before its children). `parentId` says how they hang together.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/children (the `ListChildSessions` operationId).
+	ListChildSessions(ctx context.Context, sessionId SessionId, params *ListChildSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ExportSession Export a session as an opencode file
 	//
 	// An imported session comes back equal to its file in every value, but for what was changed here since. A session born here
@@ -4342,6 +4896,39 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/export (the `ExportSession` operationId).
 	ExportSession(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ExportSessionTree Export a session with all its descendants
+	//
+	// A zip archive with one opencode file for each session, as `exportSession` gives it, parents before their children. From one moment.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/export/tree (the `ExportSessionTree` operationId).
+	ExportSessionTree(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ForkSessionWithBody Begin a session with a copy of another one's messages
+	//
+	// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+	// with ids of their own; child sessions are not copied.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+	ForkSessionWithBody(ctx context.Context, sessionId SessionId, params *ForkSessionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ForkSession Begin a session with a copy of another one's messages
+	//
+	// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+	// with ids of their own; child sessions are not copied.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+	ForkSession(ctx context.Context, sessionId SessionId, params *ForkSessionParams, body ForkSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListMessages List a session's messages with their parts
 	//
@@ -4377,6 +4964,13 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/messages (the `AppendMessage` operationId).
 	AppendMessage(ctx context.Context, sessionId SessionId, params *AppendMessageParams, body AppendMessageJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteMessage Delete a message with its parts
+	//
+	// Scope: `sessions:write`.
+	//
+	// Corresponds with DELETE /v1/sessions/{sessionId}/messages/{messageId} (the `DeleteMessage` operationId).
+	DeleteMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *DeleteMessageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetMessage Get a message with its parts
 	//
@@ -4486,6 +5080,34 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
 	AppendPartDelta(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetUIMessages Get a session's messages as the AI SDK shows them
+	//
+	// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+	// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+	// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+	GetUIMessages(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UnarchiveSession Take an archived session up again
+	//
+	// Scope: `sessions:write`.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/unarchive (the `UnarchiveSession` operationId).
+	UnarchiveSession(ctx context.Context, sessionId SessionId, params *UnarchiveSessionParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetSessionUsage Get what a session has used
+	//
+	// The sums of `tokens` and `cost` of its assistant messages, by model and by day (UTC). Numbers that are none, negative or beyond 10^12 count as 0. What a message of
+	// a fork was copied from is the original's usage, and not the fork's.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
+	GetSessionUsage(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetVersion Which hub this is
 	//
@@ -5568,6 +6190,197 @@ func (c *Client) SetRetentionPolicyWithApplicationMergePatchPlusJSONBody(ctx con
 	return c.Client.Do(req)
 }
 
+// ListRoles List roles
+//
+// In the order of their names.
+//
+// Scope: `roles:read`.
+//
+// Corresponds with GET /v1/roles (the `ListRoles` operationId).
+func (c *Client) ListRoles(ctx context.Context, params *ListRolesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRolesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateRoleWithBody Create a role
+//
+// A name that only imported sessions have used so far (origin `import`) is defined by this.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+func (c *Client) CreateRoleWithBody(ctx context.Context, params *CreateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRoleRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateRole Create a role
+//
+// A name that only imported sessions have used so far (origin `import`) is defined by this.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+func (c *Client) CreateRole(ctx context.Context, params *CreateRoleParams, body CreateRoleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRoleRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SyncRolesWithBody Make a set of roles what its files say
+//
+// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+//
+// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+func (c *Client) SyncRolesWithBody(ctx context.Context, params *SyncRolesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSyncRolesRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SyncRoles Make a set of roles what its files say
+//
+// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+//
+// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+func (c *Client) SyncRoles(ctx context.Context, params *SyncRolesParams, body SyncRolesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSyncRolesRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteRole Delete a role
+//
+// Sessions that had it stay, without a role.
+//
+// Scope: `roles:write`.
+//
+// Corresponds with DELETE /v1/roles/{roleId} (the `DeleteRole` operationId).
+func (c *Client) DeleteRole(ctx context.Context, roleId openapi_types.UUID, params *DeleteRoleParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteRoleRequest(c.Server, roleId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetRole Get a role
+//
+// Scope: `roles:read`.
+//
+// Corresponds with GET /v1/roles/{roleId} (the `GetRole` operationId).
+func (c *Client) GetRole(ctx context.Context, roleId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetRoleRequest(c.Server, roleId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateRoleWithBody Change a role
+//
+// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+func (c *Client) UpdateRoleWithBody(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateRoleRequestWithBody(c.Server, roleId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateRoleWithApplicationMergePatchPlusJSONBody Change a role
+//
+// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+func (c *Client) UpdateRoleWithApplicationMergePatchPlusJSONBody(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, body UpdateRoleApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateRoleRequestWithApplicationMergePatchPlusJSONBody(c.Server, roleId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListSessions List sessions
 //
 // The newest first (by id, that is by creation; imported ones by their original creation).
@@ -5671,9 +6484,54 @@ func (c *Client) ImportSession(ctx context.Context, params *ImportSessionParams,
 	return c.Client.Do(req)
 }
 
+// ImportSessionTreeWithBody Import an archive of opencode exports
+//
+// A zip archive of files that `opencode export` or `exportSessionTree` wrote, in any order and any folders; other files than `*.json` are passed over. All of it or
+// nothing. Each file is imported as `importSession` does it; children and parents find each other, also those of earlier imports.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
+func (c *Client) ImportSessionTreeWithBody(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewImportSessionTreeRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SearchSessions Search all sessions
+//
+// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+func (c *Client) SearchSessions(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSearchSessionsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // DeleteSession Delete a session with its messages
 //
-// Its child sessions stay, without a parent.
+// Its child sessions stay, without a parent, unless `descendants` says that they go as well. A session is gone at once, however long it is; the rows of a
+// long one are taken away in the background, and until then its project still counts as used.
 //
 // Scope: `sessions:write`.
 //
@@ -5745,6 +6603,44 @@ func (c *Client) UpdateSessionWithApplicationMergePatchPlusJSONBody(ctx context.
 	return c.Client.Do(req)
 }
 
+// ArchiveSession Put a session aside
+//
+// It can still be read, and taken up again. One that is archived already keeps its time. Retention counts from that time.
+//
+// Scope: `sessions:write`.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/archive (the `ArchiveSession` operationId).
+func (c *Client) ArchiveSession(ctx context.Context, sessionId SessionId, params *ArchiveSessionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewArchiveSessionRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListChildSessions List a session's children, or its whole tree
+//
+// The nearest first (by depth, then id, so that each parent comes before its children). `parentId` says how they hang together.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/children (the `ListChildSessions` operationId).
+func (c *Client) ListChildSessions(ctx context.Context, sessionId SessionId, params *ListChildSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListChildSessionsRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ExportSession Export a session as an opencode file
 //
 // An imported session comes back equal to its file in every value, but for what was changed here since. A session born here
@@ -5755,6 +6651,69 @@ func (c *Client) UpdateSessionWithApplicationMergePatchPlusJSONBody(ctx context.
 // Corresponds with GET /v1/sessions/{sessionId}/export (the `ExportSession` operationId).
 func (c *Client) ExportSession(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewExportSessionRequest(c.Server, sessionId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ExportSessionTree Export a session with all its descendants
+//
+// A zip archive with one opencode file for each session, as `exportSession` gives it, parents before their children. From one moment.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/export/tree (the `ExportSessionTree` operationId).
+func (c *Client) ExportSessionTree(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExportSessionTreeRequest(c.Server, sessionId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ForkSessionWithBody Begin a session with a copy of another one's messages
+//
+// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+// with ids of their own; child sessions are not copied.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+func (c *Client) ForkSessionWithBody(ctx context.Context, sessionId SessionId, params *ForkSessionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewForkSessionRequestWithBody(c.Server, sessionId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ForkSession Begin a session with a copy of another one's messages
+//
+// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+// with ids of their own; child sessions are not copied.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+func (c *Client) ForkSession(ctx context.Context, sessionId SessionId, params *ForkSessionParams, body ForkSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewForkSessionRequest(c.Server, sessionId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5820,6 +6779,23 @@ func (c *Client) AppendMessageWithBody(ctx context.Context, sessionId SessionId,
 // Corresponds with POST /v1/sessions/{sessionId}/messages (the `AppendMessage` operationId).
 func (c *Client) AppendMessage(ctx context.Context, sessionId SessionId, params *AppendMessageParams, body AppendMessageJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewAppendMessageRequest(c.Server, sessionId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteMessage Delete a message with its parts
+//
+// Scope: `sessions:write`.
+//
+// Corresponds with DELETE /v1/sessions/{sessionId}/messages/{messageId} (the `DeleteMessage` operationId).
+func (c *Client) DeleteMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *DeleteMessageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteMessageRequest(c.Server, sessionId, messageId, params)
 	if err != nil {
 		return nil, err
 	}
@@ -6019,6 +6995,64 @@ func (c *Client) AppendPartDeltaWithBody(ctx context.Context, sessionId SessionI
 // Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
 func (c *Client) AppendPartDelta(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewAppendPartDeltaRequest(c.Server, sessionId, partId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetUIMessages Get a session's messages as the AI SDK shows them
+//
+// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+func (c *Client) GetUIMessages(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetUIMessagesRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UnarchiveSession Take an archived session up again
+//
+// Scope: `sessions:write`.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/unarchive (the `UnarchiveSession` operationId).
+func (c *Client) UnarchiveSession(ctx context.Context, sessionId SessionId, params *UnarchiveSessionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUnarchiveSessionRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetSessionUsage Get what a session has used
+//
+// The sums of `tokens` and `cost` of its assistant messages, by model and by day (UTC). Numbers that are none, negative or beyond 10^12 count as 0. What a message of
+// a fork was copied from is the original's usage, and not the fork's.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
+func (c *Client) GetSessionUsage(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetSessionUsageRequest(c.Server, sessionId, params)
 	if err != nil {
 		return nil, err
 	}
@@ -8537,6 +9571,363 @@ func NewSetRetentionPolicyRequestWithBody(server string, params *SetRetentionPol
 	return req, nil
 }
 
+// NewListRolesRequest constructs an http.Request for the ListRoles method
+func NewListRolesRequest(server string, params *ListRolesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Name != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "name", *params.Name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Origin != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "origin", *params.Origin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.FileSet != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "fileSet", *params.FileSet, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateRoleRequest calls the generic CreateRole builder with application/json body
+func NewCreateRoleRequest(server string, params *CreateRoleParams, body CreateRoleJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateRoleRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateRoleRequestWithBody constructs an http.Request for the CreateRole method, with any body, and a specified content type
+func NewCreateRoleRequestWithBody(server string, params *CreateRoleParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewSyncRolesRequest calls the generic SyncRoles builder with application/json body
+func NewSyncRolesRequest(server string, params *SyncRolesParams, body SyncRolesJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSyncRolesRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewSyncRolesRequestWithBody constructs an http.Request for the SyncRoles method, with any body, and a specified content type
+func NewSyncRolesRequestWithBody(server string, params *SyncRolesParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles/sync")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteRoleRequest constructs an http.Request for the DeleteRole method
+func NewDeleteRoleRequest(server string, roleId openapi_types.UUID, params *DeleteRoleParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "roleId", roleId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetRoleRequest constructs an http.Request for the GetRole method
+func NewGetRoleRequest(server string, roleId openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "roleId", roleId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateRoleRequestWithApplicationMergePatchPlusJSONBody calls the generic UpdateRole builder with application/merge-patch+json body
+func NewUpdateRoleRequestWithApplicationMergePatchPlusJSONBody(server string, roleId openapi_types.UUID, params *UpdateRoleParams, body UpdateRoleApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateRoleRequestWithBody(server, roleId, params, "application/merge-patch+json", bodyReader)
+}
+
+// NewUpdateRoleRequestWithBody constructs an http.Request for the UpdateRole method, with any body, and a specified content type
+func NewUpdateRoleRequestWithBody(server string, roleId openapi_types.UUID, params *UpdateRoleParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "roleId", roleId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewListSessionsRequest constructs an http.Request for the ListSessions method
 func NewListSessionsRequest(server string, params *ListSessionsParams) (*http.Request, error) {
 	var err error
@@ -8805,6 +10196,204 @@ func NewImportSessionRequestWithBody(server string, params *ImportSessionParams,
 	return req, nil
 }
 
+// NewImportSessionTreeRequestWithBody constructs an http.Request for the ImportSessionTree method, with any body, and a specified content type
+func NewImportSessionTreeRequestWithBody(server string, params *ImportSessionTreeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/import/tree")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "projectId", params.ProjectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSearchSessionsRequest constructs an http.Request for the SearchSessions method
+func NewSearchSessionsRequest(server string, params *SearchSessionsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/search")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "q", params.Q, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.ProjectId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "projectId", *params.ProjectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.RoleName != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "roleName", *params.RoleName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.AccountId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "accountId", *params.AccountId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Archived != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "archived", *params.Archived, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewDeleteSessionRequest constructs an http.Request for the DeleteSession method
 func NewDeleteSessionRequest(server string, sessionId SessionId, params *DeleteSessionParams) (*http.Request, error) {
 	var err error
@@ -8829,6 +10418,33 @@ func NewDeleteSessionRequest(server string, sessionId SessionId, params *DeleteS
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Descendants != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "descendants", *params.Descendants, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
@@ -8950,6 +10566,167 @@ func NewUpdateSessionRequestWithBody(server string, sessionId SessionId, params 
 	return req, nil
 }
 
+// NewArchiveSessionRequest constructs an http.Request for the ArchiveSession method
+func NewArchiveSessionRequest(server string, sessionId SessionId, params *ArchiveSessionParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/archive", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Descendants != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "descendants", *params.Descendants, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListChildSessionsRequest constructs an http.Request for the ListChildSessions method
+func NewListChildSessionsRequest(server string, sessionId SessionId, params *ListChildSessionsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/children", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Descendants != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "descendants", *params.Descendants, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewExportSessionRequest constructs an http.Request for the ExportSession method
 func NewExportSessionRequest(server string, sessionId SessionId) (*http.Request, error) {
 	var err error
@@ -8979,6 +10756,102 @@ func NewExportSessionRequest(server string, sessionId SessionId) (*http.Request,
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewExportSessionTreeRequest constructs an http.Request for the ExportSessionTree method
+func NewExportSessionTreeRequest(server string, sessionId SessionId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/export/tree", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewForkSessionRequest calls the generic ForkSession builder with application/json body
+func NewForkSessionRequest(server string, sessionId SessionId, params *ForkSessionParams, body ForkSessionJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewForkSessionRequestWithBody(server, sessionId, params, "application/json", bodyReader)
+}
+
+// NewForkSessionRequestWithBody constructs an http.Request for the ForkSession method, with any body, and a specified content type
+func NewForkSessionRequestWithBody(server string, sessionId SessionId, params *ForkSessionParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/fork", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -9124,6 +10997,62 @@ func NewAppendMessageRequestWithBody(server string, sessionId SessionId, params 
 			}
 
 			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteMessageRequest constructs an http.Request for the DeleteMessage method
+func NewDeleteMessageRequest(server string, sessionId SessionId, messageId openapi_types.UUID, params *DeleteMessageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "messageId", messageId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/messages/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
 		}
 
 	}
@@ -9559,6 +11488,216 @@ func NewAppendPartDeltaRequestWithBody(server string, sessionId SessionId, partI
 			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
+	}
+
+	return req, nil
+}
+
+// NewGetUIMessagesRequest constructs an http.Request for the GetUIMessages method
+func NewGetUIMessagesRequest(server string, sessionId SessionId, params *GetUIMessagesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/ui-messages", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUnarchiveSessionRequest constructs an http.Request for the UnarchiveSession method
+func NewUnarchiveSessionRequest(server string, sessionId SessionId, params *UnarchiveSessionParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/unarchive", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Descendants != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "descendants", *params.Descendants, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetSessionUsageRequest constructs an http.Request for the GetSessionUsage method
+func NewGetSessionUsageRequest(server string, sessionId SessionId, params *GetSessionUsageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/usage", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Descendants != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "descendants", *params.Descendants, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
 	}
 
 	return req, nil
@@ -10216,6 +12355,113 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /v1/retention-policy (the `SetRetentionPolicy` operationId).
 	SetRetentionPolicyWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, params *SetRetentionPolicyParams, body SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*SetRetentionPolicyResponse, error)
 
+	// ListRolesWithResponse List roles
+	//
+	// In the order of their names.
+	//
+	// Scope: `roles:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/roles (the `ListRoles` operationId).
+	ListRolesWithResponse(ctx context.Context, params *ListRolesParams, reqEditors ...RequestEditorFn) (*ListRolesResponse, error)
+
+	// CreateRoleWithBodyWithResponse Create a role
+	//
+	// A name that only imported sessions have used so far (origin `import`) is defined by this.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+	CreateRoleWithBodyWithResponse(ctx context.Context, params *CreateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRoleResponse, error)
+
+	// CreateRoleWithResponse Create a role
+	//
+	// A name that only imported sessions have used so far (origin `import`) is defined by this.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+	CreateRoleWithResponse(ctx context.Context, params *CreateRoleParams, body CreateRoleJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRoleResponse, error)
+
+	// SyncRolesWithBodyWithResponse Make a set of roles what its files say
+	//
+	// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+	// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+	// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+	//
+	// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+	// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+	SyncRolesWithBodyWithResponse(ctx context.Context, params *SyncRolesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SyncRolesResponse, error)
+
+	// SyncRolesWithResponse Make a set of roles what its files say
+	//
+	// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+	// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+	// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+	//
+	// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+	// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+	SyncRolesWithResponse(ctx context.Context, params *SyncRolesParams, body SyncRolesJSONRequestBody, reqEditors ...RequestEditorFn) (*SyncRolesResponse, error)
+
+	// DeleteRoleWithResponse Delete a role
+	//
+	// Sessions that had it stay, without a role.
+	//
+	// Scope: `roles:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/roles/{roleId} (the `DeleteRole` operationId).
+	DeleteRoleWithResponse(ctx context.Context, roleId openapi_types.UUID, params *DeleteRoleParams, reqEditors ...RequestEditorFn) (*DeleteRoleResponse, error)
+
+	// GetRoleWithResponse Get a role
+	//
+	// Scope: `roles:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/roles/{roleId} (the `GetRole` operationId).
+	GetRoleWithResponse(ctx context.Context, roleId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetRoleResponse, error)
+
+	// UpdateRoleWithBodyWithResponse Change a role
+	//
+	// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+	UpdateRoleWithBodyWithResponse(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateRoleResponse, error)
+
+	// UpdateRoleWithApplicationMergePatchPlusJSONBodyWithResponse Change a role
+	//
+	// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+	UpdateRoleWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, body UpdateRoleApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateRoleResponse, error)
+
 	// ListSessionsWithResponse List sessions
 	//
 	// The newest first (by id, that is by creation; imported ones by their original creation).
@@ -10271,9 +12517,36 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/sessions/import (the `ImportSession` operationId).
 	ImportSessionWithResponse(ctx context.Context, params *ImportSessionParams, body ImportSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*ImportSessionResponse, error)
 
+	// ImportSessionTreeWithBodyWithResponse Import an archive of opencode exports
+	//
+	// A zip archive of files that `opencode export` or `exportSessionTree` wrote, in any order and any folders; other files than `*.json` are passed over. All of it or
+	// nothing. Each file is imported as `importSession` does it; children and parents find each other, also those of earlier imports.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
+	ImportSessionTreeWithBodyWithResponse(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportSessionTreeResponse, error)
+
+	// SearchSessionsWithResponse Search all sessions
+	//
+	// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+	// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+	// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+	// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+	SearchSessionsWithResponse(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*SearchSessionsResponse, error)
+
 	// DeleteSessionWithResponse Delete a session with its messages
 	//
-	// Its child sessions stay, without a parent.
+	// Its child sessions stay, without a parent, unless `descendants` says that they go as well. A session is gone at once, however long it is; the rows of a
+	// long one are taken away in the background, and until then its project still counts as used.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -10309,6 +12582,28 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /v1/sessions/{sessionId} (the `UpdateSession` operationId).
 	UpdateSessionWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, sessionId SessionId, params *UpdateSessionParams, body UpdateSessionApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateSessionResponse, error)
 
+	// ArchiveSessionWithResponse Put a session aside
+	//
+	// It can still be read, and taken up again. One that is archived already keeps its time. Retention counts from that time.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/archive (the `ArchiveSession` operationId).
+	ArchiveSessionWithResponse(ctx context.Context, sessionId SessionId, params *ArchiveSessionParams, reqEditors ...RequestEditorFn) (*ArchiveSessionResponse, error)
+
+	// ListChildSessionsWithResponse List a session's children, or its whole tree
+	//
+	// The nearest first (by depth, then id, so that each parent comes before its children). `parentId` says how they hang together.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/children (the `ListChildSessions` operationId).
+	ListChildSessionsWithResponse(ctx context.Context, sessionId SessionId, params *ListChildSessionsParams, reqEditors ...RequestEditorFn) (*ListChildSessionsResponse, error)
+
 	// ExportSessionWithResponse Export a session as an opencode file
 	//
 	// An imported session comes back equal to its file in every value, but for what was changed here since. A session born here
@@ -10320,6 +12615,41 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/export (the `ExportSession` operationId).
 	ExportSessionWithResponse(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*ExportSessionResponse, error)
+
+	// ExportSessionTreeWithResponse Export a session with all its descendants
+	//
+	// A zip archive with one opencode file for each session, as `exportSession` gives it, parents before their children. From one moment.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/export/tree (the `ExportSessionTree` operationId).
+	ExportSessionTreeWithResponse(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*ExportSessionTreeResponse, error)
+
+	// ForkSessionWithBodyWithResponse Begin a session with a copy of another one's messages
+	//
+	// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+	// with ids of their own; child sessions are not copied.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+	ForkSessionWithBodyWithResponse(ctx context.Context, sessionId SessionId, params *ForkSessionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ForkSessionResponse, error)
+
+	// ForkSessionWithResponse Begin a session with a copy of another one's messages
+	//
+	// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+	// with ids of their own; child sessions are not copied.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+	ForkSessionWithResponse(ctx context.Context, sessionId SessionId, params *ForkSessionParams, body ForkSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*ForkSessionResponse, error)
 
 	// ListMessagesWithResponse List a session's messages with their parts
 	//
@@ -10357,6 +12687,15 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/messages (the `AppendMessage` operationId).
 	AppendMessageWithResponse(ctx context.Context, sessionId SessionId, params *AppendMessageParams, body AppendMessageJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendMessageResponse, error)
+
+	// DeleteMessageWithResponse Delete a message with its parts
+	//
+	// Scope: `sessions:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/sessions/{sessionId}/messages/{messageId} (the `DeleteMessage` operationId).
+	DeleteMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *DeleteMessageParams, reqEditors ...RequestEditorFn) (*DeleteMessageResponse, error)
 
 	// GetMessageWithResponse Get a message with its parts
 	//
@@ -10472,6 +12811,40 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
 	AppendPartDeltaWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error)
+
+	// GetUIMessagesWithResponse Get a session's messages as the AI SDK shows them
+	//
+	// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+	// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+	// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+	GetUIMessagesWithResponse(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*GetUIMessagesResponse, error)
+
+	// UnarchiveSessionWithResponse Take an archived session up again
+	//
+	// Scope: `sessions:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/unarchive (the `UnarchiveSession` operationId).
+	UnarchiveSessionWithResponse(ctx context.Context, sessionId SessionId, params *UnarchiveSessionParams, reqEditors ...RequestEditorFn) (*UnarchiveSessionResponse, error)
+
+	// GetSessionUsageWithResponse Get what a session has used
+	//
+	// The sums of `tokens` and `cost` of its assistant messages, by model and by day (UTC). Numbers that are none, negative or beyond 10^12 count as 0. What a message of
+	// a fork was copied from is the original's usage, and not the fork's.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
+	GetSessionUsageWithResponse(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*GetSessionUsageResponse, error)
 
 	// GetVersionWithResponse Which hub this is
 	//
@@ -12645,6 +15018,309 @@ func (r SetRetentionPolicyResponse) ContentType() string {
 	return ""
 }
 
+type ListRolesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RolePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRolesResponse) GetJSON200() *RolePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListRolesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRolesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRolesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRolesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRolesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateRoleResponse201Headers the declared response headers of an HTTP 201 response for CreateRole
+type CreateRoleResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type CreateRoleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Role
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateRoleResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateRoleResponse) GetJSON201() *Role {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateRoleResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateRoleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateRoleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateRoleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateRoleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SyncRolesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RoleSyncResult
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SyncRolesResponse) GetJSON200() *RoleSyncResult {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SyncRolesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SyncRolesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SyncRolesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SyncRolesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SyncRolesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteRoleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteRoleResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteRoleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteRoleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteRoleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteRoleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetRoleResponse200Headers the declared response headers of an HTTP 200 response for GetRole
+type GetRoleResponse200Headers struct {
+	ETag string
+}
+
+type GetRoleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Role
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetRoleResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetRoleResponse) GetJSON200() *Role {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetRoleResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetRoleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetRoleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetRoleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetRoleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UpdateRoleResponse200Headers the declared response headers of an HTTP 200 response for UpdateRole
+type UpdateRoleResponse200Headers struct {
+	ETag string
+}
+
+type UpdateRoleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Role
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UpdateRoleResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateRoleResponse) GetJSON200() *Role {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateRoleResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateRoleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateRoleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateRoleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateRoleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListSessionsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -12811,6 +15487,102 @@ func (r ImportSessionResponse) ContentType() string {
 	return ""
 }
 
+type ImportSessionTreeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SessionTreeImport
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ImportSessionTreeResponse) GetJSON200() *SessionTreeImport {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ImportSessionTreeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ImportSessionTreeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ImportSessionTreeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ImportSessionTreeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ImportSessionTreeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SearchSessionsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SessionSearchPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SearchSessionsResponse) GetJSON200() *SessionSearchPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SearchSessionsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SearchSessionsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SearchSessionsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SearchSessionsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SearchSessionsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type DeleteSessionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -12962,6 +15734,109 @@ func (r UpdateSessionResponse) ContentType() string {
 	return ""
 }
 
+// ArchiveSessionResponse200Headers the declared response headers of an HTTP 200 response for ArchiveSession
+type ArchiveSessionResponse200Headers struct {
+	ETag string
+}
+
+type ArchiveSessionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Session
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ArchiveSessionResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ArchiveSessionResponse) GetJSON200() *Session {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ArchiveSessionResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ArchiveSessionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ArchiveSessionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ArchiveSessionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ArchiveSessionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListChildSessionsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ChildSessionPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListChildSessionsResponse) GetJSON200() *ChildSessionPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListChildSessionsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListChildSessionsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListChildSessionsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListChildSessionsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListChildSessionsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ExportSessionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -13004,6 +15879,103 @@ func (r ExportSessionResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ExportSessionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ExportSessionTreeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ExportSessionTreeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ExportSessionTreeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExportSessionTreeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExportSessionTreeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExportSessionTreeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ForkSessionResponse201Headers the declared response headers of an HTTP 201 response for ForkSession
+type ForkSessionResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type ForkSessionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Session
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *ForkSessionResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r ForkSessionResponse) GetJSON201() *Session {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ForkSessionResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ForkSessionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ForkSessionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ForkSessionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ForkSessionResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -13100,6 +16072,47 @@ func (r AppendMessageResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r AppendMessageResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteMessageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteMessageResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteMessageResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteMessageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteMessageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteMessageResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -13409,6 +16422,157 @@ func (r AppendPartDeltaResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r AppendPartDeltaResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetUIMessagesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *UIMessagePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetUIMessagesResponse) GetJSON200() *UIMessagePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetUIMessagesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetUIMessagesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetUIMessagesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetUIMessagesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetUIMessagesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UnarchiveSessionResponse200Headers the declared response headers of an HTTP 200 response for UnarchiveSession
+type UnarchiveSessionResponse200Headers struct {
+	ETag string
+}
+
+type UnarchiveSessionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Session
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UnarchiveSessionResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UnarchiveSessionResponse) GetJSON200() *Session {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UnarchiveSessionResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UnarchiveSessionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UnarchiveSessionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UnarchiveSessionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UnarchiveSessionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetSessionUsageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SessionUsage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetSessionUsageResponse) GetJSON200() *SessionUsage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetSessionUsageResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetSessionUsageResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetSessionUsageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetSessionUsageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetSessionUsageResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -14374,6 +17538,167 @@ func (c *ClientWithResponses) SetRetentionPolicyWithApplicationMergePatchPlusJSO
 	return ParseSetRetentionPolicyResponse(rsp)
 }
 
+// ListRolesWithResponse List roles
+//
+// In the order of their names.
+//
+// Scope: `roles:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/roles (the `ListRoles` operationId).
+func (c *ClientWithResponses) ListRolesWithResponse(ctx context.Context, params *ListRolesParams, reqEditors ...RequestEditorFn) (*ListRolesResponse, error) {
+	rsp, err := c.ListRoles(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRolesResponse(rsp)
+}
+
+// CreateRoleWithBodyWithResponse Create a role
+//
+// A name that only imported sessions have used so far (origin `import`) is defined by this.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+func (c *ClientWithResponses) CreateRoleWithBodyWithResponse(ctx context.Context, params *CreateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRoleResponse, error) {
+	rsp, err := c.CreateRoleWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateRoleResponse(rsp)
+}
+
+// CreateRoleWithResponse Create a role
+//
+// A name that only imported sessions have used so far (origin `import`) is defined by this.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+func (c *ClientWithResponses) CreateRoleWithResponse(ctx context.Context, params *CreateRoleParams, body CreateRoleJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRoleResponse, error) {
+	rsp, err := c.CreateRole(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateRoleResponse(rsp)
+}
+
+// SyncRolesWithBodyWithResponse Make a set of roles what its files say
+//
+// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+//
+// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+func (c *ClientWithResponses) SyncRolesWithBodyWithResponse(ctx context.Context, params *SyncRolesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SyncRolesResponse, error) {
+	rsp, err := c.SyncRolesWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSyncRolesResponse(rsp)
+}
+
+// SyncRolesWithResponse Make a set of roles what its files say
+//
+// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+//
+// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+func (c *ClientWithResponses) SyncRolesWithResponse(ctx context.Context, params *SyncRolesParams, body SyncRolesJSONRequestBody, reqEditors ...RequestEditorFn) (*SyncRolesResponse, error) {
+	rsp, err := c.SyncRoles(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSyncRolesResponse(rsp)
+}
+
+// DeleteRoleWithResponse Delete a role
+//
+// Sessions that had it stay, without a role.
+//
+// Scope: `roles:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/roles/{roleId} (the `DeleteRole` operationId).
+func (c *ClientWithResponses) DeleteRoleWithResponse(ctx context.Context, roleId openapi_types.UUID, params *DeleteRoleParams, reqEditors ...RequestEditorFn) (*DeleteRoleResponse, error) {
+	rsp, err := c.DeleteRole(ctx, roleId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteRoleResponse(rsp)
+}
+
+// GetRoleWithResponse Get a role
+//
+// Scope: `roles:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/roles/{roleId} (the `GetRole` operationId).
+func (c *ClientWithResponses) GetRoleWithResponse(ctx context.Context, roleId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetRoleResponse, error) {
+	rsp, err := c.GetRole(ctx, roleId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetRoleResponse(rsp)
+}
+
+// UpdateRoleWithBodyWithResponse Change a role
+//
+// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+func (c *ClientWithResponses) UpdateRoleWithBodyWithResponse(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateRoleResponse, error) {
+	rsp, err := c.UpdateRoleWithBody(ctx, roleId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateRoleResponse(rsp)
+}
+
+// UpdateRoleWithApplicationMergePatchPlusJSONBodyWithResponse Change a role
+//
+// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+func (c *ClientWithResponses) UpdateRoleWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, body UpdateRoleApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateRoleResponse, error) {
+	rsp, err := c.UpdateRoleWithApplicationMergePatchPlusJSONBody(ctx, roleId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateRoleResponse(rsp)
+}
+
 // ListSessionsWithResponse List sessions
 //
 // The newest first (by id, that is by creation; imported ones by their original creation).
@@ -14459,9 +17784,48 @@ func (c *ClientWithResponses) ImportSessionWithResponse(ctx context.Context, par
 	return ParseImportSessionResponse(rsp)
 }
 
+// ImportSessionTreeWithBodyWithResponse Import an archive of opencode exports
+//
+// A zip archive of files that `opencode export` or `exportSessionTree` wrote, in any order and any folders; other files than `*.json` are passed over. All of it or
+// nothing. Each file is imported as `importSession` does it; children and parents find each other, also those of earlier imports.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
+func (c *ClientWithResponses) ImportSessionTreeWithBodyWithResponse(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportSessionTreeResponse, error) {
+	rsp, err := c.ImportSessionTreeWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseImportSessionTreeResponse(rsp)
+}
+
+// SearchSessionsWithResponse Search all sessions
+//
+// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+func (c *ClientWithResponses) SearchSessionsWithResponse(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*SearchSessionsResponse, error) {
+	rsp, err := c.SearchSessions(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSearchSessionsResponse(rsp)
+}
+
 // DeleteSessionWithResponse Delete a session with its messages
 //
-// Its child sessions stay, without a parent.
+// Its child sessions stay, without a parent, unless `descendants` says that they go as well. A session is gone at once, however long it is; the rows of a
+// long one are taken away in the background, and until then its project still counts as used.
 //
 // Scope: `sessions:write`.
 //
@@ -14521,6 +17885,40 @@ func (c *ClientWithResponses) UpdateSessionWithApplicationMergePatchPlusJSONBody
 	return ParseUpdateSessionResponse(rsp)
 }
 
+// ArchiveSessionWithResponse Put a session aside
+//
+// It can still be read, and taken up again. One that is archived already keeps its time. Retention counts from that time.
+//
+// Scope: `sessions:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/archive (the `ArchiveSession` operationId).
+func (c *ClientWithResponses) ArchiveSessionWithResponse(ctx context.Context, sessionId SessionId, params *ArchiveSessionParams, reqEditors ...RequestEditorFn) (*ArchiveSessionResponse, error) {
+	rsp, err := c.ArchiveSession(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseArchiveSessionResponse(rsp)
+}
+
+// ListChildSessionsWithResponse List a session's children, or its whole tree
+//
+// The nearest first (by depth, then id, so that each parent comes before its children). `parentId` says how they hang together.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/children (the `ListChildSessions` operationId).
+func (c *ClientWithResponses) ListChildSessionsWithResponse(ctx context.Context, sessionId SessionId, params *ListChildSessionsParams, reqEditors ...RequestEditorFn) (*ListChildSessionsResponse, error) {
+	rsp, err := c.ListChildSessions(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListChildSessionsResponse(rsp)
+}
+
 // ExportSessionWithResponse Export a session as an opencode file
 //
 // An imported session comes back equal to its file in every value, but for what was changed here since. A session born here
@@ -14537,6 +17935,59 @@ func (c *ClientWithResponses) ExportSessionWithResponse(ctx context.Context, ses
 		return nil, err
 	}
 	return ParseExportSessionResponse(rsp)
+}
+
+// ExportSessionTreeWithResponse Export a session with all its descendants
+//
+// A zip archive with one opencode file for each session, as `exportSession` gives it, parents before their children. From one moment.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/export/tree (the `ExportSessionTree` operationId).
+func (c *ClientWithResponses) ExportSessionTreeWithResponse(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*ExportSessionTreeResponse, error) {
+	rsp, err := c.ExportSessionTree(ctx, sessionId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExportSessionTreeResponse(rsp)
+}
+
+// ForkSessionWithBodyWithResponse Begin a session with a copy of another one's messages
+//
+// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+// with ids of their own; child sessions are not copied.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+func (c *ClientWithResponses) ForkSessionWithBodyWithResponse(ctx context.Context, sessionId SessionId, params *ForkSessionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ForkSessionResponse, error) {
+	rsp, err := c.ForkSessionWithBody(ctx, sessionId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseForkSessionResponse(rsp)
+}
+
+// ForkSessionWithResponse Begin a session with a copy of another one's messages
+//
+// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+// with ids of their own; child sessions are not copied.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+func (c *ClientWithResponses) ForkSessionWithResponse(ctx context.Context, sessionId SessionId, params *ForkSessionParams, body ForkSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*ForkSessionResponse, error) {
+	rsp, err := c.ForkSession(ctx, sessionId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseForkSessionResponse(rsp)
 }
 
 // ListMessagesWithResponse List a session's messages with their parts
@@ -14592,6 +18043,21 @@ func (c *ClientWithResponses) AppendMessageWithResponse(ctx context.Context, ses
 		return nil, err
 	}
 	return ParseAppendMessageResponse(rsp)
+}
+
+// DeleteMessageWithResponse Delete a message with its parts
+//
+// Scope: `sessions:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/sessions/{sessionId}/messages/{messageId} (the `DeleteMessage` operationId).
+func (c *ClientWithResponses) DeleteMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *DeleteMessageParams, reqEditors ...RequestEditorFn) (*DeleteMessageResponse, error) {
+	rsp, err := c.DeleteMessage(ctx, sessionId, messageId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteMessageResponse(rsp)
 }
 
 // GetMessageWithResponse Get a message with its parts
@@ -14761,6 +18227,58 @@ func (c *ClientWithResponses) AppendPartDeltaWithResponse(ctx context.Context, s
 		return nil, err
 	}
 	return ParseAppendPartDeltaResponse(rsp)
+}
+
+// GetUIMessagesWithResponse Get a session's messages as the AI SDK shows them
+//
+// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+func (c *ClientWithResponses) GetUIMessagesWithResponse(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*GetUIMessagesResponse, error) {
+	rsp, err := c.GetUIMessages(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetUIMessagesResponse(rsp)
+}
+
+// UnarchiveSessionWithResponse Take an archived session up again
+//
+// Scope: `sessions:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/unarchive (the `UnarchiveSession` operationId).
+func (c *ClientWithResponses) UnarchiveSessionWithResponse(ctx context.Context, sessionId SessionId, params *UnarchiveSessionParams, reqEditors ...RequestEditorFn) (*UnarchiveSessionResponse, error) {
+	rsp, err := c.UnarchiveSession(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUnarchiveSessionResponse(rsp)
+}
+
+// GetSessionUsageWithResponse Get what a session has used
+//
+// The sums of `tokens` and `cost` of its assistant messages, by model and by day (UTC). Numbers that are none, negative or beyond 10^12 count as 0. What a message of
+// a fork was copied from is the original's usage, and not the fork's.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
+func (c *ClientWithResponses) GetSessionUsageWithResponse(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*GetSessionUsageResponse, error) {
+	rsp, err := c.GetSessionUsage(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetSessionUsageResponse(rsp)
 }
 
 // GetVersionWithResponse Which hub this is
@@ -16508,6 +20026,246 @@ func ParseSetRetentionPolicyResponse(rsp *http.Response) (*SetRetentionPolicyRes
 	return response, nil
 }
 
+// ParseListRolesResponse parses an HTTP response from a ListRolesWithResponse call
+func ParseListRolesResponse(rsp *http.Response) (*ListRolesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRolesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RolePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateRoleResponse parses an HTTP response from a CreateRoleWithResponse call
+func ParseCreateRoleResponse(rsp *http.Response) (*CreateRoleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateRoleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Role
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateRoleResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseSyncRolesResponse parses an HTTP response from a SyncRolesWithResponse call
+func ParseSyncRolesResponse(rsp *http.Response) (*SyncRolesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SyncRolesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RoleSyncResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteRoleResponse parses an HTTP response from a DeleteRoleWithResponse call
+func ParseDeleteRoleResponse(rsp *http.Response) (*DeleteRoleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteRoleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetRoleResponse parses an HTTP response from a GetRoleWithResponse call
+func ParseGetRoleResponse(rsp *http.Response) (*GetRoleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetRoleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Role
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetRoleResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdateRoleResponse parses an HTTP response from a UpdateRoleWithResponse call
+func ParseUpdateRoleResponse(rsp *http.Response) (*UpdateRoleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateRoleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Role
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UpdateRoleResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseListSessionsResponse parses an HTTP response from a ListSessionsWithResponse call
 func ParseListSessionsResponse(rsp *http.Response) (*ListSessionsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -16647,6 +20405,72 @@ func ParseImportSessionResponse(rsp *http.Response) (*ImportSessionResponse, err
 	return response, nil
 }
 
+// ParseImportSessionTreeResponse parses an HTTP response from a ImportSessionTreeWithResponse call
+func ParseImportSessionTreeResponse(rsp *http.Response) (*ImportSessionTreeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ImportSessionTreeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SessionTreeImport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSearchSessionsResponse parses an HTTP response from a SearchSessionsWithResponse call
+func ParseSearchSessionsResponse(rsp *http.Response) (*SearchSessionsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SearchSessionsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SessionSearchPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseDeleteSessionResponse parses an HTTP response from a DeleteSessionWithResponse call
 func ParseDeleteSessionResponse(rsp *http.Response) (*DeleteSessionResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -16768,6 +20592,85 @@ func ParseUpdateSessionResponse(rsp *http.Response) (*UpdateSessionResponse, err
 	return response, nil
 }
 
+// ParseArchiveSessionResponse parses an HTTP response from a ArchiveSessionWithResponse call
+func ParseArchiveSessionResponse(rsp *http.Response) (*ArchiveSessionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ArchiveSessionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Session
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ArchiveSessionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListChildSessionsResponse parses an HTTP response from a ListChildSessionsWithResponse call
+func ParseListChildSessionsResponse(rsp *http.Response) (*ListChildSessionsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListChildSessionsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ChildSessionPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseExportSessionResponse parses an HTTP response from a ExportSessionWithResponse call
 func ParseExportSessionResponse(rsp *http.Response) (*ExportSessionResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -16796,6 +20699,85 @@ func ParseExportSessionResponse(rsp *http.Response) (*ExportSessionResponse, err
 		}
 		response.ApplicationproblemJSONDefault = &dest
 
+	}
+
+	return response, nil
+}
+
+// ParseExportSessionTreeResponse parses an HTTP response from a ExportSessionTreeWithResponse call
+func ParseExportSessionTreeResponse(rsp *http.Response) (*ExportSessionTreeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExportSessionTreeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseForkSessionResponse parses an HTTP response from a ForkSessionWithResponse call
+func ParseForkSessionResponse(rsp *http.Response) (*ForkSessionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ForkSessionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Session
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers ForkSessionResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
 	}
 
 	return response, nil
@@ -16854,6 +20836,35 @@ func ParseAppendMessageResponse(rsp *http.Response) (*AppendMessageResponse, err
 			return nil, err
 		}
 		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteMessageResponse parses an HTTP response from a DeleteMessageWithResponse call
+func ParseDeleteMessageResponse(rsp *http.Response) (*DeleteMessageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteMessageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
 
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Error
@@ -17087,6 +21098,118 @@ func ParseAppendPartDeltaResponse(rsp *http.Response) (*AppendPartDeltaResponse,
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest PartDeltaResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetUIMessagesResponse parses an HTTP response from a GetUIMessagesWithResponse call
+func ParseGetUIMessagesResponse(rsp *http.Response) (*GetUIMessagesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetUIMessagesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest UIMessagePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUnarchiveSessionResponse parses an HTTP response from a UnarchiveSessionWithResponse call
+func ParseUnarchiveSessionResponse(rsp *http.Response) (*UnarchiveSessionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UnarchiveSessionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Session
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UnarchiveSessionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetSessionUsageResponse parses an HTTP response from a GetSessionUsageWithResponse call
+func ParseGetSessionUsageResponse(rsp *http.Response) (*GetSessionUsageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetSessionUsageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SessionUsage
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

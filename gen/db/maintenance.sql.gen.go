@@ -41,6 +41,17 @@ func (q *Queries) EventPositions(ctx context.Context, orgIds []uuid.UUID) ([]Eve
 	return items, nil
 }
 
+const expireSessions = `-- name: ExpireSessions :one
+SELECT expire_sessions($1)
+`
+
+func (q *Queries) ExpireSessions(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, expireSessions, rowLimit)
+	var expire_sessions int64
+	err := row.Scan(&expire_sessions)
+	return expire_sessions, err
+}
+
 const foldPartDeltas = `-- name: FoldPartDeltas :one
 SELECT fold_part_deltas($1)
 `
@@ -86,6 +97,17 @@ func (q *Queries) PurgeAuditLogs(ctx context.Context, rowLimit int32) (int64, er
 	var purge_audit_logs int64
 	err := row.Scan(&purge_audit_logs)
 	return purge_audit_logs, err
+}
+
+const purgeDeletedSessions = `-- name: PurgeDeletedSessions :one
+SELECT purge_deleted_sessions($1)
+`
+
+func (q *Queries) PurgeDeletedSessions(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, purgeDeletedSessions, rowLimit)
+	var purge_deleted_sessions int64
+	err := row.Scan(&purge_deleted_sessions)
+	return purge_deleted_sessions, err
 }
 
 const purgeEvents = `-- name: PurgeEvents :one

@@ -182,7 +182,11 @@ const (
 	RetentionPoliciesOrgIDFkey                   = "retention_policies_org_id_fkey"
 	RetentionPoliciesOrgIDFkeyInUse              = "retention_policies_org_id_fkey_in_use"
 	RetentionPoliciesPkey                        = "retention_policies_pkey"
+	RetentionPoliciesSessionDaysCheck            = "retention_policies_session_days_check"
+	RolesBeyondLimits                            = "roles_beyond_limits"
 	RolesDataObjectCheck                         = "roles_data_object_check"
+	RolesFileSetCheck                            = "roles_file_set_check"
+	RolesFileSetLengthCheck                      = "roles_file_set_length_check"
 	RolesIDVersionCheck                          = "roles_id_version_check"
 	RolesIdentityImmutable                       = "roles_identity_immutable"
 	RolesMetadataCheck                           = "roles_metadata_check"
@@ -192,6 +196,15 @@ const (
 	RolesOrgIDFkeyInUse                          = "roles_org_id_fkey_in_use"
 	RolesOriginCheck                             = "roles_origin_check"
 	RolesPkey                                    = "roles_pkey"
+	SearchEntriesChunkRangeCheck                 = "search_entries_chunk_range_check"
+	SearchEntriesIDVersionCheck                  = "search_entries_id_version_check"
+	SearchEntriesPartIDChunkKey                  = "search_entries_part_id_chunk_key"
+	SearchEntriesPartIDFkey                      = "search_entries_part_id_fkey"
+	SearchEntriesPartIDFkeyInUse                 = "search_entries_part_id_fkey_in_use"
+	SearchEntriesPkey                            = "search_entries_pkey"
+	SearchEntriesSessionIDFkey                   = "search_entries_session_id_fkey"
+	SearchEntriesSessionIDFkeyInUse              = "search_entries_session_id_fkey_in_use"
+	SearchQueryEmpty                             = "search_query_empty"
 	SessionRunStateTransitionsFromStateFkey      = "session_run_state_transitions_from_state_fkey"
 	SessionRunStateTransitionsFromStateFkeyInUse = "session_run_state_transitions_from_state_fkey_in_use"
 	SessionRunStateTransitionsPkey               = "session_run_state_transitions_pkey"
@@ -202,6 +215,8 @@ const (
 	SessionsAccountIDFkey                        = "sessions_account_id_fkey"
 	SessionsAccountIDFkeyInUse                   = "sessions_account_id_fkey_in_use"
 	SessionsDataObjectCheck                      = "sessions_data_object_check"
+	SessionsForkOfIDFkey                         = "sessions_fork_of_id_fkey"
+	SessionsForkOfIDFkeyInUse                    = "sessions_fork_of_id_fkey_in_use"
 	SessionsIDVersionCheck                       = "sessions_id_version_check"
 	SessionsIdentityImmutable                    = "sessions_identity_immutable"
 	SessionsMetadataCheck                        = "sessions_metadata_check"
@@ -419,7 +434,11 @@ var Rules = []string{
 	RetentionPoliciesOrgIDFkey,
 	RetentionPoliciesOrgIDFkeyInUse,
 	RetentionPoliciesPkey,
+	RetentionPoliciesSessionDaysCheck,
+	RolesBeyondLimits,
 	RolesDataObjectCheck,
+	RolesFileSetCheck,
+	RolesFileSetLengthCheck,
 	RolesIDVersionCheck,
 	RolesIdentityImmutable,
 	RolesMetadataCheck,
@@ -429,6 +448,15 @@ var Rules = []string{
 	RolesOrgIDFkeyInUse,
 	RolesOriginCheck,
 	RolesPkey,
+	SearchEntriesChunkRangeCheck,
+	SearchEntriesIDVersionCheck,
+	SearchEntriesPartIDChunkKey,
+	SearchEntriesPartIDFkey,
+	SearchEntriesPartIDFkeyInUse,
+	SearchEntriesPkey,
+	SearchEntriesSessionIDFkey,
+	SearchEntriesSessionIDFkeyInUse,
+	SearchQueryEmpty,
 	SessionRunStateTransitionsFromStateFkey,
 	SessionRunStateTransitionsFromStateFkeyInUse,
 	SessionRunStateTransitionsPkey,
@@ -439,6 +467,8 @@ var Rules = []string{
 	SessionsAccountIDFkey,
 	SessionsAccountIDFkeyInUse,
 	SessionsDataObjectCheck,
+	SessionsForkOfIDFkey,
+	SessionsForkOfIDFkeyInUse,
 	SessionsIDVersionCheck,
 	SessionsIdentityImmutable,
 	SessionsMetadataCheck,

@@ -195,7 +195,7 @@ const createSession = `-- name: CreateSession :one
 INSERT INTO sessions (org_id, project_id, parent_id, account_id, role_name, slug, title, version, data, raw, metadata)
 VALUES (current_org_id(), $1, $2, current_account_id(), $3,
         $4, $5, $6, $7, $8, $9)
-RETURNING org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at
+RETURNING org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at
 `
 
 type CreateSessionParams struct {
@@ -228,6 +228,7 @@ func (q *Queries) CreateSession(ctx context.Context, arg CreateSessionParams) (S
 		&i.ID,
 		&i.ProjectID,
 		&i.ParentID,
+		&i.ForkOfID,
 		&i.AccountID,
 		&i.RoleName,
 		&i.Slug,
@@ -236,6 +237,7 @@ func (q *Queries) CreateSession(ctx context.Context, arg CreateSessionParams) (S
 		&i.RunState,
 		&i.LastActivityAt,
 		&i.ArchivedAt,
+		&i.DeletedAt,
 		&i.Source,
 		&i.SourceID,
 		&i.SourceParentID,
@@ -250,6 +252,26 @@ func (q *Queries) CreateSession(ctx context.Context, arg CreateSessionParams) (S
 		&i.UpdatedAt,
 	)
 	return i, err
+}
+
+const deleteMessage = `-- name: DeleteMessage :execrows
+DELETE FROM messages
+WHERE org_id = current_org_id() AND session_id = $1 AND id = $2
+  AND revision = coalesce($3::integer, revision)
+`
+
+type DeleteMessageParams struct {
+	SessionID uuid.UUID
+	MessageID uuid.UUID
+	IfMatch   *int32
+}
+
+func (q *Queries) DeleteMessage(ctx context.Context, arg DeleteMessageParams) (int64, error) {
+	result, err := q.db.Exec(ctx, deleteMessage, arg.SessionID, arg.MessageID, arg.IfMatch)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const deleteMessagesMissingFromImport = `-- name: DeleteMessagesMissingFromImport :one
@@ -307,23 +329,41 @@ func (q *Queries) DeletePartsMissingFromImport(ctx context.Context, arg DeletePa
 	return result.RowsAffected(), nil
 }
 
-const deleteSession = `-- name: DeleteSession :execrows
-DELETE FROM sessions
-WHERE org_id = current_org_id() AND id = $1
-  AND revision = coalesce($2::integer, revision)
+const deleteSession = `-- name: DeleteSession :many
+WITH session AS MATERIALIZED (
+    SELECT s.id FROM sessions s
+    WHERE s.org_id = current_org_id() AND s.id = $2
+      AND s.revision = coalesce($3::integer, s.revision)
+    FOR UPDATE
+)
+SELECT delete_session(s.id, $1::boolean)::integer AS deleted FROM session s
 `
 
 type DeleteSessionParams struct {
-	ID      uuid.UUID
-	IfMatch *int32
+	Descendants bool
+	ID          uuid.UUID
+	IfMatch     *int32
 }
 
-func (q *Queries) DeleteSession(ctx context.Context, arg DeleteSessionParams) (int64, error) {
-	result, err := q.db.Exec(ctx, deleteSession, arg.ID, arg.IfMatch)
+// What delete_session() returned, of the session that the caller sees.
+func (q *Queries) DeleteSession(ctx context.Context, arg DeleteSessionParams) ([]int32, error) {
+	rows, err := q.db.Query(ctx, deleteSession, arg.Descendants, arg.ID, arg.IfMatch)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return result.RowsAffected(), nil
+	defer rows.Close()
+	items := []int32{}
+	for rows.Next() {
+		var deleted int32
+		if err := rows.Scan(&deleted); err != nil {
+			return nil, err
+		}
+		items = append(items, deleted)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const getGrowingText = `-- name: GetGrowingText :one
@@ -454,7 +494,7 @@ func (q *Queries) GetPart(ctx context.Context, arg GetPartParams) (GetPartRow, e
 }
 
 const getSession = `-- name: GetSession :one
-SELECT org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND id = $1
+SELECT org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND id = $1
 `
 
 func (q *Queries) GetSession(ctx context.Context, id uuid.UUID) (Session, error) {
@@ -465,6 +505,7 @@ func (q *Queries) GetSession(ctx context.Context, id uuid.UUID) (Session, error)
 		&i.ID,
 		&i.ProjectID,
 		&i.ParentID,
+		&i.ForkOfID,
 		&i.AccountID,
 		&i.RoleName,
 		&i.Slug,
@@ -473,6 +514,7 @@ func (q *Queries) GetSession(ctx context.Context, id uuid.UUID) (Session, error)
 		&i.RunState,
 		&i.LastActivityAt,
 		&i.ArchivedAt,
+		&i.DeletedAt,
 		&i.Source,
 		&i.SourceID,
 		&i.SourceParentID,
@@ -490,7 +532,7 @@ func (q *Queries) GetSession(ctx context.Context, id uuid.UUID) (Session, error)
 }
 
 const getSessionBySource = `-- name: GetSessionBySource :one
-SELECT org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND source = $1::text AND source_id = $2::text
+SELECT org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND source = $1::text AND source_id = $2::text
 `
 
 type GetSessionBySourceParams struct {
@@ -506,6 +548,7 @@ func (q *Queries) GetSessionBySource(ctx context.Context, arg GetSessionBySource
 		&i.ID,
 		&i.ProjectID,
 		&i.ParentID,
+		&i.ForkOfID,
 		&i.AccountID,
 		&i.RoleName,
 		&i.Slug,
@@ -514,6 +557,7 @@ func (q *Queries) GetSessionBySource(ctx context.Context, arg GetSessionBySource
 		&i.RunState,
 		&i.LastActivityAt,
 		&i.ArchivedAt,
+		&i.DeletedAt,
 		&i.Source,
 		&i.SourceID,
 		&i.SourceParentID,
@@ -1119,7 +1163,7 @@ func (q *Queries) ListPartsByType(ctx context.Context, arg ListPartsByTypeParams
 }
 
 const listSessions = `-- name: ListSessions :many
-SELECT org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions
+SELECT org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions
 WHERE org_id = current_org_id()
   AND id < $1
   AND ($2::uuid IS NULL OR project_id = $2)
@@ -1169,6 +1213,7 @@ func (q *Queries) ListSessions(ctx context.Context, arg ListSessionsParams) ([]S
 			&i.ID,
 			&i.ProjectID,
 			&i.ParentID,
+			&i.ForkOfID,
 			&i.AccountID,
 			&i.RoleName,
 			&i.Slug,
@@ -1177,6 +1222,7 @@ func (q *Queries) ListSessions(ctx context.Context, arg ListSessionsParams) ([]S
 			&i.RunState,
 			&i.LastActivityAt,
 			&i.ArchivedAt,
+			&i.DeletedAt,
 			&i.Source,
 			&i.SourceID,
 			&i.SourceParentID,
@@ -1218,7 +1264,7 @@ func (q *Queries) LockPart(ctx context.Context, arg LockPartParams) (string, err
 }
 
 const lockSession = `-- name: LockSession :one
-SELECT org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND id = $1 FOR NO KEY UPDATE
+SELECT org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND id = $1 FOR NO KEY UPDATE
 `
 
 func (q *Queries) LockSession(ctx context.Context, id uuid.UUID) (Session, error) {
@@ -1229,6 +1275,7 @@ func (q *Queries) LockSession(ctx context.Context, id uuid.UUID) (Session, error
 		&i.ID,
 		&i.ProjectID,
 		&i.ParentID,
+		&i.ForkOfID,
 		&i.AccountID,
 		&i.RoleName,
 		&i.Slug,
@@ -1237,6 +1284,7 @@ func (q *Queries) LockSession(ctx context.Context, id uuid.UUID) (Session, error
 		&i.RunState,
 		&i.LastActivityAt,
 		&i.ArchivedAt,
+		&i.DeletedAt,
 		&i.Source,
 		&i.SourceID,
 		&i.SourceParentID,
@@ -1310,7 +1358,7 @@ UPDATE sessions SET
     metadata  = jsonb_merge_patch(metadata, $8::jsonb)
 WHERE org_id = current_org_id() AND id = $9
   AND revision = coalesce($10::integer, revision)
-RETURNING org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at
+RETURNING org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at
 `
 
 type UpdateSessionParams struct {
@@ -1345,6 +1393,7 @@ func (q *Queries) UpdateSession(ctx context.Context, arg UpdateSessionParams) (S
 		&i.ID,
 		&i.ProjectID,
 		&i.ParentID,
+		&i.ForkOfID,
 		&i.AccountID,
 		&i.RoleName,
 		&i.Slug,
@@ -1353,6 +1402,7 @@ func (q *Queries) UpdateSession(ctx context.Context, arg UpdateSessionParams) (S
 		&i.RunState,
 		&i.LastActivityAt,
 		&i.ArchivedAt,
+		&i.DeletedAt,
 		&i.Source,
 		&i.SourceID,
 		&i.SourceParentID,

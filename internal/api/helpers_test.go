@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"archive/zip"
 	"bufio"
 	"bytes"
 	"context"
@@ -100,7 +101,7 @@ func allScopes(t testing.TB) []string {
 
 // family is what most operations are about: a project, a session in it and a message in that.
 type family struct {
-	project, emptyProject, session, message, part string
+	project, emptyProject, session, message, part, agentRole string
 }
 
 // newFamily makes one as this caller, whose key needs *.
@@ -110,6 +111,7 @@ func (h *hub) newFamily(t testing.TB, c caller) family {
 	create := func(path, body string) answer { return h.as(t, c, "POST", path, body).wants(t, http.StatusCreated) }
 	f.project = create("/v1/projects", `{"slug":"f-`+uuid.NewString()+`","name":"family"}`).id(t)
 	f.emptyProject = create("/v1/projects", `{"slug":"e-`+uuid.NewString()+`","name":"empty"}`).id(t)
+	f.agentRole = create("/v1/roles", `{"name":"f-`+uuid.NewString()+`"}`).id(t)
 	f.session = create("/v1/sessions", `{"projectId":"`+f.project+`","title":"family"}`).id(t)
 	var list struct {
 		Items []struct {
@@ -155,16 +157,33 @@ func (f family) samples() map[string]sample {
 		"updateProject": {"PATCH", "/v1/projects/" + f.project, merge, `{"name":"changed"}`, 200},
 		"deleteProject": {"DELETE", "/v1/projects/" + f.emptyProject, "", "", 204},
 
-		"createSession": {"POST", "/v1/sessions", plain, `{"projectId":"` + f.project + `","parentId":"` + f.session + `"}`, 201},
-		"listSessions":  {"GET", "/v1/sessions", "", "", 200},
-		"getSession":    {"GET", session, "", "", 200},
-		"updateSession": {"PATCH", session, merge, `{"title":"changed"}`, 200},
-		"deleteSession": {"DELETE", session, "", "", 204},
-		"importSession": {"POST", "/v1/sessions/import?projectId=" + f.project, plain, export{id: "ses_" + uuid.NewString()}.String(), 201},
-		"exportSession": {"GET", session + "/export", "", "", 200},
-		"appendMessage": {"POST", session + "/messages", plain, `{"messages":[{"role":"user"}]}`, 201},
-		"listMessages":  {"GET", session + "/messages", "", "", 200},
-		"getMessage":    {"GET", session + "/messages/" + f.message, "", "", 200},
+		"createRole": {"POST", "/v1/roles", plain, `{"name":"r-` + uuid.NewString() + `"}`, 201},
+		"listRoles":  {"GET", "/v1/roles", "", "", 200},
+		"getRole":    {"GET", "/v1/roles/" + f.agentRole, "", "", 200},
+		"updateRole": {"PATCH", "/v1/roles/" + f.agentRole, merge, `{"prompt":"changed"}`, 200},
+		"deleteRole": {"DELETE", "/v1/roles/" + f.agentRole, "", "", 204},
+		"syncRoles":  {"POST", "/v1/roles/sync", plain, `{"fileSet":"sample","files":[{"path":"agents/s-` + uuid.NewString() + `.md","content":"x"}]}`, 200},
+
+		"createSession":     {"POST", "/v1/sessions", plain, `{"projectId":"` + f.project + `","parentId":"` + f.session + `"}`, 201},
+		"listSessions":      {"GET", "/v1/sessions", "", "", 200},
+		"getSession":        {"GET", session, "", "", 200},
+		"updateSession":     {"PATCH", session, merge, `{"title":"changed"}`, 200},
+		"deleteSession":     {"DELETE", session, "", "", 204},
+		"importSession":     {"POST", "/v1/sessions/import?projectId=" + f.project, plain, export{id: "ses_" + uuid.NewString()}.String(), 201},
+		"exportSession":     {"GET", session + "/export", "", "", 200},
+		"appendMessage":     {"POST", session + "/messages", plain, `{"messages":[{"role":"user"}]}`, 201},
+		"listMessages":      {"GET", session + "/messages", "", "", 200},
+		"deleteMessage":     {"DELETE", session + "/messages/" + f.message, "", "", 204},
+		"searchSessions":    {"GET", "/v1/sessions/search?q=hello", "", "", 200},
+		"getUIMessages":     {"GET", session + "/ui-messages", "", "", 200},
+		"archiveSession":    {"POST", session + "/archive", "", "", 200},
+		"unarchiveSession":  {"POST", session + "/unarchive", "", "", 200},
+		"forkSession":       {"POST", session + "/fork", plain, `{"title":"forked"}`, 201},
+		"listChildSessions": {"GET", session + "/children", "", "", 200},
+		"getSessionUsage":   {"GET", session + "/usage", "", "", 200},
+		"exportSessionTree": {"GET", session + "/export/tree", "", "", 200},
+		"importSessionTree": {"POST", "/v1/sessions/import/tree?projectId=" + f.project, "application/zip", zipped("tree.json", export{id: "ses_" + uuid.NewString()}.String()), 200},
+		"getMessage":        {"GET", session + "/messages/" + f.message, "", "", 200},
 
 		"followEvents": {"GET", "/v1/events", "", "", 200},
 
@@ -252,6 +271,25 @@ func numbered(id, updated, mark string, messages, parts int) export {
 		e.messages = append(e.messages, m)
 	}
 	return e
+}
+
+// zipped is an archive of files: name, text, ....
+func zipped(files ...string) string {
+	var b bytes.Buffer
+	w := zip.NewWriter(&b)
+	for i := 0; i < len(files); i += 2 {
+		file, err := w.Create(files[i])
+		if err == nil {
+			_, err = io.WriteString(file, files[i+1])
+		}
+		if err != nil {
+			panic(err) // a buffer
+		}
+	}
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	return b.String()
 }
 
 const testdata = "../opencode/testdata"

@@ -91,12 +91,17 @@ var codes = map[string]rule{
 	"api_key_not_found":      {status: http.StatusNotFound, detail: "There is no such key, or it is not yours to see."},
 	"member_not_found":       {status: http.StatusNotFound, detail: "The organisation has no such member."},
 
-	"session_born_here": {status: conflict, detail: "The session was born in this hub and is here still."},
-	"project_not_found": {status: http.StatusNotFound, detail: "There is no such project, or it is not yours."},
-	"session_not_found": {status: http.StatusNotFound, detail: "There is no such session, or it is not yours."},
+	"session_born_here":      {status: conflict, detail: "The session was born in this hub and is here still."},
+	"invalid_archive":        {status: http.StatusBadRequest, detail: "The body is no zip archive of session exports."},
+	"fork_message_not_found": {status: invalid, detail: "The session has no such message."},
+	"project_not_found":      {status: http.StatusNotFound, detail: "There is no such project, or it is not yours."},
+	"session_not_found":      {status: http.StatusNotFound, detail: "There is no such session, or it is not yours."},
+	"role_not_found":         {status: http.StatusNotFound, detail: "There is no such role, or it is not yours."},
+	"role_file_invalid":      {status: invalid, detail: "A role file cannot be read. No role was changed."},
+	"role_in_other_set":      {status: conflict, detail: "Another set of files has a role of this name. No role was changed."},
 	"part_not_found":    {status: http.StatusNotFound, detail: "There is no such part in the session, or it is not yours."},
 	"part_data_invalid": {status: invalid, detail: "With this change the part would not be what its type asks for."},
-	"message_not_found": {status: http.StatusNotFound, detail: "There is no such message in the session, or it is not yours."},
+	"message_not_found":      {status: http.StatusNotFound, detail: "There is no such message in the session, or it is not yours."},
 }
 
 // rules is the one table from a rule's name to what the client is told. A rule of the database that is missing here fails
@@ -248,15 +253,27 @@ var rules = map[string]rule{
 
 	db.ReservedEmailDomainsShapeCheck: {status: invalid, detail: "This is no domain in lower case."},
 
-	db.RetentionPoliciesAuditDaysCheck: {status: invalid, detail: "Audit entries are kept for 1 to 36,500 days, or for ever.", pointer: "/auditDays"},
-	db.RetentionPoliciesOrgIDFkey:      {status: invalid, detail: "There is no such organisation."},
-	db.RetentionPoliciesOrgIDFkeyInUse: {status: conflict, detail: "The organisation still has a retention policy."},
+	db.RetentionPoliciesAuditDaysCheck:   {status: invalid, detail: "Audit entries are kept for 1 to 36,500 days, or for ever.", pointer: "/auditDays"},
+	db.RetentionPoliciesSessionDaysCheck: {status: invalid, detail: "Archived sessions are kept for 1 to 36,500 days, or for ever.", pointer: "/sessionDays"},
+	db.RetentionPoliciesOrgIDFkey:        {status: invalid, detail: "There is no such organisation."},
+	db.RetentionPoliciesOrgIDFkeyInUse:   {status: conflict, detail: "The organisation still has a retention policy."},
 
-	db.RolesNameKey:         {status: conflict, detail: "Another role has this name.", pointer: "/name"},
-	db.RolesNameLengthCheck: {status: invalid, detail: "A role's name has 1 to 200 bytes.", pointer: "/name"},
-	db.RolesOrgIDFkey:       {status: invalid, detail: "There is no such organisation."},
-	db.RolesOrgIDFkeyInUse:  {status: conflict, detail: "The organisation still has roles."},
-	db.RolesOriginCheck:     {status: invalid, detail: "A role comes from api, file or import.", pointer: "/origin"},
+	db.RolesBeyondLimits:       {status: http.StatusForbidden, detail: "Roles are all projects'; a key that is limited to projects does not change them."},
+	db.RolesFileSetCheck:       {status: invalid, detail: "A role has a set of files exactly when it comes from one.", pointer: "/fileSet"},
+	db.RolesFileSetLengthCheck: {status: invalid, detail: "The name of a set of files has 1 to 200 characters.", pointer: "/fileSet"},
+	db.RolesNameKey:            {status: conflict, detail: "Another role has this name.", pointer: "/name"},
+	db.RolesNameLengthCheck:    {status: invalid, detail: "A role's name has 1 to 200 bytes.", pointer: "/name"},
+	db.RolesOrgIDFkey:          {status: invalid, detail: "There is no such organisation."},
+	db.RolesOrgIDFkeyInUse:     {status: conflict, detail: "The organisation still has roles."},
+	db.RolesOriginCheck:        {status: invalid, detail: "A role comes from api, file or import.", pointer: "/origin"},
+
+	db.SearchEntriesChunkRangeCheck:    {status: invalid, detail: "A text has at most 125 chunks."},
+	db.SearchEntriesPartIDChunkKey:     {status: conflict, detail: "This chunk is indexed already."},
+	db.SearchEntriesPartIDFkey:         {status: invalid, detail: "There is no such part."},
+	db.SearchEntriesPartIDFkeyInUse:    {status: conflict, detail: "The part still can be found."},
+	db.SearchEntriesSessionIDFkey:      {status: invalid, detail: "There is no such session."},
+	db.SearchEntriesSessionIDFkeyInUse: {status: conflict, detail: "The session still can be found."},
+	db.SearchQueryEmpty:                {status: http.StatusBadRequest, detail: "The query has no word to look for.", pointer: "query:q"},
 
 	db.SessionRunStateTransitionsFromStateFkey:      {status: invalid, detail: "There is no such state."},
 	db.SessionRunStateTransitionsFromStateFkeyInUse: {status: conflict, detail: "Transitions still refer to the state."},
@@ -270,6 +287,8 @@ var rules = map[string]rule{
 
 	db.SessionsAccountIDFkey:             {status: invalid, detail: "The account is no member of this organisation.", pointer: "/accountId"},
 	db.SessionsAccountIDFkeyInUse:        {status: conflict, detail: "The member still has sessions."},
+	db.SessionsForkOfIDFkey:              {status: invalid, detail: "There is no such session to fork.", pointer: "/forkOfId"},
+	db.SessionsForkOfIDFkeyInUse:         {status: conflict, detail: "The session still has forks."},
 	db.SessionsNotOwnParentCheck:         {status: invalid, detail: "A session cannot be its own parent.", pointer: "/parentId"},
 	db.SessionsParentAcyclic:             {status: invalid, detail: "A session cannot be its own ancestor.", pointer: "/parentId"},
 	db.SessionsParentIDFkey:              {status: invalid, detail: "There is no such parent session.", pointer: "/parentId"},

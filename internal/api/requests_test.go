@@ -235,14 +235,18 @@ func TestPathParametersAreChecked(t *testing.T) {
 		if !ok {
 			continue
 		}
-		for name, id := range map[string]string{"projectId": f.project, "sessionId": f.session, "messageId": f.message, "partId": f.part} {
+		for name, id := range map[string]string{"projectId": f.project, "sessionId": f.session, "messageId": f.message, "partId": f.part, "roleId": f.agentRole} {
 			place := "{" + name + "}"
 			if !strings.Contains(op.path, place) {
 				continue
 			}
 			with := func(value string) sample {
 				r := s
+				_, query, asked := strings.Cut(s.path, "?")
 				r.path = strings.NewReplacer(place, value, "{projectId}", f.project, "{sessionId}", f.session, "{messageId}", f.message, "{partId}", f.part).Replace(op.path)
+				if asked {
+					r.path += "?" + query
+				}
 				return r
 			}
 			for _, bad := range []string{

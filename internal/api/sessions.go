@@ -179,8 +179,8 @@ func (s *Server) DeleteSession(ctx context.Context, r api.DeleteSessionRequestOb
 	if err != nil {
 		return nil, err
 	}
-	count, err := s.db.DeleteSession(ctx, db.DeleteSessionParams{ID: r.SessionId, IfMatch: expected})
-	if err == nil && count == 0 {
+	deleted, err := s.db.DeleteSession(ctx, db.DeleteSessionParams{ID: r.SessionId, IfMatch: expected, Descendants: deref(r.Params.Descendants)})
+	if err == nil && len(deleted) == 0 {
 		err = untouched(expected, func() error { _, err := s.db.GetSession(ctx, r.SessionId); return missing("session", err) })
 	}
 	if err != nil {
@@ -328,13 +328,32 @@ func (s *Server) GetMessage(ctx context.Context, r api.GetMessageRequestObject) 
 	return api.GetMessage200JSONResponse{Body: found[0], Headers: api.GetMessage200ResponseHeaders{ETag: etag(found[0].Revision)}}, nil
 }
 
+// DeleteMessage implements the contract's operation.
+func (s *Server) DeleteMessage(ctx context.Context, r api.DeleteMessageRequestObject) (api.DeleteMessageResponseObject, error) {
+	expected, err := ifMatch(r.Params.IfMatch)
+	if err != nil {
+		return nil, err
+	}
+	count, err := s.db.DeleteMessage(ctx, db.DeleteMessageParams{SessionID: r.SessionId, MessageID: r.MessageId, IfMatch: expected})
+	if err == nil && count == 0 {
+		err = untouched(expected, func() error {
+			_, err := s.GetMessage(ctx, api.GetMessageRequestObject{SessionId: r.SessionId, MessageId: r.MessageId})
+			return err
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return api.DeleteMessage204Response{}, nil
+}
+
 // Rows to the contract's values --------------------------------------------------------------------------------------
 
 func sessionPath(id uuid.UUID) string { return "/v1/sessions/" + id.String() }
 
 func session(row db.Session) api.Session {
 	return api.Session{
-		Id: row.ID, ProjectId: row.ProjectID, ParentId: row.ParentID, AccountId: row.AccountID, RoleName: row.RoleName,
+		Id: row.ID, ProjectId: row.ProjectID, ParentId: row.ParentID, ForkOfId: row.ForkOfID, AccountId: row.AccountID, RoleName: row.RoleName,
 		Slug: row.Slug, Title: row.Title, Version: row.Version, RunState: api.RunState(row.RunState),
 		LastActivityAt: row.LastActivityAt, ArchivedAt: row.ArchivedAt, Source: row.Source, SourceId: row.SourceID,
 		Data: exactly(row.Data, row.Raw), Metadata: given(row.Metadata),

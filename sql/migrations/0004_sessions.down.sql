@@ -1,3 +1,11 @@
+DROP POLICY parts_undeleted ON parts;
+DROP POLICY messages_undeleted ON messages;
+DROP FUNCTION purge_deleted_source(text, text);
+DROP FUNCTION purge_deleted_sessions(integer);
+DROP FUNCTION deleted_session_ids();
+DROP FUNCTION delete_session(uuid, boolean);
+DROP FUNCTION mark_sessions_deleted(uuid, uuid[]);
+DROP FUNCTION usage_number(jsonb);
 DROP FUNCTION fold_part_deltas(integer);
 DROP VIEW part_contents;
 DROP TABLE part_deltas;
@@ -28,3 +36,4 @@ DROP TABLE session_run_state_transitions;
 DROP TABLE session_run_states;
 DROP TABLE session_versions;
 DROP TABLE roles;
+DROP FUNCTION refuse_limited_key();

@@ -10,6 +10,7 @@ CREATE TABLE roles (
     description text        NOT NULL DEFAULT '',
     prompt      text        NOT NULL DEFAULT '',
     origin      text        NOT NULL DEFAULT 'api',
+    file_set    text,
     data        jsonb       NOT NULL DEFAULT '{}',
     metadata    jsonb       NOT NULL DEFAULT '{}',
     revision    integer     NOT NULL DEFAULT 1,
@@ -21,11 +22,14 @@ CREATE TABLE roles (
     CONSTRAINT roles_id_version_check CHECK (is_uuidv7(id)),
     CONSTRAINT roles_name_length_check CHECK (octet_length(name) BETWEEN 1 AND 200),
     CONSTRAINT roles_origin_check CHECK (origin IN ('api', 'file', 'import')),
+    CONSTRAINT roles_file_set_check CHECK ((origin = 'file') = (file_set IS NOT NULL)),
+    CONSTRAINT roles_file_set_length_check CHECK (char_length(file_set) BETWEEN 1 AND 200),
     CONSTRAINT roles_data_object_check CHECK (jsonb_typeof(data) = 'object'),
     CONSTRAINT roles_metadata_check CHECK (is_metadata(metadata))
 );
 COMMENT ON TABLE roles IS 'Agent roles: what an LLM is told to be in a session. Neither an access level nor a membership level (W14).';
 COMMENT ON COLUMN roles.origin IS 'api: created by a caller; file: synced from role files; import: a name that an imported session used, until somebody defines it.';
+COMMENT ON COLUMN roles.file_set IS 'C05: the set of role files that the role was synced from, usually one repository''s: a sync of a set removes what the set has no more, and touches no other set.';
 COMMENT ON COLUMN roles.prompt IS 'The system prompt.';
 COMMENT ON COLUMN roles.data IS 'W01: structured settings of the role (model, tools, permissions), typed in the contract.';
 COMMENT ON COLUMN roles.metadata IS 'W01: opaque, one object per subsystem.';
@@ -35,11 +39,23 @@ COMMENT ON CONSTRAINT roles_org_id_fkey ON roles IS 'W12. Indexed by roles_name_
 COMMENT ON CONSTRAINT roles_id_version_check ON roles IS 'C02';
 COMMENT ON CONSTRAINT roles_metadata_check ON roles IS 'W01';
 
+CREATE INDEX roles_file_set_idx ON roles (org_id, file_set) WHERE file_set IS NOT NULL;
+
 CREATE TRIGGER roles_touch BEFORE UPDATE ON roles
     FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
 CREATE TRIGGER roles_identity_immutable BEFORE UPDATE ON roles
     FOR EACH ROW WHEN ((OLD.org_id, OLD.id, OLD.created_at) IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.created_at))
     EXECUTE FUNCTION refuse_change('A role''s organisation, id and creation time');
+
+CREATE FUNCTION refuse_limited_key() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM public.raise_rule(TG_NAME, 'A key that is limited to projects does not change what all projects share.', '42501');
+END $$;
+COMMENT ON FUNCTION refuse_limited_key() IS 'X01: for what belongs to the whole organisation, where a change would reach into every project.';
+CREATE TRIGGER roles_beyond_limits BEFORE UPDATE OR DELETE ON roles
+    FOR EACH ROW WHEN (current_project_ids() IS NOT NULL) EXECUTE FUNCTION refuse_limited_key();
+COMMENT ON TRIGGER roles_beyond_limits ON roles IS 'C05: sessions of all projects follow a role''s name, and lose it with the role.';
 
 
 -- What sessions look up ------------------------------------------------------------------------------------------
@@ -92,6 +108,7 @@ CREATE TABLE sessions (
     id               uuid        NOT NULL DEFAULT hub_uuidv7(),
     project_id       uuid        NOT NULL,
     parent_id        uuid,
+    fork_of_id       uuid,
     account_id       uuid,
     role_name        text,
     slug             text        NOT NULL,
@@ -100,6 +117,7 @@ CREATE TABLE sessions (
     run_state        text        NOT NULL DEFAULT 'idle',
     last_activity_at timestamptz NOT NULL DEFAULT now(),
     archived_at      timestamptz,
+    deleted_at       timestamptz,
     source           text,
     source_id        text,
     source_parent_id text,
@@ -117,6 +135,7 @@ CREATE TABLE sessions (
     CONSTRAINT sessions_source_source_id_key UNIQUE (org_id, source, source_id),
     CONSTRAINT sessions_project_id_fkey FOREIGN KEY (org_id, project_id) REFERENCES projects (org_id, id) ON DELETE RESTRICT,
     CONSTRAINT sessions_parent_id_fkey FOREIGN KEY (org_id, parent_id) REFERENCES sessions (org_id, id) ON DELETE SET NULL (parent_id),
+    CONSTRAINT sessions_fork_of_id_fkey FOREIGN KEY (org_id, fork_of_id) REFERENCES sessions (org_id, id) ON DELETE SET NULL (fork_of_id),
     CONSTRAINT sessions_account_id_fkey FOREIGN KEY (org_id, account_id) REFERENCES organization_members (org_id, account_id) ON DELETE SET NULL (account_id),
     CONSTRAINT sessions_role_name_fkey FOREIGN KEY (org_id, role_name) REFERENCES roles (org_id, name) ON UPDATE CASCADE ON DELETE SET NULL (role_name),
     CONSTRAINT sessions_version_fkey FOREIGN KEY (version) REFERENCES session_versions (version) ON DELETE RESTRICT,
@@ -136,6 +155,7 @@ CREATE TABLE sessions (
 COMMENT ON TABLE sessions IS 'One conversation of an agent: its messages and their parts hang below it.';
 COMMENT ON COLUMN sessions.project_id IS 'S13: immutable.';
 COMMENT ON COLUMN sessions.parent_id IS 'S11: a sub-agent is a child session. Set once: at creation, or when an imported session''s parent arrives.';
+COMMENT ON COLUMN sessions.fork_of_id IS 'The session that this one was forked from: it began with a copy of its messages.';
 COMMENT ON COLUMN sessions.account_id IS 'C01: who the session belongs to. NULL once that account has left the organisation or is gone.';
 COMMENT ON COLUMN sessions.role_name IS 'C05: the agent role, by name.';
 COMMENT ON COLUMN sessions.slug IS 'S09: unique in the organisation. Made by the database when none is given: two words and a suffix.';
@@ -143,6 +163,7 @@ COMMENT ON COLUMN sessions.version IS 'W10: the shape of messages.data and parts
 COMMENT ON COLUMN sessions.run_state IS 'X10: idle, running, waiting, errored or ended; session_run_state_transitions says what may follow what.';
 COMMENT ON COLUMN sessions.last_activity_at IS 'X10: when a message or part last arrived. Moves without counting as a revision.';
 COMMENT ON COLUMN sessions.archived_at IS 'When the session was put aside; NULL while it is in use.';
+COMMENT ON COLUMN sessions.deleted_at IS 'When a long session was deleted: nobody sees it or writes to it since, and purge_deleted_sessions() takes its rows away in batches. Only delete_session() sets it.';
 COMMENT ON COLUMN sessions.source IS 'C02: the program that the session was imported from; NULL for a session born here.';
 COMMENT ON COLUMN sessions.source_id IS 'C02: the session''s id in its source.';
 COMMENT ON COLUMN sessions.source_parent_id IS 'The parent''s id in the source, which may be imported later or never.';
@@ -166,13 +187,18 @@ COMMENT ON CONSTRAINT sessions_metadata_check ON sessions IS 'W01';
 
 CREATE INDEX sessions_project_id_idx ON sessions (org_id, project_id, id);
 CREATE INDEX sessions_parent_id_idx ON sessions (org_id, parent_id, id);
+CREATE INDEX sessions_fork_of_id_idx ON sessions (org_id, fork_of_id, id);
 CREATE INDEX sessions_role_name_idx ON sessions (org_id, role_name, id);
 CREATE INDEX sessions_account_id_idx ON sessions (org_id, account_id, id);
 CREATE INDEX sessions_run_state_idx ON sessions (org_id, run_state, id);
 CREATE INDEX sessions_unarchived_idx ON sessions (org_id, id) WHERE archived_at IS NULL;
+CREATE INDEX sessions_archived_idx ON sessions (org_id, archived_at) WHERE archived_at IS NOT NULL;
+CREATE INDEX sessions_deleted_idx ON sessions (org_id, deleted_at, id) WHERE deleted_at IS NOT NULL;
 CREATE INDEX sessions_orphans_idx ON sessions (org_id, source, source_parent_id) WHERE parent_id IS NULL AND source_parent_id IS NOT NULL;
 COMMENT ON INDEX sessions_parent_id_idx IS 'W03: the children of a session.';
 COMMENT ON INDEX sessions_unarchived_idx IS 'S02';
+COMMENT ON INDEX sessions_archived_idx IS 'W09: what retention asks for.';
+COMMENT ON INDEX sessions_deleted_idx IS 'What waits to be purged.';
 COMMENT ON INDEX sessions_orphans_idx IS 'Imported children that wait for their parent.';
 
 
@@ -230,7 +256,7 @@ CREATE FUNCTION link_session_to_children() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     UPDATE sessions s SET parent_id = NEW.id
-    WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL;
+    WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL AND s.deleted_at IS NULL;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION link_session_to_children() IS 'An imported parent adopts the children that came before it.';
@@ -246,8 +272,8 @@ BEGIN
     IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
         RETURN NULL;
     END IF;
-    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it.
-    IF current_project_ids() IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id) THEN
+    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it, and what is deleted for nobody.
+    IF NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id AND s.deleted_at IS NULL) THEN
         PERFORM raise_rule(p_rule => 'sessions_parent_id_fkey', p_message => 'There is no such session.', p_sqlstate => '23503'); -- as the key does
     END IF;
     WHILE v_ancestor IS NOT NULL LOOP
@@ -294,8 +320,8 @@ COMMENT ON TRIGGER sessions_project_immutable ON sessions IS 'S13';
 CREATE FUNCTION refuse_other_session_parent() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
-    -- ON DELETE SET NULL comes after the parent is gone: nobody else can bring that about.
-    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id) THEN
+    -- ON DELETE SET NULL comes after the parent is gone, or marked as deleted: nobody else can bring that about.
+    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id AND s.deleted_at IS NULL) THEN
         RETURN NEW;
     END IF;
     PERFORM raise_rule(TG_NAME, 'A session''s parent cannot be changed once it is written.');
@@ -306,9 +332,9 @@ CREATE TRIGGER sessions_parent_set_once BEFORE UPDATE ON sessions
 COMMENT ON TRIGGER sessions_parent_set_once ON sessions IS 'From none to a parent, and back when the parent is deleted; never from one to another.';
 
 CREATE TRIGGER sessions_touch BEFORE UPDATE ON sessions
-    FOR EACH ROW WHEN ((OLD.parent_id, OLD.account_id, OLD.role_name, OLD.slug, OLD.title, OLD.version, OLD.run_state, OLD.archived_at,
+    FOR EACH ROW WHEN ((OLD.parent_id, OLD.fork_of_id, OLD.account_id, OLD.role_name, OLD.slug, OLD.title, OLD.version, OLD.run_state, OLD.archived_at, OLD.deleted_at,
                         OLD.source_parent_id, OLD.source_updated_at, OLD.data::text, OLD.raw, OLD.metadata::text, OLD.revision)
-        IS DISTINCT FROM (NEW.parent_id, NEW.account_id, NEW.role_name, NEW.slug, NEW.title, NEW.version, NEW.run_state, NEW.archived_at,
+        IS DISTINCT FROM (NEW.parent_id, NEW.fork_of_id, NEW.account_id, NEW.role_name, NEW.slug, NEW.title, NEW.version, NEW.run_state, NEW.archived_at, NEW.deleted_at,
                         NEW.source_parent_id, NEW.source_updated_at, NEW.data::text, NEW.raw, NEW.metadata::text, NEW.revision))
     EXECUTE FUNCTION touch_row();
 CREATE TRIGGER sessions_activity BEFORE UPDATE ON sessions
@@ -766,6 +792,110 @@ ALTER FUNCTION fold_part_deltas(integer) OWNER TO hub_system;
 REVOKE CREATE ON SCHEMA public FROM hub_system;
 
 
+-- Usage ----------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION usage_number(p_value jsonb) RETURNS numeric
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN jsonb_typeof(p_value) = 'number' AND p_value::numeric BETWEEN 0 AND 1000000000000 THEN p_value::numeric ELSE 0 END;
+COMMENT ON FUNCTION usage_number(jsonb) IS 'A number of tokens, or an amount, as a client wrote it: 0 for what can be neither.';
+
+
+-- Deleting sessions ----------------------------------------------------------------------------------------------
+-- A short session goes at once, with all its rows. A long one is marked: from then on nobody sees it, its slug is free, its children
+-- have no parent, and a worker takes its rows away in batches that keep nobody waiting.
+
+CREATE FUNCTION mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, public, pg_temp AS $$
+    UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(gen_random_uuid()::text, '-', '') WHERE s.org_id = p_org_id AND s.id = ANY (p_ids);
+    UPDATE sessions s SET parent_id = NULL WHERE s.org_id = p_org_id AND s.parent_id = ANY (p_ids);
+    UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = p_org_id AND s.fork_of_id = ANY (p_ids);
+$$;
+COMMENT ON FUNCTION mark_sessions_deleted(uuid, uuid[]) IS 'For functions of hub_system: requests have no right to these columns.';
+
+CREATE FUNCTION delete_session(p_id uuid, p_descendants boolean) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    c_short constant integer := 1000;
+    v_org   constant uuid    := current_org_id();
+    v_projects constant uuid[] := current_project_ids();
+    v_ids   uuid[] := '{}';
+    v_found uuid[];
+BEGIN
+    -- A session that is locked gets no more children: what is found again is all there is.
+    LOOP
+        WITH RECURSIVE tree AS (
+            SELECT s.id FROM sessions s WHERE s.org_id = v_org AND s.id = p_id AND s.deleted_at IS NULL AND (v_projects IS NULL OR s.project_id = ANY (v_projects))
+            UNION ALL
+            SELECT c.id FROM tree t JOIN sessions c ON c.org_id = v_org AND c.parent_id = t.id WHERE p_descendants AND (v_projects IS NULL OR c.project_id = ANY (v_projects)))
+        SELECT coalesce(array_agg(t.id ORDER BY t.id), '{}') INTO v_found FROM tree t;
+        EXIT WHEN v_found = v_ids;
+        v_ids := v_found;
+        PERFORM FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids) ORDER BY s.id FOR UPDATE;
+    END LOOP;
+    IF (SELECT count(*) FROM (SELECT FROM parts p WHERE p.org_id = v_org AND p.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short
+       AND (SELECT count(*) FROM (SELECT FROM messages m WHERE m.org_id = v_org AND m.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short THEN
+        DELETE FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids);
+    ELSE
+        PERFORM mark_sessions_deleted(v_org, v_ids);
+    END IF;
+    RETURN cardinality(v_ids);
+END $$;
+COMMENT ON FUNCTION delete_session(uuid, boolean) IS
+    'Deletes a session of the caller''s organisation, with its descendants if told so, and returns how many went. Up to 1,000 messages and parts go at once; of more, the sessions are marked, and purge_deleted_sessions() does the rest.';
+
+CREATE FUNCTION deleted_session_ids() RETURNS uuid[]
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN -- in plpgsql, which keeps its plan: each statement on messages or parts asks this once
+    RETURN ARRAY(SELECT s.id FROM sessions s WHERE s.org_id = current_org_id() AND s.deleted_at IS NOT NULL);
+END $$;
+COMMENT ON FUNCTION deleted_session_ids() IS 'The sessions of the caller''s organisation whose rows wait to be purged: messages and parts of these are nobody''s to see.';
+
+CREATE FUNCTION purge_deleted_sessions(p_rows integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    v_session record;
+    v_count   bigint;
+    v_left    bigint := p_rows;
+BEGIN
+    WHILE v_left > 0 LOOP
+        SELECT s.org_id, s.id INTO v_session FROM sessions s WHERE s.deleted_at IS NOT NULL ORDER BY s.deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+        EXIT WHEN NOT FOUND;
+        DELETE FROM parts p
+        WHERE p.org_id = v_session.org_id
+          AND p.id = ANY (ARRAY(SELECT o.id FROM parts o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
+        DELETE FROM messages m
+        WHERE m.org_id = v_session.org_id
+          AND m.id = ANY (ARRAY(SELECT o.id FROM messages o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
+        DELETE FROM sessions s WHERE s.org_id = v_session.org_id AND s.id = v_session.id;
+        v_left := v_left - 1;
+    END LOOP;
+    RETURN p_rows - v_left;
+END $$;
+COMMENT ON FUNCTION purge_deleted_sessions(integer) IS
+    'Takes away up to so many rows of deleted sessions, whichever organisation''s, and returns how many; 0 when nothing waits. Workers call it until then, each call a transaction of its own; several may do so at once.';
+
+CREATE FUNCTION purge_deleted_source(p_source text, p_source_id text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+    DELETE FROM sessions s WHERE s.org_id = current_org_id() AND s.source = p_source AND s.source_id = p_source_id AND s.deleted_at IS NOT NULL;
+$$;
+COMMENT ON FUNCTION purge_deleted_source(text, text) IS 'What is left of a deleted session goes at once when the session is imported again: its rows have the ids that the new ones need.';
+
+REVOKE ALL ON FUNCTION delete_session(uuid, boolean), deleted_session_ids(), purge_deleted_sessions(integer), purge_deleted_source(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION delete_session(uuid, boolean), deleted_session_ids(), purge_deleted_sessions(integer), purge_deleted_source(text, text) TO hub_app;
+GRANT CREATE ON SCHEMA public TO hub_system;
+ALTER FUNCTION delete_session(uuid, boolean) OWNER TO hub_system;
+ALTER FUNCTION deleted_session_ids() OWNER TO hub_system;
+ALTER FUNCTION purge_deleted_sessions(integer) OWNER TO hub_system;
+ALTER FUNCTION purge_deleted_source(text, text) OWNER TO hub_system;
+REVOKE CREATE ON SCHEMA public FROM hub_system;
+
+
 -- Who may see what (X01) -----------------------------------------------------------------------------------------
 
 ALTER TABLE roles ENABLE ROW LEVEL SECURITY;
@@ -784,8 +914,11 @@ CREATE POLICY sessions_tenant ON sessions TO hub_app USING (org_id = (SELECT cur
 CREATE POLICY messages_tenant ON messages TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY parts_tenant ON parts TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY part_deltas_tenant ON part_deltas TO hub_app USING (org_id = (SELECT current_org_id()));
-CREATE POLICY parts_bookkeeping ON parts TO hub_system USING (true);
+CREATE POLICY parts_bookkeeping ON parts FOR UPDATE TO hub_system USING (true);
 CREATE POLICY part_deltas_bookkeeping ON part_deltas TO hub_system USING (true);
+CREATE POLICY sessions_undeleted ON sessions AS RESTRICTIVE TO hub_app USING (deleted_at IS NULL);
+CREATE POLICY messages_undeleted ON messages AS RESTRICTIVE TO hub_app USING (session_id <> ALL ((SELECT deleted_session_ids())::uuid[]));
+CREATE POLICY parts_undeleted ON parts AS RESTRICTIVE TO hub_app USING (session_id <> ALL ((SELECT deleted_session_ids())::uuid[]));
 -- What api_keys.resources limits a key to. Messages and parts follow their session, which is asked for only where there is a limit.
 CREATE POLICY sessions_limited ON sessions AS RESTRICTIVE TO hub_app
     USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE project_id = ANY ((SELECT current_project_ids())::uuid[]) END);
@@ -797,21 +930,27 @@ CREATE POLICY part_deltas_limited ON part_deltas AS RESTRICTIVE TO hub_app
     USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE EXISTS (SELECT FROM parts p WHERE (p.org_id, p.id) = (part_deltas.org_id, part_deltas.part_id)) END);
 CREATE POLICY sessions_bookkeeping ON sessions TO hub_system USING (true);
 CREATE POLICY sessions_authentication ON sessions FOR SELECT TO hub_auth USING (true);
+CREATE POLICY messages_counting ON messages FOR SELECT TO hub_system USING (true);
+CREATE POLICY parts_counting ON parts FOR SELECT TO hub_system USING (true);
+CREATE POLICY messages_deleted ON messages FOR DELETE TO hub_system
+    USING (EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (messages.org_id, messages.session_id) AND s.deleted_at IS NOT NULL));
+CREATE POLICY parts_deleted ON parts FOR DELETE TO hub_system
+    USING (EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (parts.org_id, parts.session_id) AND s.deleted_at IS NOT NULL));
 
 GRANT SELECT ON session_versions, session_run_states, session_run_state_transitions, tool_states, tool_state_transitions, part_contents, part_deltas TO hub_app;
 GRANT INSERT (org_id, part_id, start_offset, text) ON part_deltas TO hub_app;
 -- Who inserts does not choose revision or updated_at (W22): the columns are listed.
 GRANT SELECT, UPDATE, DELETE ON roles, messages, parts TO hub_app;
-GRANT INSERT (org_id, id, name, description, prompt, origin, data, metadata) ON roles TO hub_app;
+GRANT INSERT (org_id, id, name, description, prompt, origin, file_set, data, metadata) ON roles TO hub_app;
 GRANT INSERT (org_id, id, session_id, role, source, source_id, source_position, data, raw, metadata, created_at) ON messages TO hub_app;
 GRANT INSERT (org_id, id, session_id, message_id, type, source, source_id, source_position, data, raw, metadata, created_at) ON parts TO hub_app;
 GRANT SELECT, DELETE ON sessions TO hub_app;
-GRANT INSERT (org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at,
+GRANT INSERT (org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at,
               source, source_id, source_parent_id, source_updated_at, data, raw, metadata, created_at),
       UPDATE (project_id, parent_id, account_id, role_name, slug, title, run_state, last_activity_at, archived_at,
               source_parent_id, source_updated_at, data, raw, metadata) ON sessions TO hub_app;
 GRANT SELECT ON sessions TO hub_system, hub_auth;
-GRANT UPDATE (last_message_id, last_part_id, last_activity_at) ON sessions TO hub_system;
-GRANT SELECT ON parts, tool_state_transitions TO hub_system;
+GRANT SELECT, DELETE ON sessions, messages, parts, part_deltas TO hub_system;
+GRANT SELECT ON tool_state_transitions TO hub_system;
 GRANT UPDATE (data, raw) ON parts TO hub_system;
-GRANT SELECT, DELETE ON part_deltas TO hub_system;
+GRANT UPDATE (last_message_id, last_part_id, last_activity_at, parent_id, fork_of_id, slug, deleted_at) ON sessions TO hub_system;

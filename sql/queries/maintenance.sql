@@ -9,6 +9,12 @@ SELECT purge_organizations(@row_limit);
 -- name: PurgeAuditLogs :one
 SELECT purge_audit_logs(@row_limit);
 
+-- name: ExpireSessions :one
+SELECT expire_sessions(@row_limit);
+
+-- name: PurgeDeletedSessions :one
+SELECT purge_deleted_sessions(@row_limit);
+
 -- name: PurgeIdempotencyKeys :one
 SELECT purge_idempotency_keys(@row_limit);
 

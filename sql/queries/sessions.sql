@@ -37,10 +37,15 @@ RETURNING *;
 -- name: LockSession :one
 SELECT * FROM sessions WHERE org_id = current_org_id() AND id = @id FOR NO KEY UPDATE;
 
--- name: DeleteSession :execrows
-DELETE FROM sessions
-WHERE org_id = current_org_id() AND id = @id
-  AND revision = coalesce(sqlc.narg('if_match')::integer, revision);
+-- name: DeleteSession :many
+-- What delete_session() returned, of the session that the caller sees.
+WITH session AS MATERIALIZED (
+    SELECT s.id FROM sessions s
+    WHERE s.org_id = current_org_id() AND s.id = @id
+      AND s.revision = coalesce(sqlc.narg('if_match')::integer, s.revision)
+    FOR UPDATE
+)
+SELECT delete_session(s.id, @descendants::boolean)::integer AS deleted FROM session s;
 
 -- name: AppendMessages :many
 -- Messages and their parts in one statement. The arrays run in step ('' in raw stands for NULL); part_messages holds the number (from 1) of each part's
@@ -165,6 +170,12 @@ RETURNING end_offset;
 -- The text that deltas are added to, escaped.
 SELECT coalesce(p.content::jsonb #>> growing_text_path(p.type, p.data), '')::text AS text FROM part_contents p
 WHERE p.org_id = current_org_id() AND p.session_id = @session_id AND p.id = @id;
+
+
+-- name: DeleteMessage :execrows
+DELETE FROM messages
+WHERE org_id = current_org_id() AND session_id = @session_id AND id = @message_id
+  AND revision = coalesce(sqlc.narg('if_match')::integer, revision);
 
 
 -- Import and export ------------------------------------------------------------------------------------------------
