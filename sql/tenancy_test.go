@@ -62,6 +62,9 @@ var attacks = []struct {
 	{query: "DeletePartsMissingFromImport", args: []string{"session_id", "@imported", "message_ids", "ARRAY[@high]::uuid[]", "source_ids", "'{}'"}},
 	{query: "DeleteMessagesMissingFromImport", args: []string{"session_id", "@imported", "source_ids", "'{}'"}},
 	{query: "ListImportedIDs"}, {query: "ListMessageIDsForExport"}, {query: "ListMessagesForExport"},
+	{query: "AppendParts"}, {query: "ListParts"}, {query: "ListPartsByType", args: []string{"type", "'text'"}}, {query: "GetPart", args: []string{"id", "@part"}}, {query: "LockPart", args: []string{"id", "@part"}},
+	{query: "UpdatePart", args: []string{"id", "@part", "data", `'{"text": "x"}'`}}, {query: "AppendPartDelta", args: []string{"id", "@part"}}, {query: "GetGrowingText", args: []string{"id", "@part"}},
+	{query: "FoldPartDeltas"}, {query: "GetEventHead"}, {query: "ListEvents"}, {query: "EventPositions"}, {query: "NumberEvents"}, {query: "LeaveEventOffice"}, {query: "PurgeEvents"},
 }
 
 const anotherNew = "ffffffff-0000-7000-8000-00000000000e"
@@ -71,6 +74,11 @@ var upkeep = map[string]string{
 	"PurgeOrganizations":   "removes what its organisation has marked as deleted",
 	"PurgeAuditLogs":       "removes what its organisation does not keep any more",
 	"PurgeIdempotencyKeys": "removes what is older than a day",
+	"FoldPartDeltas":       "writes what has streamed in a minute ago where it belongs",
+	"EventPositions":       "says how far the feeds of organisations have come that one can name",
+	"NumberEvents":         "numbers what has happened",
+	"LeaveEventOffice":     "lets another server number what happens, if one knows the secret of the one that does",
+	"PurgeEvents":          "removes what is older than seven days",
 	"RecordKeyUses":        "notes when keys were used, which is no revision and changes nothing else",
 }
 
@@ -130,7 +138,8 @@ func newTarget(t *testing.T) *world {
 		UPDATE parts SET data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE idempotency_keys SET body = 'canary', headers = '{"a": "canary"}';
 		UPDATE retention_policies SET metadata = '{"_a": {"a": "canary"}}';
-		SET session_replication_role = origin`)
+		SET session_replication_role = origin;
+		SELECT number_events(@new, 100000)`)
 	return w
 }
 
