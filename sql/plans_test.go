@@ -61,6 +61,7 @@ const crowd = `
 		JOIN LATERAL (SELECT array_agg(id) AS ids FROM sessions WHERE org_id = o.org_id) ss ON true,
 		generate_series(1, 2000) n, LATERAL (SELECT ks.ids[1 + n % cardinality(ks.ids)] AS id, ks.accounts[1 + n % cardinality(ks.ids)] AS account_id) k, LATERAL (SELECT ss.ids[1 + n % cardinality(ss.ids)] AS id) s;
 	SET session_replication_role = origin;
+	SELECT number_events(@new, 1000000);
 	ANALYZE;`
 
 // arguments are what the queries' parameters are, by name; NULL for the filters that are not asked for.
@@ -272,6 +273,7 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 		{"ListMessages", "after_id", "@message", "messages_session_id_id_key"},
 		{"ListMessages", "after_id", "@message", "parts_message_id_idx"},
 		{"GetMessage", "message_id", "@message", "parts_message_id_idx"},
+		{"ListEvents", "after_position", "10", "events_pkey"},
 
 		{"GetMe", "", "", "api_keys_pkey"},
 		{"GetAccount", "id", "@member", "accounts_pkey"},

@@ -64,9 +64,12 @@ var attacks = []struct {
 	{query: "CreateRole"}, {query: "GetRole", args: []string{"id", "@role"}}, {query: "ListRoles", args: []string{"name", "NULL"}}, {query: "ListRoles", args: []string{"name", "'builder'"}}, {query: "UpdateRole", args: []string{"id", "@role", "prompt", "'x'"}},
 	{query: "DeleteRole", args: []string{"id", "@role"}}, {query: "SyncRoles"}, {query: "SyncRoles", args: []string{"names", "'{builder}'"}},
 	{query: "ListChildSessions"}, {query: "GetSessionUsage"}, {query: "ArchiveSession"}, {query: "ForkSession"}, {query: "CopyMessages"}, {query: "ListSessionTreeForExport"}, {query: "PurgeDeletedSource"},
-	{query: "DeleteMessage"}, {query: "ListParts", args: []string{"type", "'text'"}}, {query: "SearchSessions", args: []string{"query", "'canary'"}},
+	{query: "DeleteMessage"}, {query: "SearchSessions", args: []string{"query", "'canary'"}},
 	{query: "PurgeDeletedSessions"}, {query: "ExpireSessions"},
 	{query: "ListImportedIDs"}, {query: "ListMessageIDsForExport"}, {query: "ListMessagesForExport"},
+	{query: "AppendParts"}, {query: "ListParts"}, {query: "ListPartsByType", args: []string{"type", "'text'"}}, {query: "GetPart", args: []string{"id", "@part"}}, {query: "LockPart", args: []string{"id", "@part"}},
+	{query: "UpdatePart", args: []string{"id", "@part", "data", `'{"text": "x"}'`}}, {query: "AppendPartDelta", args: []string{"id", "@part"}}, {query: "GetGrowingText", args: []string{"id", "@part"}},
+	{query: "FoldPartDeltas"}, {query: "GetEventHead"}, {query: "ListEvents"}, {query: "EventPositions"}, {query: "NumberEvents"}, {query: "LeaveEventOffice"}, {query: "PurgeEvents"},
 }
 
 const anotherNew = "ffffffff-0000-7000-8000-00000000000e"
@@ -79,6 +82,11 @@ var upkeep = map[string]string{
 	"PurgeDeletedSessions": "removes what is left of deleted sessions",
 	"ExpireSessions":       "deletes archived sessions that their organisation does not keep any more",
 	"PurgeDeletedSource":   "removes what is left of a deleted session of one's own",
+	"FoldPartDeltas":       "writes what has streamed in a minute ago where it belongs",
+	"EventPositions":       "says how far the feeds of organisations have come that one can name",
+	"NumberEvents":         "numbers what has happened",
+	"LeaveEventOffice":     "lets another server number what happens, if one knows the secret of the one that does",
+	"PurgeEvents":          "removes what is older than seven days",
 	"RecordKeyUses":        "notes when keys were used, which is no revision and changes nothing else",
 }
 
@@ -139,7 +147,8 @@ func newTarget(t *testing.T) *world {
 		UPDATE idempotency_keys SET body = 'canary', headers = '{"a": "canary"}';
 		UPDATE retention_policies SET metadata = '{"_a": {"a": "canary"}}';
 		INSERT INTO search_entries (org_id, session_id, vector) SELECT org_id, id, search_vector('canary') FROM sessions;
-		SET session_replication_role = origin`)
+		SET session_replication_role = origin;
+		SELECT number_events(@new, 100000)`)
 	return w
 }
 

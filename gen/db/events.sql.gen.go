@@ -14,7 +14,7 @@ import (
 
 const getEventHead = `-- name: GetEventHead :one
 SELECT coalesce(h.last_position, 0)::bigint AS last_position, coalesce(h.purged_position, 0)::bigint AS purged_position,
-       coalesce(array_to_string(current_project_ids(), ' '), '-')::text AS projects
+       coalesce('only ' || array_to_string(current_project_ids(), ' '), '')::text AS projects
 FROM (SELECT current_org_id() AS org_id) o LEFT JOIN event_heads h ON h.org_id = o.org_id
 `
 

@@ -1,7 +1,7 @@
 -- name: GetEventHead :one
 -- How far the caller's feed has come, where what is kept of it begins, and which projects the key is limited to.
 SELECT coalesce(h.last_position, 0)::bigint AS last_position, coalesce(h.purged_position, 0)::bigint AS purged_position,
-       coalesce(array_to_string(current_project_ids(), ' '), '-')::text AS projects
+       coalesce('only ' || array_to_string(current_project_ids(), ' '), '')::text AS projects
 FROM (SELECT current_org_id() AS org_id) o LEFT JOIN event_heads h ON h.org_id = o.org_id;
 
 -- name: ListEvents :many
