@@ -290,6 +290,15 @@ var identityRules = []ruleCase{
 	{rule: "api_keys_holder_within_level", state: "42501", before: as("admin"), sql: "UPDATE api_keys SET revoked_at = now() WHERE id = ??", bad: []string{"@owner_key"}, good: []string{"@key"}},
 	{rule: "api_keys_holder_within_level", state: "42501", before: as("admin"), sql: "SELECT set_config('hub.platform', ??, true); UPDATE api_keys SET enabled = false WHERE id = @owner_key", bad: []string{"''"}, good: []string{"'on'"}},
 	{
+		// W02: revoked for good would not be, if somebody could make another key meanwhile.
+		rule: "account_is_deactivated", before: as("owner", "platform", "'on'") + "UPDATE accounts SET status = 'deactivated' WHERE id = @member",
+		sql: "INSERT INTO api_keys (org_id, account_id, name, key_hash) VALUES (@org, ??, 'x', sha256('x'))", bad: []string{"@member"}, good: []string{"@admin", "@owner"},
+	},
+	{
+		rule: "account_is_deactivated", before: as("owner", "platform", "'on'") + "UPDATE accounts SET status = 'deactivated' WHERE id = @member",
+		sql: "SELECT transfer_organization(@org, ??)", bad: []string{"@member"}, good: []string{"@admin"},
+	},
+	{
 		rule: "api_keys_scopes_granted", state: "42501", before: as("owner", "key_scopes", "'keys:write projects:read'"),
 		sql:  "INSERT INTO api_keys (org_id, account_id, name, key_hash, scopes) VALUES (@org, @member, 'x', sha256('x'), ??)",
 		bad:  []string{"'{*}'", "'{projects:write}'", "'{projects:read,sessions:read}'"},

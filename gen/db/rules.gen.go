@@ -4,6 +4,7 @@ package db
 
 // The rules of the schema: what PostgreSQL names when it refuses.
 const (
+	AccountIsDeactivated                         = "account_is_deactivated"
 	AccountStatusTransitionsPkey                 = "account_status_transitions_pkey"
 	AccountsAccessLevelByPlatformAdmin           = "accounts_access_level_by_platform_admin"
 	AccountsAccessLevelCheck                     = "accounts_access_level_check"
@@ -229,6 +230,7 @@ const (
 // Rules are all of them. A foreign key has two: its name for a write that refers to nothing, and _in_use for deleting what is
 // referred to.
 var Rules = []string{
+	AccountIsDeactivated,
 	AccountStatusTransitionsPkey,
 	AccountsAccessLevelByPlatformAdmin,
 	AccountsAccessLevelCheck,

@@ -112,6 +112,8 @@ var rules = map[string]rule{
 
 	db.ActingSessionNotFound: {status: invalid, detail: "There is no such session.", pointer: "header:Hub-Session"},
 
+	db.AccountIsDeactivated: {status: invalid, detail: "The account is deactivated.", pointer: "/accountId"},
+
 	db.AccountsAccessLevelByPlatformAdmin: {status: http.StatusForbidden, detail: "Only a platform admin gives or takes an access level.", pointer: "/accessLevel"},
 	db.AccountsDeletedByPlatformAdmin:     {status: http.StatusForbidden, detail: "Only a platform admin deletes an account."},
 	db.AccountsEmailDomain:                {status: invalid, detail: "Accounts of kind llm or service have addresses at reserved domains, people have not.", pointer: "/email"},
@@ -323,7 +325,9 @@ func (s *Server) writeProblem(err error, c echo.Context) {
 	}
 	p := asProblem(c.Request(), err)
 	requestID := c.Response().Header().Get(echo.HeaderXRequestID)
-	if p.Status >= http.StatusInternalServerError {
+	var pgErr *pgconn.PgError
+	forgotten := p.Code == "not_permitted" && errors.As(err, &pgErr) && pgErr.Routine != "ExecWithCheckOptions" // policies refuse clients; a privilege that is missing is our mistake
+	if p.Status >= http.StatusInternalServerError || forgotten {
 		s.Log.LogAttrs(c.Request().Context(), slog.LevelError, "request failed", slog.String("requestId", requestID), slog.String("code", p.Code), slog.Any("cause", logged(err)))
 	}
 	switch p.Status {
