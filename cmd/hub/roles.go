@@ -82,17 +82,14 @@ func readRoleFiles(dir string, body *client.RoleSync) (names []string, err error
 		roots = []string{dir}
 	}
 	for _, root := range roots {
-		err := filepath.WalkDir(root, func(file string, entry fs.DirEntry, err error) error {
-			if err != nil || entry.IsDir() || filepath.Ext(file) != ".md" {
+		files := os.DirFS(root)
+		err := fs.WalkDir(files, ".", func(file string, entry fs.DirEntry, err error) error {
+			if err != nil || entry.IsDir() || path.Ext(file) != ".md" {
 				return err
 			}
-			text, err := os.ReadFile(file)
-			if err != nil {
-				return err
-			}
-			below, err := filepath.Rel(root, file)
-			body.Files = append(body.Files, client.RoleFile{Path: path.Join("agents", filepath.ToSlash(below)), Content: string(text)})
-			names = append(names, file)
+			text, err := fs.ReadFile(files, file)
+			body.Files = append(body.Files, client.RoleFile{Path: path.Join("agents", file), Content: string(text)})
+			names = append(names, filepath.Join(root, file))
 			return err
 		})
 		if err != nil {
