@@ -78,8 +78,8 @@ WITH original AS (
 ), part AS (
     INSERT INTO parts (org_id, id, session_id, message_id, type, data, raw, metadata, created_at)
     SELECT current_org_id(), hub_uuidv7_at((extract(epoch FROM statement_timestamp()) * 4096000)::bigint + row_number() OVER (ORDER BY o.copy_id, p.id)),
-           @fork_id, o.copy_id, p.type, p.data, p.raw, p.metadata, p.created_at
-    FROM original o JOIN parts p ON p.org_id = current_org_id() AND p.session_id = @session_id AND p.message_id = o.id
+           @fork_id, o.copy_id, p.type, p.content::jsonb, CASE WHEN p.raw IS NOT NULL THEN p.content END, p.metadata, p.created_at
+    FROM original o JOIN part_contents p ON p.org_id = current_org_id() AND p.session_id = @session_id AND p.message_id = o.id
     ORDER BY o.copy_id, p.id
     RETURNING id
 )
