@@ -183,7 +183,7 @@ func TestX03_EveryChangeIsOnRecord(t *testing.T) {
 			`other_org: account.update account/high by owner (api, hub_app, owner_key, session of another chain): {"access_level": {"after": "admin", "before": "member"}}`,
 		}},
 		{w.hub, "UPDATE roles SET prompt = 'Build!' WHERE id = @role", []string{`org: role.update role/role ` + psql + `: {"prompt": {"changed": true}}`}},
-		{w.hub, acting("org", "admin", true, "actor_source", "'worker'") + "UPDATE roles SET origin = 'file' WHERE id = @role", []string{`org: role.update role/role by admin (worker, hub, -, -): {"origin": {"after": "file", "before": "api"}}`}},
+		{w.hub, acting("org", "admin", true, "actor_source", "'worker'") + "UPDATE roles SET origin = 'import' WHERE id = @role", []string{`org: role.update role/role by admin (worker, hub, -, -): {"origin": {"after": "import", "before": "api"}}`}},
 		{w.hub, "SELECT admin_set_account_status(@member, 'suspended')", []string{`org: account.suspend account/member by system (admin, hub, -, -): {"status": {"after": "suspended", "before": "active"}}`}},
 		// What: each table.
 		{w.app, platform + "UPDATE accounts SET status = 'active' WHERE id = @member", []string{`org: account.activate account/member ` + api + `: {"status": {"after": "active", "before": "suspended"}}`}},

@@ -135,7 +135,7 @@ func TestW03_IndexLaw(t *testing.T) {
 		  AND (string_to_array(x.indclass::text, ' '))[1:x.indnkeyatts] = (string_to_array(y.indclass::text, ' '))[1:x.indnkeyatts]
 		  AND (string_to_array(x.indoption::text, ' '))[1:x.indnkeyatts] = (string_to_array(y.indoption::text, ' '))[1:x.indnkeyatts]`)
 	lookups := list[string](t, conn, "SELECT name FROM lookups WHERE name !~ "+ofMigrations+" ORDER BY name")
-	if want := []string{"account_status_transitions", "client_types", "reserved_email_domains", "session_run_state_transitions", "session_run_states", "session_versions"}; !slices.Equal(intersection(want, lookups), want) {
+	if want := []string{"account_status_transitions", "client_types", "reserved_email_domains", "session_run_state_transitions", "session_run_states", "session_versions", "tool_state_transitions", "tool_states"}; !slices.Equal(intersection(want, lookups), want) {
 		t.Errorf("what is only looked up: %v", lookups)
 	}
 }
@@ -147,6 +147,7 @@ func intersection(a, b []string) []string {
 // notByOrganisation are the indexes and foreign keys of tenants' tables that do not start with the organisation, and why.
 var notByOrganisation = map[string]string{
 	"api_keys_key_hash_key":                "found before the organisation is known",
+	"pending_events_writer_idx":            "one sequencer works for all organisations",
 	"organization_members_account_id_fkey": "an account belongs to no organisation",
 	"organization_members_account_id_idx":  "an account's memberships, for that foreign key",
 	"client_secrets_key_version_fkey":      "a key is the whole platform's",
@@ -157,17 +158,25 @@ var notByOrganisation = map[string]string{
 	"audit_logs_org_id_idx":                "for that foreign key",
 }
 
+// keyedOtherwise are the tenants' tables whose rows have no id, and what they are known by within their organisation.
+var keyedOtherwise = map[string]string{
+	"part_deltas":    "the part and the place in it",
+	"pending_events": "the row and the transaction",
+	"events":         "the place in the feed",
+}
+
 // onePerOrganisation are the tables that have one row for each organisation, so that it alone is the key.
-var onePerOrganisation = []string{"audit_chains", "retention_policies"}
+var onePerOrganisation = []string{"audit_chains", "event_heads", "retention_policies"}
 
 func TestX01_OrgIDComesFirst(t *testing.T) {
 	t.Parallel()
 	conn := catalog(t)
 	exempt := "('" + strings.Join(slices.Collect(maps.Keys(notByOrganisation)), "', '") + "')"
+	keyed := "('" + strings.Join(slices.Collect(maps.Keys(keyedOtherwise)), "', '") + "')"
 	none(t, conn, "a tenants' table has a primary key that starts with the organisation (or its chain), and each row has one", `
 		SELECT t.name FROM tables t WHERE t.tenant IS NOT NULL
 		  AND (NOT EXISTS (SELECT FROM constraints p WHERE p.conrelid = t.oid AND p.contype = 'p' AND p.cols[1] = t.tenant
-		                   AND CASE WHEN t.name IN ('`+strings.Join(onePerOrganisation, "', '")+`') THEN p.cols[2] IS NULL ELSE t.control_plane OR p.cols[2] = 'id' END)
+		                   AND CASE WHEN t.name IN ('`+strings.Join(onePerOrganisation, "', '")+`') THEN p.cols[2] IS NULL ELSE t.control_plane OR t.name IN `+keyed+` OR p.cols[2] = 'id' END)
 		    OR EXISTS (SELECT FROM columns c WHERE c.oid = t.oid AND c.name = t.tenant AND NOT c.required))`)
 	none(t, conn, "the organisation comes first in every index", "SELECT x.name FROM indexes x JOIN tables t ON t.oid = x.indrelid WHERE x.cols[1] <> t.tenant AND x.name NOT IN "+exempt)
 	none(t, conn, "the organisation comes first in every foreign key, on both sides (but to what is only looked up)", `
@@ -179,8 +188,8 @@ func TestX01_OrgIDComesFirst(t *testing.T) {
 	none(t, conn, "the control plane refers to no tenant's table", `
 		SELECT f.name FROM constraints f JOIN tables t ON t.oid = f.conrelid JOIN tables r ON r.oid = f.confrelid
 		WHERE f.contype = 'f' AND t.control_plane AND NOT r.control_plane`)
-	none(t, conn, "every table belongs to an organisation, to the control plane, or is only looked up",
-		"SELECT name FROM tables WHERE tenant IS NULL AND NOT control_plane AND oid NOT IN (SELECT oid FROM lookups) AND name !~ "+ofMigrations)
+	none(t, conn, "every table belongs to an organisation, to the control plane, or is only looked up (and the sequencer's office is everybody's)",
+		"SELECT name FROM tables WHERE tenant IS NULL AND NOT control_plane AND name <> 'event_sequencers' AND oid NOT IN (SELECT oid FROM lookups) AND name !~ "+ofMigrations)
 	for name := range notByOrganisation {
 		if !get[bool](t, conn, fmt.Sprintf("SELECT EXISTS (SELECT FROM constraints WHERE name = '%s') OR EXISTS (SELECT FROM indexes WHERE name = '%[1]s')", name)) {
 			t.Errorf("there is no %s any more", name)
@@ -204,10 +213,10 @@ func TestX01_RowLevelSecurityIsOnEverywhere(t *testing.T) {
 		CROSS JOIN LATERAL (SELECT CASE t.tenant WHEN 'org_id' THEN $$`+ownOrganisation+`$$ ELSE $$`+ownChain+`$$ END AS own) o
 		WHERE t.tenant IS NOT NULL AND p.polroles && ARRAY['hub_app'::regrole::oid, 0::oid] AND p.polpermissive
 		  AND (p.polcmd <> '*' OR p.polwithcheck IS NOT NULL OR btrim(regexp_replace(pg_get_expr(p.polqual, p.polrelid), '\s+', ' ', 'g')) IS DISTINCT FROM o.own)`)
-	none(t, conn, "what narrows that is called <table>_limited, is for every statement and judges what is written as what is read", `
+	none(t, conn, "what narrows that is called <table>_limited (or _undeleted: the rows of deleted sessions), is for every statement and judges what is written as what is read", `
 		SELECT p.polname FROM pg_policy p JOIN tables t ON t.oid = p.polrelid
-		WHERE p.polname = t.name || '_limited' AND (p.polpermissive OR p.polcmd <> '*' OR p.polwithcheck IS NOT NULL OR p.polroles <> ARRAY['hub_app'::regrole::oid])
-		   OR p.polname <> t.name || '_limited' AND NOT p.polpermissive`)
+		WHERE p.polname IN (t.name || '_limited', t.name || '_undeleted') AND (p.polpermissive OR p.polcmd <> '*' OR p.polwithcheck IS NOT NULL OR p.polroles <> ARRAY['hub_app'::regrole::oid])
+		   OR p.polname NOT IN (t.name || '_limited', t.name || '_undeleted') AND NOT p.polpermissive`)
 	none(t, conn, "whatever belongs to a project is out of reach for a key that is limited to others", `
 		SELECT t.name FROM tables t
 		WHERE (t.name = 'projects' OR EXISTS (SELECT FROM columns c WHERE c.oid = t.oid AND c.name IN ('project_id', 'session_id') AND c.required))
@@ -271,7 +280,8 @@ func TestX01_DefinerFunctionsAreFenced(t *testing.T) {
 // notAudited are the tables whose changes leave no audit entry, and why.
 var notAudited = map[string]string{
 	"audit_chains": "the log itself", "audit_logs": "the log itself", "idempotency_keys": "answers that are kept for a day; what was done is on record by itself",
-	"projects": "the work", "sessions": "the work", "messages": "the work", "parts": "the work",
+	"projects": "the work", "sessions": "the work", "messages": "the work", "parts": "the work", "part_deltas": "the work", "search_entries": "the work, as search reads it",
+	"pending_events": "the feed, which tells of what has changed", "event_heads": "the feed", "events": "the feed",
 }
 
 func TestW12_ChangesOfWhoMayDoWhatAreAudited(t *testing.T) {
@@ -386,7 +396,7 @@ func TestW14_Names(t *testing.T) {
 		UNION ALL SELECT p.polname::text FROM pg_policy p JOIN tables t ON t.oid = p.polrelid WHERE NOT starts_with(p.polname, t.name || '_')`)
 	none(t, conn, "what requests may do is said by the policy <table>_tenant, or _visible where it is more than the organisation's rows, and narrowed by _limited", `
 		SELECT p.polname::text FROM pg_policy p JOIN tables t ON t.oid = p.polrelid
-		WHERE p.polroles = ARRAY['hub_app'::regrole::oid] AND p.polname::text NOT IN (t.name || '_limited', t.name || CASE WHEN t.tenant = 'org_id' THEN '_tenant' ELSE '_visible' END)`)
+		WHERE p.polroles = ARRAY['hub_app'::regrole::oid] AND p.polname::text NOT IN (t.name || '_limited', t.name || '_undeleted', t.name || CASE WHEN t.tenant = 'org_id' THEN '_tenant' ELSE '_visible' END)`)
 	none(t, conn, "a rule's name is one rule's", "SELECT name FROM rules GROUP BY name HAVING count(*) > 1")
 }
 
@@ -425,7 +435,7 @@ func TestX02_EveryRuleHasACase(t *testing.T) {
 	const restricting = "SELECT name || '_in_use' FROM constraints WHERE contype = 'f' AND confdeltype IN ('r', 'a')"
 	const tenants = `
 		SELECT p.polname::text FROM pg_policy p JOIN tables t ON t.oid = p.polrelid
-		WHERE p.polroles = ARRAY['hub_app'::regrole::oid] AND has_any_column_privilege('hub_app', t.oid, 'INSERT')`
+		WHERE p.polroles = ARRAY['hub_app'::regrole::oid] AND p.polname <> t.name || '_undeleted' AND has_any_column_privilege('hub_app', t.oid, 'INSERT')`
 	rules := list[string](t, conn, "SELECT name FROM rules WHERE name !~ "+ofMigrations+" UNION ALL "+restricting+" UNION ALL "+tenants+" ORDER BY 1")
 	var cases []string
 	for _, c := range ruleCases {
@@ -558,6 +568,10 @@ func TestW22_EveryChangeMovesUpdatedAt(t *testing.T) {
 				which = "chain_id = @org"
 			case table == "secret_rotations":
 				change, same, which = "rotated = rotated + 1", "rotated = rotated", "status = 'running'"
+			case table == "pending_events", table == "event_heads", table == "event_sequencers":
+				column := map[string]string{"pending_events": "text_offset", "event_heads": "last_position", "event_sequencers": "lease_expires_at"}[table]
+				change = column + " = " + map[string]string{"pending_events": "coalesce(text_offset, 0) + 1", "event_heads": "last_position + 1", "event_sequencers": "clock_timestamp()"}[table]
+				same = column + " = " + column
 			case !has("metadata"):
 				t.Fatal("a table without metadata: say here what can be changed in it")
 			}

@@ -49,6 +49,7 @@ const crowd = `
 	INSERT INTO parts (org_id, session_id, message_id, type)
 		SELECT m.org_id, m.session_id, m.id, CASE WHEN n = 1 THEN 'tool' ELSE 'text' END
 		FROM messages m, generate_series(1, 5) n WHERE m.session_id = @session;
+	INSERT INTO part_deltas (org_id, part_id, start_offset, text) SELECT org_id, id, 0, 'x' FROM parts WHERE source_id LIKE 'crowd-%';
 
 	-- Without triggers: the chains of this crowd fit nothing.
 	SET session_replication_role = replica;
@@ -67,6 +68,7 @@ const crowd = `
 		JOIN LATERAL (SELECT array_agg(id) AS ids FROM sessions WHERE org_id = o.org_id) ss ON true,
 		generate_series(1, 2000) n, LATERAL (SELECT ks.ids[1 + n % cardinality(ks.ids)] AS id, ks.accounts[1 + n % cardinality(ks.ids)] AS account_id) k, LATERAL (SELECT ss.ids[1 + n % cardinality(ss.ids)] AS id) s;
 	SET session_replication_role = origin;
+	SELECT number_events(@new, 1000000);
 	ANALYZE;`
 
 // arguments are what the queries' parameters are, by name; NULL for the filters that are not asked for.
@@ -80,10 +82,12 @@ var arguments = map[string]string{
 	"after_name": "''", "type": "NULL", "valid": "NULL", "config": "'{}'", "config_patch": "'{}'", "schema_version": "1", "client_id": "@client", "bound_org_id": "@org",
 	"key_version": "2", "ciphertext": "sha256('x')", "old_ciphertext": "sha256('a')", "target_version": "2", "rotated": "1", "failed": "0", "held": "'{1}'", "versions": "'{1}'",
 	"fingerprints": "ARRAY[sha256('1')]", "schema_versions": "'{1}'", "schemas": "'{\"{}\"}'", "configs": "'{\"{}\"}'", "old_ciphertexts": "ARRAY[sha256('a')]", "ciphertexts": "ARRAY[sha256('x')]",
+	"after_position": "0", "holder": "@new", "summary": "false", "start_offset": "5",
+	"query": "'word'", "below_rank": "NULL", "below_id": "NULL", "origin": "NULL", "file_set": "NULL", "prompt": "'x'", "descriptions": "'{x}'", "prompts": "'{x}'", "descendants": "true", "after_depth": "0", "fork_id": "@child", "last_id": "@message", "exclusive": "false",
 	"kind": "NULL", "status": "NULL", "display_name": "NULL", "email": "NULL", "set_email": "false", "access_level": "NULL", "membership_level": "NULL", "text": "'crow 17'", "owner_id": "NULL",
 	"key_id": "@new", "key_hash": "sha256('x')", "scopes": "'{}'", "resources": "'{}'", "tags": "'{}'", "tag": "NULL", "expires_at": "NULL", "set_expires_at": "false", "enabled": "true", "made_id": "@new", "grace_seconds": "60",
 	"platform": "false", "before": "NULL", "after": "'-infinity'", "since": "NULL", "until": "NULL", "action": "NULL", "target_id": "NULL", "target_type": "NULL", "api_key_id": "NULL", "acting_session_id": "NULL",
-	"audit_days": "NULL", "set_audit_days": "false", "key": "'key'", "request": "sha256('x')", "headers": "'{}'", "body": "NULL",
+	"audit_days": "NULL", "set_audit_days": "false", "session_days": "NULL", "set_session_days": "false", "key": "'key'", "request": "sha256('x')", "headers": "'{}'", "body": "NULL",
 	"org_ids": "ARRAY[@org]::uuid[]", "key_ids": "ARRAY[@key]::uuid[]", "times": "ARRAY[now()]",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
@@ -94,8 +98,14 @@ var argumentsOf = map[string]map[string]string{
 	"ImportMessages":     {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`, "created_at": "ARRAY[now(), now()]"},
 	"ImportParts":        {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`, "created_at": "ARRAY[now(), now()]"},
 	"ImportSession":      {"source_id": "'x'", "project_id": "@project"},
+	"AppendPartDelta":    {"text": "'x'"},
+	"ListPartsByType":    {"type": "'tool'"},
+	"AppendParts":        {"data": `'{"{}","{}"}'`, "raw": `'{"",""}'`, "metadata": `'{"{}","{}"}'`},
 	"CreateSession":      {"project_id": "@project"},
 	"CreateProject":      {"slug": "'x'"},
+	"SyncRoles":          {"file_set": "'x'", "data": `'{"{}"}'`},
+	"ForkSession":        {"message_id": "@message"},
+	"PurgeDeletedSource": {"source_id": "'crowd-7'"},
 	"GetSessionBySource": {"source_id": "'crowd-7'"},
 
 	"CreateClient":           {"type": "'http-api'", "enabled": "true"},
@@ -132,8 +142,8 @@ type query struct {
 
 var (
 	queryHead  = regexp.MustCompile(`(?m)^-- name: (\w+) :\w+.*\n`)
-	queryParam = regexp.MustCompile(`sqlc\.n?arg\('(\w+)'\)|@(\w+)`)
 	queryEmbed = regexp.MustCompile(`sqlc\.embed\((\w+)\)`)
+	queryParam = regexp.MustCompile(`sqlc\.n?arg\('(\w+)'\)|@(\w+)`)
 )
 
 func queries(t testing.TB) []query {
@@ -245,7 +255,7 @@ func TestX09_ClaimingAKeyUsesTheIndex(t *testing.T) {
 	}
 }
 
-var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations)\b`)
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|part_deltas|events|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations)\b`)
 
 // onlyCustomPlans are queries whose generic plan, which PostgreSQL turns to after five executions, reads more than they ask for.
 // They run in store.Tx, which has its statements planned for their arguments.
@@ -303,6 +313,7 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 		{"ListMessages", "after_id", "@message", "messages_session_id_id_key"},
 		{"ListMessages", "after_id", "@message", "parts_message_id_idx"},
 		{"GetMessage", "message_id", "@message", "parts_message_id_idx"},
+		{"ListEvents", "after_position", "10", "events_pkey"},
 
 		{"GetMe", "", "", "api_keys_pkey"},
 		{"GetAccount", "id", "@member", "accounts_pkey"},
@@ -331,6 +342,11 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 	}
 
 	// S10: all tool parts of a session.
+	q := queryNamed(t, "ListPartsByType")
+	q.prepare(t, conn)
+	if plan := explain(t, conn, q.execute(t)); !strings.Contains(plan, "parts_type_session_id_idx") || strings.Contains(plan, "Sort") {
+		t.Errorf("%s:\n%s", q.name, plan)
+	}
 	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
 		exec(t, conn, "SET plan_cache_mode = "+mode)
 		exec(t, conn, "PREPARE parts_by_type_"+mode+" AS SELECT * FROM parts WHERE org_id = current_org_id() AND session_id = $1 AND type = $2 ORDER BY id")

@@ -670,6 +670,46 @@ END $$;
 
 COMMENT ON FUNCTION public.check_organization_transfer() IS 'W16: by the owner or a platform admin.';
 
+-- Name: check_part_delta(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_part_delta() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_session_id uuid;
+    v_path       text[];
+    v_expected   bigint;
+BEGIN
+    SELECT p.session_id INTO v_session_id FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id;
+    IF NOT FOUND THEN
+        RETURN NEW; -- the foreign key refuses it
+    END IF;
+    -- The session's row first, as everywhere, and rarely: it is everybody's.
+    UPDATE sessions s SET last_activity_at = clock_timestamp()
+    WHERE s.org_id = NEW.org_id AND s.id = v_session_id AND s.last_activity_at < clock_timestamp() - interval '10 seconds';
+    PERFORM FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id FOR NO KEY UPDATE;
+    SELECT d.end_offset INTO v_expected FROM part_deltas d
+    WHERE d.org_id = NEW.org_id AND d.part_id = NEW.part_id ORDER BY d.start_offset DESC LIMIT 1;
+    IF NOT FOUND THEN -- only now is the part's data read, which may be long
+        SELECT growing_text_path(p.type, p.data), json_text_length(coalesce(p.data #>> growing_text_path(p.type, p.data), ''))
+        INTO v_path, v_expected
+        FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id;
+        IF v_path IS NULL THEN
+            PERFORM raise_rule('part_takes_no_deltas', 'Text grows in text and reasoning parts, and in tools that are pending or running.');
+        END IF;
+    END IF;
+    IF NEW.start_offset <> v_expected THEN
+        PERFORM raise_rule(TG_NAME, format('The text so far has %s code units.', v_expected));
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_part_delta(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_part_delta() IS 'X08: deltas follow each other without gap or overlap. Writers of one part queue for its row.';
+
 -- Name: check_session_run_state(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.check_session_run_state() RETURNS trigger
@@ -686,6 +726,23 @@ END $$;
 -- Name: FUNCTION check_session_run_state(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.check_session_run_state() IS 'X06, X10: legal steps are rows of session_run_state_transitions.';
+
+-- Name: check_tool_state(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_tool_state() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM tool_state_transitions t WHERE t.from_state = OLD.tool_state AND t.to_state = NEW.tool_state) THEN
+        PERFORM raise_rule(TG_NAME, format('A tool call that is %s cannot become %s.', OLD.tool_state, coalesce(NEW.tool_state, 'nothing')));
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION check_tool_state(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_tool_state() IS 'X06: legal steps are rows of tool_state_transitions. After the update, for only then generated columns are known.';
 
 -- Name: claim_idempotency_key(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -963,6 +1020,72 @@ CREATE FUNCTION public.current_session_id() RETURNS uuid
 
 COMMENT ON FUNCTION public.current_session_id() IS 'The agent''s session in which the caller acts, where it names one: for the audit log.';
 
+-- Name: delete_part_deltas(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.delete_part_deltas() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM part_deltas d WHERE d.org_id = NEW.org_id AND d.part_id = NEW.id;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION delete_part_deltas(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.delete_part_deltas() IS 'X08: whoever writes a part''s data writes all of it, so what was to be added to the old one goes. Runs as hub_system, because hub_app deletes no deltas.';
+
+-- Name: delete_session(uuid, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.delete_session(p_id uuid, p_descendants boolean) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    c_short constant integer := 1000;
+    v_org   constant uuid    := current_org_id();
+    v_projects constant uuid[] := current_project_ids();
+    v_ids   uuid[] := '{}';
+    v_found uuid[];
+BEGIN
+    -- A session that is locked gets no more children: what is found again is all there is.
+    LOOP
+        WITH RECURSIVE tree AS (
+            SELECT s.id FROM sessions s WHERE s.org_id = v_org AND s.id = p_id AND s.deleted_at IS NULL AND (v_projects IS NULL OR s.project_id = ANY (v_projects))
+            UNION ALL
+            SELECT c.id FROM tree t JOIN sessions c ON c.org_id = v_org AND c.parent_id = t.id WHERE p_descendants AND (v_projects IS NULL OR c.project_id = ANY (v_projects)))
+        SELECT coalesce(array_agg(t.id ORDER BY t.id), '{}') INTO v_found FROM tree t;
+        EXIT WHEN v_found = v_ids;
+        v_ids := v_found;
+        PERFORM FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids) ORDER BY s.id FOR UPDATE;
+    END LOOP;
+    IF (SELECT count(*) FROM (SELECT FROM parts p WHERE p.org_id = v_org AND p.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short
+       AND (SELECT count(*) FROM (SELECT FROM messages m WHERE m.org_id = v_org AND m.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short THEN
+        DELETE FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids);
+    ELSE
+        PERFORM mark_sessions_deleted(v_org, v_ids);
+    END IF;
+    RETURN cardinality(v_ids);
+END $$;
+
+-- Name: FUNCTION delete_session(p_id uuid, p_descendants boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) IS 'Deletes a session of the caller''s organisation, with its descendants if told so, and returns how many went. Up to 1,000 messages and parts go at once; of more, the sessions are marked, and purge_deleted_sessions() does the rest.';
+
+-- Name: deleted_session_ids(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.deleted_session_ids() RETURNS uuid[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN -- in plpgsql, which keeps its plan: each statement on messages or parts asks this once
+    RETURN ARRAY(SELECT s.id FROM sessions s WHERE s.org_id = current_org_id() AND s.deleted_at IS NOT NULL);
+END $$;
+
+-- Name: FUNCTION deleted_session_ids(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.deleted_session_ids() IS 'The sessions of the caller''s organisation whose rows wait to be purged: messages and parts of these are nobody''s to see.';
+
 -- Name: doubt_client_config(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.doubt_client_config() RETURNS trigger
@@ -976,6 +1099,154 @@ END $$;
 -- Name: FUNCTION doubt_client_config(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.doubt_client_config() IS 'C12: config that changes without a verdict of its own is not valid until it is judged.';
+
+-- Name: event_heads; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.event_heads (
+    org_id uuid NOT NULL,
+    last_position bigint DEFAULT 0 NOT NULL,
+    purged_position bigint DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT event_heads_purged_behind_last_check CHECK (((purged_position >= 0) AND (purged_position <= last_position)))
+);
+
+ALTER TABLE ONLY public.event_heads FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE event_heads; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.event_heads IS 'X05: how far each organisation''s feed has come. Refers to no organisation: the sequencer must not stumble over one that is being deleted.';
+
+-- Name: COLUMN event_heads.purged_position; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_heads.purged_position IS 'The last event that is no longer kept: who was further back has to read anew.';
+
+-- Name: event_positions(uuid[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.event_positions(p_org_ids uuid[]) RETURNS TABLE(org_id uuid, last_position bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT h.org_id,
+     h.last_position
+    FROM public.event_heads h
+   WHERE (h.org_id = ANY (event_positions.p_org_ids));
+END;
+
+-- Name: FUNCTION event_positions(p_org_ids uuid[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.event_positions(p_org_ids uuid[]) IS 'X05: how far these organisations'' feeds have come: what a server asks, on behalf of nobody, to know for whom it has to read on.';
+
+-- Name: expire_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.expire_sessions(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_policy retention_policies;
+    v_ids    uuid[];
+BEGIN
+    FOR v_policy IN SELECT * FROM retention_policies r WHERE r.session_days IS NOT NULL ORDER BY r.org_id LOOP
+        SELECT array_agg(due.id) INTO v_ids FROM (
+            SELECT s.id FROM sessions s
+            WHERE s.org_id = v_policy.org_id AND s.archived_at < now() - make_interval(days => v_policy.session_days) AND s.deleted_at IS NULL
+            ORDER BY s.archived_at LIMIT least(p_rows, 100) FOR UPDATE SKIP LOCKED) due;
+        CONTINUE WHEN v_ids IS NULL;
+        PERFORM set_config('hub.actor_source', 'worker', true);
+        PERFORM mark_sessions_deleted(v_policy.org_id, v_ids);
+        PERFORM append_audit(v_policy.org_id, 'session.purge', 'session', NULL, jsonb_build_object('sessions', cardinality(v_ids), 'ids', to_jsonb(v_ids)));
+        RETURN cardinality(v_ids);
+    END LOOP;
+    RETURN 0;
+END $$;
+
+-- Name: FUNCTION expire_sessions(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.expire_sessions(p_rows integer) IS 'W09: deletes up to so many sessions that were archived longer ago than their organisation keeps them, and says so in its audit log. purge_deleted_sessions() takes their rows away. Returns how many; 0 when nothing is due.';
+
+-- Name: fold_many_part_deltas(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fold_many_part_deltas() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_folded bigint := (SELECT d.start_offset FROM part_deltas d WHERE d.org_id = NEW.org_id AND d.part_id = NEW.part_id ORDER BY d.start_offset LIMIT 1);
+BEGIN
+    -- As long as the text before them, but at least 64 Ki: what is written over the life of a text stays within a few times its length.
+    IF NEW.end_offset - v_folded >= least(greatest(v_folded, 65536), 2097152) THEN
+        UPDATE parts p SET data = c.content::jsonb, raw = CASE WHEN p.raw IS NOT NULL THEN c.content END
+        FROM part_contents c WHERE c.org_id = p.org_id AND c.id = p.id AND p.org_id = NEW.org_id AND p.id = NEW.part_id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION fold_many_part_deltas(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fold_many_part_deltas() IS 'X08: writes deltas into their part once they have become many.';
+
+-- Name: fold_part_deltas(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fold_part_deltas(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_part   record;
+    v_folded bigint := 0;
+BEGIN
+    FOR v_part IN
+        SELECT d.org_id, d.part_id FROM part_deltas d
+        GROUP BY d.org_id, d.part_id HAVING max(d.created_at) < clock_timestamp() - interval '1 minute'
+        LIMIT least(p_rows, 100)
+    LOOP
+        -- Who is writing the part takes care of it.
+        PERFORM FROM parts p WHERE p.org_id = v_part.org_id AND p.id = v_part.part_id FOR NO KEY UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            UPDATE parts p SET data = c.content::jsonb, raw = CASE WHEN p.raw IS NOT NULL THEN c.content END
+            FROM (SELECT p2.org_id, p2.id, grow_part(p2.type, p2.data, p2.raw, string_agg(d.text, '' ORDER BY d.start_offset)) AS content
+                  FROM parts p2 JOIN part_deltas d ON d.org_id = p2.org_id AND d.part_id = p2.id
+                  WHERE p2.org_id = v_part.org_id AND p2.id = v_part.part_id GROUP BY p2.org_id, p2.id) c
+            WHERE p.org_id = c.org_id AND p.id = c.id;
+            v_folded := v_folded + 1;
+        END IF;
+    END LOOP;
+    RETURN v_folded;
+END $$;
+
+-- Name: FUNCTION fold_part_deltas(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fold_part_deltas(p_rows integer) IS 'X08: writes the deltas of parts into which nothing has streamed for a minute into them, and returns how many parts it were: 0 when none is due. For texts whose writer never said that they end.';
+
+-- Name: grow_part(text, jsonb, text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.grow_part(p_type text, p_data jsonb, p_raw text, p_text text) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+DECLARE
+    v_path text[] := public.growing_text_path(p_type, p_data);
+BEGIN
+    IF p_raw IS NULL THEN
+        RETURN jsonb_set(p_data, v_path, to_jsonb(coalesce(p_data #>> v_path, '') || p_text));
+    END IF;
+    RETURN public.set_json_text(p_raw::json, v_path, coalesce(p_data #>> v_path, '') || p_text);
+END $$;
+
+-- Name: FUNCTION grow_part(p_type text, p_data jsonb, p_raw text, p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.grow_part(p_type text, p_data jsonb, p_raw text, p_text text) IS 'X08: a part''s data, to the letter, with more text.';
+
+-- Name: growing_text_path(text, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.growing_text_path(p_type text, p_data jsonb) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN (p_type = 'tool'::text) THEN (CASE (p_data #>> '{state,status}'::text[]) WHEN 'pending'::text THEN '{state,raw}'::text WHEN 'running'::text THEN '{state,output}'::text ELSE NULL::text END)::text[] WHEN (p_type = ANY (ARRAY['file'::text, 'step-start'::text, 'step-finish'::text, 'snapshot'::text, 'patch'::text, 'agent'::text, 'subtask'::text, 'compaction'::text, 'retry'::text])) THEN NULL::text[] WHEN (jsonb_typeof((p_data -> 'text'::text)) <> 'string'::text) THEN NULL::text[] ELSE '{text}'::text[] END;
+
+-- Name: FUNCTION growing_text_path(p_type text, p_data jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.growing_text_path(p_type text, p_data jsonb) IS 'X08: where in a part''s data the text stands that deltas are added to: a tool''s raw input while it is pending and its output while it runs, else text. NULL where there is none.';
 
 -- Name: hub_is_bootstrapped(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1007,6 +1278,56 @@ CREATE FUNCTION public.hub_uuidv7_after(p_floor uuid) RETURNS uuid
 -- Name: FUNCTION hub_uuidv7_after(p_floor uuid); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.hub_uuidv7_after(p_floor uuid) IS 'C02: a UUIDv7 of now, or the next one above the floor where clocks differ or stand still.';
+
+-- Name: index_parts(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.index_parts() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        DELETE FROM search_entries e USING added n, removed o
+        WHERE (o.org_id, o.id) = (n.org_id, n.id) AND o.data IS DISTINCT FROM n.data AND (e.org_id, e.part_id) = (n.org_id, n.id);
+        INSERT INTO search_entries (org_id, session_id, part_id, chunk, vector, created_at)
+        SELECT n.org_id, n.session_id, n.id, c.chunk, v.vector, n.created_at
+        FROM added n JOIN removed o ON (o.org_id, o.id) = (n.org_id, n.id) AND o.data IS DISTINCT FROM n.data,
+             part_text(n.data) t, generate_series(0, least(124, (char_length(t) - 1) / 8000)) c(chunk), search_vector(search_chunk(t, c.chunk)) v(vector)
+        WHERE v.vector <> '';
+    ELSE
+        INSERT INTO search_entries (org_id, session_id, part_id, chunk, vector, created_at)
+        SELECT n.org_id, n.session_id, n.id, c.chunk, v.vector, n.created_at
+        FROM added n, part_text(n.data) t, generate_series(0, least(124, (char_length(t) - 1) / 8000)) c(chunk), search_vector(search_chunk(t, c.chunk)) v(vector)
+        WHERE v.vector <> '';
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION index_parts(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.index_parts() IS 'Keeps search_entries, after each statement.';
+
+-- Name: index_session_title(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.index_session_title() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_vector tsvector := search_vector(search_chunk(NEW.title, 0));
+BEGIN
+    IF TG_OP = 'UPDATE' THEN
+        DELETE FROM search_entries e WHERE e.org_id = NEW.org_id AND e.session_id = NEW.id AND e.part_id IS NULL;
+    END IF;
+    IF v_vector <> '' THEN
+        INSERT INTO search_entries (org_id, session_id, vector, created_at) VALUES (NEW.org_id, NEW.id, v_vector, NEW.created_at);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION index_session_title(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.index_session_title() IS 'Keeps the title''s row of search_entries.';
 
 -- Name: is_deleted_organization(uuid); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1049,6 +1370,16 @@ END $$;
 
 COMMENT ON FUNCTION public.issue_session_row_id() IS 'C02: an id that is not above the last one of its session becomes the next one.';
 
+-- Name: json_text_length(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.json_text_length(p_text text) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN ((octet_length(p_text) = char_length(p_text)) AND (strpos(p_text, chr(16)) = 0)) THEN char_length(p_text) ELSE (char_length(regexp_replace(p_text, '\u0010(?:0|u[0-9a-f]{4}|\u0010)'::text, '.'::text, 'g'::text)) + regexp_count(p_text, '[\U00010000-\U0010FFFF]'::text)) END;
+
+-- Name: FUNCTION json_text_length(p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.json_text_length(p_text text) IS 'The length of a string that was escaped for storage (X07), in UTF-16 code units as it was given.';
+
 -- Name: jsonb_merge_patch(jsonb, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.jsonb_merge_patch(p_target jsonb, p_patch jsonb) RETURNS jsonb
@@ -1077,6 +1408,40 @@ END $$;
 
 COMMENT ON FUNCTION public.jsonb_merge_patch(p_target jsonb, p_patch jsonb) IS 'RFC 7396 JSON merge patch: what a PATCH of a JSON column means.';
 
+-- Name: event_sequencers; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.event_sequencers (
+    singleton boolean DEFAULT true NOT NULL,
+    holder uuid,
+    lease_expires_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    seen pg_snapshot DEFAULT pg_current_snapshot() NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT event_sequencers_singleton_check CHECK (singleton)
+);
+
+-- Name: TABLE event_sequencers; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.event_sequencers IS 'X05: the office of the sequencer: one row, and one holder whose lease ends soon unless it goes on working.';
+
+-- Name: COLUMN event_sequencers.seen; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.event_sequencers.seen IS 'Of which transactions the feed has everything: those that this snapshot sees.';
+
+-- Name: leave_event_office(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.leave_event_office(p_holder uuid) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ UPDATE public.event_sequencers SET lease_expires_at = '-infinity'::timestamp with time zone
+   WHERE (event_sequencers.holder = leave_event_office.p_holder);
+END;
+
+-- Name: FUNCTION leave_event_office(p_holder uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.leave_event_office(p_holder uuid) IS 'X05: the sequencer stops, and another one need not wait for its lease to end.';
+
 -- Name: link_session_to_children(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.link_session_to_children() RETURNS trigger
@@ -1085,7 +1450,7 @@ CREATE FUNCTION public.link_session_to_children() RETURNS trigger
     AS $$
 BEGIN
     UPDATE sessions s SET parent_id = NEW.id
-    WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL;
+    WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL AND s.deleted_at IS NULL;
     RETURN NULL;
 END $$;
 
@@ -1184,6 +1549,21 @@ END $$;
 
 COMMENT ON FUNCTION public.make_session_slug() IS 'S09: two words and six hex digits.';
 
+-- Name: mark_sessions_deleted(uuid, uuid[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(gen_random_uuid()::text, '-', '') WHERE s.org_id = p_org_id AND s.id = ANY (p_ids);
+    UPDATE sessions s SET parent_id = NULL WHERE s.org_id = p_org_id AND s.parent_id = ANY (p_ids);
+    UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = p_org_id AND s.fork_of_id = ANY (p_ids);
+$$;
+
+-- Name: FUNCTION mark_sessions_deleted(p_org_id uuid, p_ids uuid[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) IS 'For functions of hub_system: requests have no right to these columns.';
+
 -- Name: note_audit_chain(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.note_audit_chain() RETURNS trigger
@@ -1217,6 +1597,86 @@ END $$;
 -- Name: FUNCTION note_secret_value_change(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.note_secret_value_change() IS 'C11: another ciphertext under the same key is another value.';
+
+-- Name: number_events(uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.number_events(p_holder uuid, p_rows integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_office   event_sequencers;
+    v_now      pg_snapshot := pg_current_snapshot();
+    v_ended    xid8[];
+    v_restored boolean;
+    v_taken    integer;
+BEGIN
+    SELECT * INTO v_office FROM event_sequencers;
+    IF v_office.holder IS DISTINCT FROM p_holder AND v_office.lease_expires_at > clock_timestamp() THEN
+        RETURN -1;
+    END IF;
+    -- What was under way when it last looked, and has ended since.
+    v_ended := ARRAY(SELECT x FROM pg_snapshot_xip(v_office.seen) x WHERE pg_visible_in_snapshot(x, v_now));
+    -- In office for a while, and nothing to do: this writes nothing.
+    IF v_office.holder = p_holder AND v_office.lease_expires_at > clock_timestamp() + interval '2 seconds'
+       AND NOT EXISTS (SELECT FROM pending_events e WHERE e.writer >= pg_snapshot_xmax(v_office.seen))
+       AND NOT EXISTS (SELECT FROM pending_events e WHERE e.writer = ANY (v_ended)) THEN
+        RETURN 0;
+    END IF;
+    SELECT * INTO v_office FROM event_sequencers FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND OR v_office.holder IS DISTINCT FROM p_holder AND v_office.lease_expires_at > clock_timestamp() THEN
+        RETURN -1;
+    END IF;
+    v_now := pg_current_snapshot();
+    v_ended := ARRAY(SELECT x FROM pg_snapshot_xip(v_office.seen) x WHERE pg_visible_in_snapshot(x, v_now));
+    -- Where a dump was restored on another server, transactions count anew: then whatever is there has committed before.
+    v_restored := pg_snapshot_xmax(v_now) < pg_snapshot_xmax(v_office.seen);
+
+    WITH news AS (
+        SELECT n.* FROM (
+            SELECT e.* FROM pending_events e
+            WHERE e.writer >= pg_snapshot_xmax(v_office.seen) AND e.writer < pg_snapshot_xmax(v_now) AND pg_visible_in_snapshot(e.writer, v_now)
+            UNION ALL
+            SELECT e.* FROM pending_events e WHERE e.writer = ANY (v_ended) AND NOT v_restored
+            UNION ALL
+            SELECT e.* FROM pending_events e WHERE v_restored
+        ) n
+        ORDER BY n.written_order LIMIT p_rows
+    ), taken AS (
+        DELETE FROM pending_events e USING news n
+        WHERE e.org_id = n.org_id AND e.writer = n.writer AND e.kind = n.kind AND e.row_id = n.row_id
+        RETURNING e.*
+    ), latest AS (
+        SELECT t.*, max(t.written_order) OVER (PARTITION BY t.org_id, t.kind, t.row_id) AS latest FROM taken t
+    ), kept AS (
+        -- Of a text that streams in, the latest is enough. Who follows a deleted organisation has been sent away.
+        SELECT l.*, row_number() OVER (PARTITION BY l.org_id ORDER BY l.written_order) AS n
+        FROM latest l
+        WHERE (l.action <> 'streamed' OR l.written_order = l.latest)
+          AND EXISTS (SELECT FROM organizations o WHERE o.id = l.org_id AND o.deleted_at IS NULL)
+    ), heads AS (
+        INSERT INTO event_heads AS h (org_id, last_position)
+        SELECT k.org_id, count(*) FROM kept k GROUP BY k.org_id ORDER BY k.org_id
+        ON CONFLICT (org_id) DO UPDATE SET last_position = h.last_position + excluded.last_position
+        RETURNING h.org_id, h.last_position
+    ), numbered AS (
+        INSERT INTO events (org_id, position, kind, action, row_id, row_revision, project_id, session_id, text_offset, changed_at)
+        SELECT k.org_id, h.last_position - max(k.n) OVER (PARTITION BY k.org_id) + k.n,
+               k.kind, k.action, k.row_id, k.row_revision, k.project_id, k.session_id, k.text_offset, k.created_at
+        FROM kept k JOIN heads h ON h.org_id = k.org_id
+    )
+    SELECT count(*) INTO v_taken FROM taken;
+
+    UPDATE event_sequencers SET
+        holder = p_holder, lease_expires_at = clock_timestamp() + interval '3 seconds',
+        seen = CASE WHEN v_taken < p_rows THEN v_now ELSE v_office.seen END;
+    RETURN v_taken;
+END $$;
+
+-- Name: FUNCTION number_events(p_holder uuid, p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.number_events(p_holder uuid, p_rows integer) IS 'X05: numbers so many of the changes that have committed, and returns how many it were; -1 where another sequencer is in office. What a transaction that is still under way has noted comes when it commits, however long that takes, and nobody waits for it.';
 
 -- Name: clients; Type: TABLE; Schema: public; Owner: -
 
@@ -1323,6 +1783,29 @@ END;
 
 COMMENT ON FUNCTION public.orgs_with_secrets_under(p_version integer) IS 'C11: where the sweep has work. It then works as hub_app, in one organisation at a time.';
 
+-- Name: part_text(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.part_text(p_data jsonb) RETURNS text
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $_$
+DECLARE
+    v_text text := concat_ws(E'\n',
+        p_data ->> 'text', p_data ->> 'filename', p_data ->> 'name', p_data ->> 'description', p_data ->> 'prompt', p_data #>> '{source,text,value}',
+        p_data #>> '{state,title}', (SELECT string_agg(v #>> '{}', E'\n') FROM jsonb_path_query(p_data #> '{state,input}', 'strict $.**') v WHERE jsonb_typeof(v) = 'string'),
+        p_data #>> '{state,output}', p_data #>> '{state,error}', (SELECT string_agg(f, E'\n') FROM jsonb_array_elements_text(CASE jsonb_typeof(p_data -> 'files') WHEN 'array' THEN p_data -> 'files' END) f),
+        p_data #>> '{error,data,message}');
+BEGIN
+    IF strpos(v_text, E'\x10') > 0 THEN -- what jsonb cannot hold (X07)
+        v_text := regexp_replace(v_text, E'\x10(0|u[0-9a-f]{4}|\x10)', E'\uFFFD', 'g');
+    END IF;
+    RETURN v_text;
+END $_$;
+
+-- Name: FUNCTION part_text(p_data jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.part_text(p_data jsonb) IS 'What can be found of a part: its text, a tool call''s title, input, output and error, names of files, a sub-agent''s prompt, a retry''s error. Of unknown types what has one of these names.';
+
 -- Name: purge_audit_logs(integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.purge_audit_logs(p_rows integer) RETURNS bigint
@@ -1358,6 +1841,99 @@ END $$;
 -- Name: FUNCTION purge_audit_logs(p_rows integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.purge_audit_logs(p_rows integer) IS 'W09, X03: removes up to so many entries that an organisation no longer keeps, moves its chain''s anchor, and says so in the chain. Returns how many; 0 when nothing is due.';
+
+-- Name: purge_deleted_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_deleted_sessions(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_session record;
+    v_count   bigint;
+    v_left    bigint := p_rows;
+BEGIN
+    WHILE v_left > 0 LOOP
+        SELECT s.org_id, s.id INTO v_session FROM sessions s WHERE s.deleted_at IS NOT NULL ORDER BY s.deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+        EXIT WHEN NOT FOUND;
+        DELETE FROM parts p
+        WHERE p.org_id = v_session.org_id
+          AND p.id = ANY (ARRAY(SELECT o.id FROM parts o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
+        DELETE FROM messages m
+        WHERE m.org_id = v_session.org_id
+          AND m.id = ANY (ARRAY(SELECT o.id FROM messages o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
+        DELETE FROM sessions s WHERE s.org_id = v_session.org_id AND s.id = v_session.id;
+        v_left := v_left - 1;
+    END LOOP;
+    RETURN p_rows - v_left;
+END $$;
+
+-- Name: FUNCTION purge_deleted_sessions(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_deleted_sessions(p_rows integer) IS 'Takes away up to so many rows of deleted sessions, whichever organisation''s, and returns how many; 0 when nothing waits. Workers call it until then, each call a transaction of its own; several may do so at once.';
+
+-- Name: purge_deleted_source(text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_deleted_source(p_source text, p_source_id text) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    DELETE FROM sessions s WHERE s.org_id = current_org_id() AND s.source = p_source AND s.source_id = p_source_id AND s.deleted_at IS NOT NULL;
+$$;
+
+-- Name: FUNCTION purge_deleted_source(p_source text, p_source_id text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) IS 'What is left of a deleted session goes at once when the session is imported again: its rows have the ids that the new ones need.';
+
+-- Name: purge_events(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_events(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_org_id  uuid;
+    v_through bigint;
+    v_count   bigint;
+BEGIN
+    SELECT h.org_id INTO v_org_id
+    FROM event_heads h
+    CROSS JOIN LATERAL (SELECT e.created_at FROM events e WHERE e.org_id = h.org_id AND e.position > h.purged_position ORDER BY e.position LIMIT 1) oldest
+    WHERE oldest.created_at < now() - interval '7 days'
+    LIMIT 1;
+    IF FOUND THEN
+        SELECT max(o.position) INTO v_through
+        FROM (SELECT e.position, e.created_at FROM events e JOIN event_heads h ON h.org_id = e.org_id
+              WHERE h.org_id = v_org_id AND e.position > h.purged_position ORDER BY e.position LIMIT p_rows) o
+        WHERE o.created_at < now() - interval '7 days';
+        UPDATE event_heads h SET purged_position = v_through WHERE h.org_id = v_org_id AND h.purged_position < v_through;
+        DELETE FROM events e WHERE e.org_id = v_org_id AND e.position <= v_through;
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        RETURN v_count;
+    END IF;
+    -- What came after its organisation had gone.
+    SELECT h.org_id INTO v_org_id FROM event_heads h WHERE NOT EXISTS (SELECT FROM organizations o WHERE o.id = h.org_id) LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN 0;
+    END IF;
+    DELETE FROM events e WHERE e.org_id = v_org_id AND e.position IN (SELECT l.position FROM events l WHERE l.org_id = v_org_id ORDER BY l.position LIMIT p_rows);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    IF v_count = 0 THEN
+        DELETE FROM event_heads h WHERE h.org_id = v_org_id;
+        v_count := 1;
+    END IF;
+    RETURN v_count;
+END $$;
+
+-- Name: FUNCTION purge_events(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_events(p_rows integer) IS 'X05: removes up to so many events that are older than seven days. Returns how many; 0 when nothing is due.';
 
 -- Name: purge_idempotency_keys(integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1500,6 +2076,87 @@ $$;
 
 COMMENT ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) IS 'Notes when keys were last used: what a replica saw since it was called last, in one statement.';
 
+-- Name: record_row_event(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_row_event() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_row        record;
+    v_session_id uuid;
+    v_project_id uuid;
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        v_row := OLD;
+    ELSE
+        v_row := NEW;
+    END IF;
+    IF TG_TABLE_NAME = 'sessions' THEN
+        v_session_id := v_row.id;
+        v_project_id := v_row.project_id;
+    ELSE
+        v_session_id := v_row.session_id;
+        v_project_id := (SELECT s.project_id FROM sessions s WHERE s.org_id = v_row.org_id AND s.id = v_session_id);
+    END IF;
+    INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
+    VALUES (v_row.org_id, TG_ARGV[0], v_row.id, CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'UPDATE' THEN 'updated' ELSE 'deleted' END,
+            v_row.revision, v_project_id, v_session_id)
+    ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET
+        row_revision = excluded.row_revision,
+        action = CASE WHEN excluded.action = 'deleted' OR e.action = 'streamed' THEN excluded.action ELSE e.action END;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_row_event(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_row_event() IS 'X05: notes that a row has changed; its argument is the kind. Runs as hub_system, for nobody else writes the feed.';
+
+-- Name: record_rows_created(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_rows_created() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
+    SELECT c.org_id, TG_ARGV[0], c.id, 'created', c.revision, s.project_id, c.session_id
+    FROM created c JOIN sessions s ON s.org_id = c.org_id AND s.id = c.session_id
+    ORDER BY c.id
+    ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, action = excluded.action;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_rows_created(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_rows_created() IS 'X05: as record_row_event, for all rows of a statement: imports bring many.';
+
+-- Name: record_rows_deleted(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_rows_deleted() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- What goes with its session or message is not told of: that one is.
+    IF TG_TABLE_NAME = 'messages' THEN
+        INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
+        SELECT d.org_id, TG_ARGV[0], d.id, 'deleted', d.revision, s.project_id, d.session_id
+        FROM deleted d JOIN sessions s ON s.org_id = d.org_id AND s.id = d.session_id
+        ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, action = excluded.action;
+    ELSE
+        INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
+        SELECT d.org_id, TG_ARGV[0], d.id, 'deleted', d.revision, s.project_id, d.session_id
+        FROM deleted d JOIN messages m ON m.org_id = d.org_id AND m.id = d.message_id JOIN sessions s ON s.org_id = d.org_id AND s.id = d.session_id
+        ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, action = excluded.action;
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_rows_deleted(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_rows_deleted() IS 'X05: as record_row_event, for the messages or parts that a statement has deleted.';
+
 -- Name: record_secret_reveal(uuid, uuid, text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.record_secret_reveal(p_client_id uuid, p_secret_id uuid, p_name text) RETURNS boolean
@@ -1555,6 +2212,25 @@ END $$;
 
 COMMENT ON FUNCTION public.record_session_rows() IS 'C02, X10: after each statement: refuses ids out of order, and keeps the session''s last ids and last_activity_at. Runs as hub_system, because hub_app may not write those columns.';
 
+-- Name: record_text_streamed(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_text_streamed() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id, text_offset)
+    SELECT p.org_id, 'part', p.id, 'streamed', p.revision, s.project_id, p.session_id, NEW.end_offset
+    FROM parts p JOIN sessions s ON s.org_id = p.org_id AND s.id = p.session_id
+    WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id
+    ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, text_offset = excluded.text_offset;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_text_streamed(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_text_streamed() IS 'X05, X08: notes how long a part''s text is by now.';
+
 -- Name: refuse_audit_removal(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.refuse_audit_removal() RETURNS trigger
@@ -1585,6 +2261,19 @@ END $$;
 
 COMMENT ON FUNCTION public.refuse_change() IS 'C04, S13: immutable columns. The trigger''s WHEN compares the columns, its argument names them for the reader, its name is the rule.';
 
+-- Name: refuse_limited_key(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_limited_key() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM public.raise_rule(TG_NAME, 'A key that is limited to projects does not change what all projects share.', '42501');
+END $$;
+
+-- Name: FUNCTION refuse_limited_key(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_limited_key() IS 'X01: for what belongs to the whole organisation, where a change would reach into every project.';
+
 -- Name: refuse_other_key_successor(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.refuse_other_key_successor() RETURNS trigger
@@ -1610,8 +2299,8 @@ CREATE FUNCTION public.refuse_other_session_parent() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 BEGIN
-    -- ON DELETE SET NULL comes after the parent is gone: nobody else can bring that about.
-    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id) THEN
+    -- ON DELETE SET NULL comes after the parent is gone, or marked as deleted: nobody else can bring that about.
+    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id AND s.deleted_at IS NULL) THEN
         RETURN NEW;
     END IF;
     PERFORM raise_rule(TG_NAME, 'A session''s parent cannot be changed once it is written.');
@@ -1650,8 +2339,8 @@ BEGIN
     IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
         RETURN NULL;
     END IF;
-    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it.
-    IF current_project_ids() IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id) THEN
+    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it, and what is deleted for nobody.
+    IF NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id AND s.deleted_at IS NULL) THEN
         PERFORM raise_rule(p_rule => 'sessions_parent_id_fkey', p_message => 'There is no such session.', p_sqlstate => '23503'); -- as the key does
     END IF;
     WHILE v_ancestor IS NOT NULL LOOP
@@ -1928,6 +2617,181 @@ END $$;
 
 COMMENT ON FUNCTION public.search_accounts(p_text text, p_limit integer) IS 'S04: accounts of the caller''s organisation whose display name holds the text or something like it, the best first. Trigrams are not leakproof, so that row-level security would keep hub_app from the index: hence a function of hub_search, which filters by the organisation itself.';
 
+-- Name: search_chunk(text, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_chunk(p_text text, p_chunk integer) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN substr(p_text, ((p_chunk * 8000) + 1), 8100);
+
+-- Name: FUNCTION search_chunk(p_text text, p_chunk integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_chunk(p_text text, p_chunk integer) IS 'One piece of a text, a hundred characters longer than the way to the next, so that hardly a phrase is torn. Pieces this short fit a tsvector (its limits: 1 MB, 16,383 positions), and a snippet is made of one.';
+
+-- Name: search_letters(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_letters(p_text text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN translate(CASE WHEN (octet_length(p_text) > char_length(p_text)) THEN NORMALIZE(p_text, NFKC) ELSE p_text END, '!"#$%&''()*+,-./:;<=>?@[\]^_`{|}~'::text, repeat(' '::text, 32));
+
+-- Name: FUNCTION search_letters(p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_letters(p_text text) IS 'A text in which each spelling of a letter is the same (NFKC), and without punctuation: src/app/discount.ts and last_message_id are words one by one, which the parser would take for a file and keep whole.';
+
+-- Name: search_query(text, boolean); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_query(p_query text, p_for_snippet boolean) RETURNS tsquery
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET client_min_messages TO 'warning'
+    AS $_$
+DECLARE
+    v_term  text[];
+    v_run   text[];
+    v_word  tsquery;
+    v_and   tsquery := '';
+    v_or    tsquery := '';
+    v_whole tsquery;
+BEGIN
+    FOR v_term IN SELECT regexp_matches(p_query, '(-?)(?:"([^"]*)"?|(\S+))', 'g') LOOP
+        IF v_term[1] = '' AND lower(v_term[3]) = 'or' THEN
+            v_or := v_or || v_and;
+            v_and := '';
+            CONTINUE;
+        END IF;
+        v_word := '';
+        FOR v_run IN
+            SELECT regexp_matches(search_letters(coalesce(v_term[2], v_term[3])), '([' || unspaced_letters() || ']+)|([^' || unspaced_letters() || ']+)', 'g')
+        LOOP
+            v_whole := '';
+            IF v_run[1] IS NULL THEN
+                IF v_term[3] ~ '[[:alnum:]]\*$' AND v_run[2] ~ '[[:alnum:]] *$' THEN -- a beginning: src/disc*
+                    v_whole := tsquery_phrase(phraseto_tsquery('public.hub_text', regexp_replace(v_run[2], '[^ ]+ *$', '')),
+                                              (quote_literal(lower(substring(v_run[2] FROM '([^ ]+) *$'))) || ':*')::tsquery);
+                ELSE
+                    v_whole := phraseto_tsquery('public.hub_text', v_run[2]);
+                END IF;
+            ELSIF char_length(v_run[1]) = 1 THEN
+                v_whole := (quote_literal(v_run[1]) || CASE WHEN p_for_snippet THEN '' ELSE ':*' END)::tsquery;
+            ELSE
+                SELECT phraseto_tsquery('public.hub_text', string_agg(substr(v_run[1], n, CASE WHEN p_for_snippet THEN 1 ELSE 2 END), ' ' ORDER BY n)) INTO v_whole
+                FROM generate_series(1, char_length(v_run[1]) - CASE WHEN p_for_snippet THEN 0 ELSE 1 END) n;
+            END IF;
+            v_word := v_word && v_whole;
+        END LOOP;
+        IF v_term[1] = '-' THEN
+            v_word := !! v_word;
+        END IF;
+        v_and := v_and && v_word;
+    END LOOP;
+    RETURN v_or || v_and;
+END $_$;
+
+-- Name: FUNCTION search_query(p_query text, p_for_snippet boolean); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_query(p_query text, p_for_snippet boolean) IS 'What people type: all words, a "phrase", -not, one or the other, a begin*. For a snippet letters of languages without spaces are words one by one.';
+
+-- Name: search_sessions(text, uuid, text, uuid, boolean, timestamp with time zone, timestamp with time zone, real, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) RETURNS TABLE(session_id uuid, rank real, matches bigint, entry_ids uuid[])
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    AS $$
+DECLARE
+    v_org   constant uuid    := current_org_id();
+    v_query constant tsquery := search_query(p_query, false);
+    v_projects constant uuid[] := current_project_ids();
+BEGIN
+    IF numnode(v_query) = 0 OR querytree(v_query) IN ('', 'T') THEN
+        PERFORM raise_rule('search_query_empty', 'The query has no word to look for.', '22023');
+    END IF;
+    RETURN QUERY
+    WITH candidate AS (
+        SELECT e.id, e.session_id, e.part_id, e.vector, e.created_at
+        FROM search_entries e JOIN sessions s ON s.org_id = e.org_id AND s.id = e.session_id
+        WHERE e.org_id = v_org AND e.vector @@ v_query
+          AND s.deleted_at IS NULL
+          AND (v_projects IS NULL OR s.project_id = ANY (v_projects))
+          AND (p_project_id IS NULL OR s.project_id = p_project_id)
+          AND (p_role_name IS NULL OR s.role_name = p_role_name)
+          AND (p_account_id IS NULL OR s.account_id = p_account_id)
+          AND (p_archived IS NULL OR (s.archived_at IS NOT NULL) = p_archived)
+          AND (p_since IS NULL OR e.created_at >= p_since)
+          AND (p_until IS NULL OR e.created_at < p_until)
+        ORDER BY e.created_at DESC
+        LIMIT 20000
+    ), ranked AS (
+        SELECT c.id, c.session_id, c.part_id, c.created_at, ts_rank(c.vector, v_query, 1) * CASE WHEN c.part_id IS NULL THEN 2 ELSE 1 END::real AS rank FROM candidate c
+    ), best AS (
+        SELECT DISTINCT ON (r.session_id, r.part_id) r.* FROM ranked r ORDER BY r.session_id, r.part_id, r.rank DESC, r.id
+    ), session AS (
+        SELECT b.session_id, max(b.rank) AS rank, count(*) AS matches FROM best b GROUP BY b.session_id
+    ), page AS (
+        SELECT * FROM session s WHERE p_below_id IS NULL OR (s.rank, s.session_id) < (p_below_rank, p_below_id) ORDER BY s.rank DESC, s.session_id DESC LIMIT p_limit
+    )
+    SELECT p.session_id, p.rank, p.matches, ARRAY(SELECT b.id FROM best b WHERE b.session_id = p.session_id ORDER BY b.rank DESC, b.created_at DESC, b.id LIMIT 3)
+    FROM page p ORDER BY p.rank DESC, p.session_id DESC;
+END $$;
+
+-- Name: FUNCTION search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) IS 'The sessions of the caller''s organisation in which a query is found, the best first, each with its three best entries. Of more than 20,000 entries that match the newest are ranked. A title counts twice.';
+
+-- Name: search_snippet(text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_snippet(p_text text, p_query text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $_$
+    SELECT translate(ts_headline('public.hub_text',
+               regexp_replace(translate(p_text, E'\x01\x02\x03', ''), '([' || unspaced_letters() || E']|[]!"#$%&''()*+,\\-./:;<=>?@[\\\\^_`{|}~])', E'\x01\\1\x01', 'g'),
+               search_query(p_query, true),
+               E'StartSel=\x02, StopSel=\x03, MaxFragments=2, MaxWords=30, MinWords=10, ShortWord=0, FragmentDelimiter=" … "'), E'\x01', '');
+$_$;
+
+-- Name: FUNCTION search_snippet(p_text text, p_query text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_snippet(p_text text, p_query text) IS 'Where in a text the words of a query are: U+0002 stands before and U+0003 behind each. (U+0001 parts words from what the parser would take for one with them.)';
+
+-- Name: search_vector(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.search_vector(p_text text) RETURNS tsvector
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_text text := search_letters(p_text);
+BEGIN
+    IF octet_length(v_text) > char_length(v_text) AND v_text ~ ('[' || unspaced_letters() || ']') THEN
+        -- ABCD becomes A AB BC CD D: any two letters that follow each other are a word, and each letter begins one.
+        v_text := regexp_replace(regexp_replace(v_text, '([' || unspaced_letters() || ']+)', ' \1 ', 'g'), '([' || unspaced_letters() || '])', '\1 \1', 'g');
+    END IF;
+    RETURN to_tsvector('public.hub_text', v_text);
+END $$;
+
+-- Name: FUNCTION search_vector(p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.search_vector(p_text text) IS 'The words of a text, where languages without spaces are concerned each two letters of it.';
+
+-- Name: set_json_text(json, text[], text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.set_json_text(p_object json, p_path text[], p_text text) RETURNS json
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+BEGIN
+    RETURN (SELECT json_object_agg(e.key, e.value)
+            FROM (SELECT o.key, CASE WHEN o.key <> p_path[1] THEN o.value
+                                     WHEN cardinality(p_path) = 1 THEN to_json(p_text)
+                                     ELSE public.set_json_text(o.value, p_path[2:], p_text) END AS value
+                  FROM json_each(p_object) o
+                  UNION ALL
+                  SELECT p_path[1], to_json(p_text) WHERE p_object -> p_path[1] IS NULL) e);
+END $$;
+
+-- Name: FUNCTION set_json_text(p_object json, p_path text[], p_text text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.set_json_text(p_object json, p_path text[], p_text text) IS 'jsonb_set for a string in JSON that keeps its numbers'' spelling (X07).';
+
 -- Name: set_updated_at(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.set_updated_at() RETURNS trigger
@@ -1941,6 +2805,33 @@ END $$;
 -- Name: FUNCTION set_updated_at(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.set_updated_at() IS 'W22: updated_at moves with every change, also with the second one of a transaction, where now() stands still.';
+
+-- Name: shorten_jsonb(jsonb, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.shorten_jsonb(p_value jsonb, p_depth integer) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+DECLARE
+    v_text text;
+BEGIN
+    CASE jsonb_typeof(p_value)
+    WHEN 'string' THEN
+        v_text := p_value #>> '{}';
+        RETURN CASE WHEN char_length(v_text) > 200 THEN to_jsonb(left(v_text, 200)) ELSE p_value END;
+    WHEN 'object' THEN
+        RETURN (SELECT coalesce(jsonb_object_agg(e.key, public.shorten_jsonb(e.value, p_depth - 1)), '{}')
+                FROM (SELECT key, value FROM jsonb_each(p_value) WHERE p_depth > 0 AND octet_length(key) <= 200 LIMIT 30) e);
+    WHEN 'array' THEN
+        RETURN (SELECT coalesce(jsonb_agg(public.shorten_jsonb(e.value, p_depth - 1) ORDER BY e.n), '[]')
+                FROM (SELECT value, n FROM jsonb_array_elements(p_value) WITH ORDINALITY a(value, n) WHERE p_depth > 0 LIMIT 10) e);
+    ELSE
+        RETURN CASE WHEN octet_length(p_value::text) > 200 THEN 'null' ELSE p_value END;
+    END CASE;
+END $$;
+
+-- Name: FUNCTION shorten_jsonb(p_value jsonb, p_depth integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.shorten_jsonb(p_value jsonb, p_depth integer) IS 'The same value with long strings cut behind 200 characters, 30 members of an object and 10 elements of an array at most, and nothing below the depth.';
 
 -- Name: start_secret_rotation(integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1969,6 +2860,25 @@ END $$;
 -- Name: FUNCTION start_secret_rotation(p_target_version integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.start_secret_rotation(p_target_version integer) IS 'C11: the running rotation to this key, or a new one, in place of one to another key.';
+
+-- Name: summarize_part(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.summarize_part(p_data jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+DECLARE
+    v_summary jsonb;
+BEGIN
+    IF octet_length(p_data::text) <= 2048 THEN
+        RETURN NULL;
+    END IF;
+    v_summary := public.shorten_jsonb(p_data, 4);
+    RETURN CASE WHEN octet_length(v_summary::text) > 4096 THEN public.shorten_jsonb(p_data, 2) ELSE v_summary END;
+END $$;
+
+-- Name: FUNCTION summarize_part(p_data jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.summarize_part(p_data jsonb) IS 'What a list shows of a part whose data is longer than 2,048 bytes; NULL for a shorter one, which is shown as it is.';
 
 -- Name: touch_row(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2016,6 +2926,26 @@ END $$;
 
 COMMENT ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) IS 'W16: promotes the new owner, then moves owner_id. The old one stays a member at level owner. No row where the organisation is not the caller''s to see.';
 
+-- Name: unspaced_letters(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.unspaced_letters() RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN '฀-໿က-႟ក-៿⺀-⿟々-〇぀-㆏ㇰ-ㇿ㐀-䶿一-鿿가-힯豈-﫿𠀀-𿿿'::text;
+
+-- Name: FUNCTION unspaced_letters(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.unspaced_letters() IS 'For a bracket expression: the letters of languages that put no spaces between words, or not between all that readers look for: Thai, Lao, Burmese, Khmer, Chinese, Japanese, Korean.';
+
+-- Name: usage_number(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.usage_number(p_value jsonb) RETURNS numeric
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN ((jsonb_typeof(p_value) = 'number'::text) AND (((p_value)::numeric >= (0)::numeric) AND ((p_value)::numeric <= ('1000000000000'::bigint)::numeric))) THEN (p_value)::numeric ELSE (0)::numeric END;
+
+-- Name: FUNCTION usage_number(p_value jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.usage_number(p_value jsonb) IS 'A number of tokens, or an amount, as a client wrote it: 0 for what can be neither.';
+
 -- Name: verify_audit_chain(uuid); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) RETURNS record
@@ -2055,6 +2985,82 @@ $$;
 -- Name: FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) IS 'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added outside of the chain. With its reader''s rights.';
+
+-- Name: hub_english; Type: TEXT SEARCH DICTIONARY; Schema: public; Owner: -
+
+CREATE TEXT SEARCH DICTIONARY public.hub_english (
+    TEMPLATE = pg_catalog.snowball,
+    language = 'english' );
+
+-- Name: TEXT SEARCH DICTIONARY hub_english; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TEXT SEARCH DICTIONARY public.hub_english IS 'English stems without stop words: in code "if" and "this" are words like any other.';
+
+-- Name: hub_text; Type: TEXT SEARCH CONFIGURATION; Schema: public; Owner: -
+
+CREATE TEXT SEARCH CONFIGURATION public.hub_text (
+    PARSER = pg_catalog."default" );
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR asciiword WITH public.hub_english;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR word WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR numword WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR email WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR url WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR host WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR sfloat WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR version WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword_numpart WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword_part WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword_asciipart WITH public.hub_english;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR numhword WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR asciihword WITH public.hub_english;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR hword WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR url_path WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR file WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR "float" WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR "int" WITH simple;
+
+ALTER TEXT SEARCH CONFIGURATION public.hub_text
+    ADD MAPPING FOR uint WITH simple;
+
+-- Name: TEXT SEARCH CONFIGURATION hub_text; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TEXT SEARCH CONFIGURATION public.hub_text IS 'Words of ASCII letters by their English stem, all others as they are, in lower case.';
 
 -- Name: account_status_transitions; Type: TABLE; Schema: public; Owner: -
 
@@ -2234,6 +3240,44 @@ COMMENT ON COLUMN public.encryption_keys.version IS 'The number behind the v in 
 
 COMMENT ON COLUMN public.encryption_keys.fingerprint IS 'SHA-256 of ''hub/encryption-key'', a zero byte and the key: tells keys apart and tells nothing of them, for they are 256 random bits.';
 
+-- Name: events; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.events (
+    org_id uuid NOT NULL,
+    "position" bigint NOT NULL,
+    kind text NOT NULL,
+    action text NOT NULL,
+    row_id uuid NOT NULL,
+    row_revision integer NOT NULL,
+    project_id uuid,
+    session_id uuid,
+    text_offset bigint,
+    changed_at timestamp with time zone NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY public.events FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.events IS 'X05: what has changed, in the order of the feed. Kept for seven days. Outlives the rows that it tells of.';
+
+-- Name: COLUMN events."position"; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.events."position" IS 'Counts from 1 without gaps in each organisation.';
+
+-- Name: COLUMN events.row_revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.events.row_revision IS 'The row''s revision after the change.';
+
+-- Name: COLUMN events.changed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.events.changed_at IS 'When the transaction that made the change began.';
+
+-- Name: COLUMN events.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.events.created_at IS 'When it got its number: rises with the position.';
+
 -- Name: idempotency_keys; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.idempotency_keys (
@@ -2394,6 +3438,42 @@ COMMENT ON CONSTRAINT organization_members_metadata_check ON public.organization
 
 COMMENT ON CONSTRAINT organization_members_not_system_check ON public.organization_members IS 'C01: nobody signs in as the system account.';
 
+-- Name: part_deltas; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.part_deltas (
+    org_id uuid NOT NULL,
+    part_id uuid NOT NULL,
+    start_offset bigint NOT NULL,
+    end_offset bigint GENERATED ALWAYS AS ((start_offset + public.json_text_length(text))) STORED NOT NULL,
+    text text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT part_deltas_text_length_check CHECK (((octet_length(text) >= 1) AND (octet_length(text) <= 8388608))),
+    CONSTRAINT part_deltas_whole_length_check CHECK (((start_offset >= 0) AND (end_offset <= 16777216)))
+)
+WITH (vacuum_truncate=off);
+
+ALTER TABLE ONLY public.part_deltas FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.part_deltas IS 'X08: text that has streamed into a part since its data was last written. Read with it: the view part_contents. It fills and empties within seconds: plans that were made while it was small must not read all of it later (enable_seqscan, vacuum_truncate).';
+
+-- Name: COLUMN part_deltas.start_offset; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.part_deltas.start_offset IS 'Where the delta begins in the whole text, in UTF-16 code units.';
+
+-- Name: COLUMN part_deltas.end_offset; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.part_deltas.end_offset IS 'Where the next one begins.';
+
+-- Name: COLUMN part_deltas.text; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.part_deltas.text IS 'Escaped as in data (X07).';
+
+-- Name: CONSTRAINT part_deltas_whole_length_check ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT part_deltas_whole_length_check ON public.part_deltas IS 'A text that streams in has at most 16 Mi code units.';
+
 -- Name: parts; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.parts (
@@ -2408,6 +3488,12 @@ CREATE TABLE public.parts (
     data jsonb DEFAULT '{}'::jsonb NOT NULL,
     raw text,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    tool_state text GENERATED ALWAYS AS (
+CASE
+    WHEN ((type = 'tool'::text) AND (source_id IS NULL)) THEN (data #>> '{state,status}'::text[])
+    ELSE NULL::text
+END) STORED,
+    summary jsonb GENERATED ALWAYS AS (public.summarize_part(data)) STORED,
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -2466,9 +3552,17 @@ COMMENT ON COLUMN public.parts.raw IS 'X07: data to the letter, where jsonb woul
 
 COMMENT ON COLUMN public.parts.metadata IS 'W01: opaque, one object per subsystem.';
 
+-- Name: COLUMN parts.tool_state; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.parts.tool_state IS 'X06: the state of a tool call that was born here. NULL for an imported one: its source may know other states, and goes its own ways.';
+
+-- Name: COLUMN parts.summary; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.parts.summary IS 'What lists show that do not ask for the whole content, so that large parts are not read for them; NULL where data is short.';
+
 -- Name: COLUMN parts.revision; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.parts.revision IS 'Counts changes: the ETag.';
+COMMENT ON COLUMN public.parts.revision IS 'Counts changes: the ETag. Text that streams in moves it when it ends (X08).';
 
 -- Name: CONSTRAINT parts_id_version_check ON parts; Type: COMMENT; Schema: public; Owner: -
 
@@ -2477,6 +3571,90 @@ COMMENT ON CONSTRAINT parts_id_version_check ON public.parts IS 'C02';
 -- Name: CONSTRAINT parts_metadata_check ON parts; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT parts_metadata_check ON public.parts IS 'W01';
+
+-- Name: part_contents; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.part_contents WITH (security_invoker='true') AS
+ SELECT p.org_id,
+    p.id,
+    p.session_id,
+    p.message_id,
+    p.type,
+    p.source,
+    p.source_id,
+    p.source_position,
+    p.data,
+    p.raw,
+    p.metadata,
+    p.tool_state,
+    p.summary,
+    p.revision,
+    p.created_at,
+    p.updated_at,
+    COALESCE(( SELECT public.grow_part(p.type, p.data, p.raw, string_agg(d.text, ''::text ORDER BY d.start_offset)) AS grow_part
+           FROM public.part_deltas d
+          WHERE ((d.org_id = p.org_id) AND (d.part_id = p.id))
+         HAVING (count(*) > 0)), p.raw, (p.data)::text) AS content
+   FROM public.parts p;
+
+-- Name: VIEW part_contents; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.part_contents IS 'X07, X08: parts with their data to the letter, the text included that is still streaming in. Escaped.';
+
+-- Name: pending_events; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.pending_events (
+    org_id uuid NOT NULL,
+    writer xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    kind text NOT NULL,
+    row_id uuid NOT NULL,
+    written_order bigint NOT NULL,
+    action text NOT NULL,
+    row_revision integer NOT NULL,
+    project_id uuid,
+    session_id uuid,
+    text_offset bigint,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT pending_events_action_check CHECK ((action = ANY (ARRAY['created'::text, 'updated'::text, 'deleted'::text, 'streamed'::text]))),
+    CONSTRAINT pending_events_kind_check CHECK ((kind = ANY (ARRAY['session'::text, 'message'::text, 'part'::text])))
+)
+WITH (vacuum_truncate=off);
+
+ALTER TABLE ONLY public.pending_events FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE pending_events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.pending_events IS 'X05: changes that have no number yet: those of transactions under way, and those that the sequencer takes next. It fills and empties all the time.';
+
+-- Name: COLUMN pending_events.writer; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.pending_events.writer IS 'The transaction. By it the sequencer finds what has committed since it last looked, without going through what it took before and no vacuum could remove yet.';
+
+-- Name: COLUMN pending_events.kind; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.pending_events.kind IS 'The noun: session, message, part. A domain that joins the feed adds its own.';
+
+-- Name: COLUMN pending_events.written_order; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.pending_events.written_order IS 'Orders what becomes visible at once: changes of one row queue for its lock, so theirs are in the order of its revisions.';
+
+-- Name: COLUMN pending_events.text_offset; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.pending_events.text_offset IS 'X08: of a text that streams in, how long it is.';
+
+-- Name: pending_events_written_order_seq; Type: SEQUENCE; Schema: public; Owner: -
+
+CREATE SEQUENCE public.pending_events_written_order_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1;
+
+-- Name: pending_events_written_order_seq; Type: SEQUENCE OWNED BY; Schema: public; Owner: -
+
+ALTER SEQUENCE public.pending_events_written_order_seq OWNED BY public.pending_events.written_order;
 
 -- Name: projects; Type: TABLE; Schema: public; Owner: -
 
@@ -2551,12 +3729,14 @@ COMMENT ON TABLE public.reserved_email_domains IS 'S03: addresses at these domai
 CREATE TABLE public.retention_policies (
     org_id uuid NOT NULL,
     audit_days integer,
+    session_days integer,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT retention_policies_audit_days_check CHECK (((audit_days >= 1) AND (audit_days <= 36500))),
-    CONSTRAINT retention_policies_metadata_check CHECK (public.is_metadata(metadata))
+    CONSTRAINT retention_policies_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT retention_policies_session_days_check CHECK (((session_days >= 1) AND (session_days <= 36500)))
 );
 
 ALTER TABLE ONLY public.retention_policies FORCE ROW LEVEL SECURITY;
@@ -2568,6 +3748,10 @@ COMMENT ON TABLE public.retention_policies IS 'W09: how long an organisation kee
 -- Name: COLUMN retention_policies.audit_days; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.retention_policies.audit_days IS 'Days that audit entries are kept; NULL for ever.';
+
+-- Name: COLUMN retention_policies.session_days; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.retention_policies.session_days IS 'Days that archived sessions are kept, from when they were archived; NULL for ever.';
 
 -- Name: COLUMN retention_policies.metadata; Type: COMMENT; Schema: public; Owner: -
 
@@ -2586,12 +3770,15 @@ CREATE TABLE public.roles (
     description text DEFAULT ''::text NOT NULL,
     prompt text DEFAULT ''::text NOT NULL,
     origin text DEFAULT 'api'::text NOT NULL,
+    file_set text,
     data jsonb DEFAULT '{}'::jsonb NOT NULL,
     metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT roles_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT roles_file_set_check CHECK (((origin = 'file'::text) = (file_set IS NOT NULL))),
+    CONSTRAINT roles_file_set_length_check CHECK (((char_length(file_set) >= 1) AND (char_length(file_set) <= 200))),
     CONSTRAINT roles_id_version_check CHECK (public.is_uuidv7(id)),
     CONSTRAINT roles_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT roles_name_length_check CHECK (((octet_length(name) >= 1) AND (octet_length(name) <= 200))),
@@ -2612,6 +3799,10 @@ COMMENT ON COLUMN public.roles.prompt IS 'The system prompt.';
 
 COMMENT ON COLUMN public.roles.origin IS 'api: created by a caller; file: synced from role files; import: a name that an imported session used, until somebody defines it.';
 
+-- Name: COLUMN roles.file_set; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.roles.file_set IS 'C05: the set of role files that the role was synced from, usually one repository''s: a sync of a set removes what the set has no more, and touches no other set.';
+
 -- Name: COLUMN roles.data; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.roles.data IS 'W01: structured settings of the role (model, tools, permissions), typed in the contract.';
@@ -2631,6 +3822,42 @@ COMMENT ON CONSTRAINT roles_id_version_check ON public.roles IS 'C02';
 -- Name: CONSTRAINT roles_metadata_check ON roles; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT roles_metadata_check ON public.roles IS 'W01';
+
+-- Name: search_entries; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.search_entries (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    session_id uuid NOT NULL,
+    part_id uuid,
+    chunk integer DEFAULT 0 NOT NULL,
+    vector tsvector NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT search_entries_chunk_range_check CHECK (((chunk >= 0) AND (chunk <= 124))),
+    CONSTRAINT search_entries_id_version_check CHECK (public.is_uuidv7(id))
+);
+
+ALTER TABLE ONLY public.search_entries FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE search_entries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.search_entries IS 'What search looks through: one row for each title, and for each 8,000 characters of a part''s text, up to a million. Kept by triggers, in the transaction of what they index.';
+
+-- Name: COLUMN search_entries.part_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.search_entries.part_id IS 'NULL for the session''s title.';
+
+-- Name: COLUMN search_entries.vector; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.search_entries.vector IS 'See search_vector().';
+
+-- Name: COLUMN search_entries.created_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.search_entries.created_at IS 'When the part, or the session, was created.';
+
+-- Name: CONSTRAINT search_entries_id_version_check ON search_entries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT search_entries_id_version_check ON public.search_entries IS 'C02';
 
 -- Name: session_run_state_transitions; Type: TABLE; Schema: public; Owner: -
 
@@ -2675,6 +3902,7 @@ CREATE TABLE public.sessions (
     id uuid DEFAULT public.hub_uuidv7() NOT NULL,
     project_id uuid NOT NULL,
     parent_id uuid,
+    fork_of_id uuid,
     account_id uuid,
     role_name text,
     slug text NOT NULL,
@@ -2683,6 +3911,7 @@ CREATE TABLE public.sessions (
     run_state text DEFAULT 'idle'::text NOT NULL,
     last_activity_at timestamp with time zone DEFAULT now() NOT NULL,
     archived_at timestamp with time zone,
+    deleted_at timestamp with time zone,
     source text,
     source_id text,
     source_parent_id text,
@@ -2721,6 +3950,10 @@ COMMENT ON COLUMN public.sessions.project_id IS 'S13: immutable.';
 
 COMMENT ON COLUMN public.sessions.parent_id IS 'S11: a sub-agent is a child session. Set once: at creation, or when an imported session''s parent arrives.';
 
+-- Name: COLUMN sessions.fork_of_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.fork_of_id IS 'The session that this one was forked from: it began with a copy of its messages.';
+
 -- Name: COLUMN sessions.account_id; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.sessions.account_id IS 'C01: who the session belongs to. NULL once that account has left the organisation or is gone.';
@@ -2748,6 +3981,10 @@ COMMENT ON COLUMN public.sessions.last_activity_at IS 'X10: when a message or pa
 -- Name: COLUMN sessions.archived_at; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.sessions.archived_at IS 'When the session was put aside; NULL while it is in use.';
+
+-- Name: COLUMN sessions.deleted_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sessions.deleted_at IS 'When a long session was deleted: nobody sees it or writes to it since, and purge_deleted_sessions() takes its rows away in batches. Only delete_session() sets it.';
 
 -- Name: COLUMN sessions.source; Type: COMMENT; Schema: public; Owner: -
 
@@ -2796,6 +4033,34 @@ COMMENT ON CONSTRAINT sessions_id_version_check ON public.sessions IS 'C02';
 -- Name: CONSTRAINT sessions_metadata_check ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_metadata_check ON public.sessions IS 'W01';
+
+-- Name: tool_state_transitions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.tool_state_transitions (
+    from_state text NOT NULL,
+    to_state text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE tool_state_transitions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.tool_state_transitions IS 'X06: which state of a tool call may follow which. completed and error are terminal. A call that was never run (its input was wrong, the turn was aborted) goes from pending to error.';
+
+-- Name: tool_states; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.tool_states (
+    tool_state text NOT NULL,
+    description text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE tool_states; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.tool_states IS 'X06: how a tool call is.';
+
+-- Name: pending_events written_order; Type: DEFAULT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.pending_events ALTER COLUMN written_order SET DEFAULT nextval('public.pending_events_written_order_seq'::regclass);
 
 -- Name: account_status_transitions account_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -2875,6 +4140,25 @@ COMMENT ON CONSTRAINT encryption_keys_fingerprint_key ON public.encryption_keys 
 ALTER TABLE ONLY public.encryption_keys
     ADD CONSTRAINT encryption_keys_pkey PRIMARY KEY (version);
 
+-- Name: event_heads event_heads_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.event_heads
+    ADD CONSTRAINT event_heads_pkey PRIMARY KEY (org_id);
+
+-- Name: event_sequencers event_sequencers_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.event_sequencers
+    ADD CONSTRAINT event_sequencers_pkey PRIMARY KEY (singleton);
+
+-- Name: events events_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.events
+    ADD CONSTRAINT events_pkey PRIMARY KEY (org_id, "position");
+
+-- Name: CONSTRAINT events_pkey ON events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT events_pkey ON public.events IS 'X05: what readers go by.';
+
 -- Name: idempotency_keys idempotency_keys_key_key; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.idempotency_keys
@@ -2936,6 +4220,15 @@ ALTER TABLE ONLY public.organizations
 ALTER TABLE ONLY public.organizations
     ADD CONSTRAINT organizations_slug_key UNIQUE (slug);
 
+-- Name: part_deltas part_deltas_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.part_deltas
+    ADD CONSTRAINT part_deltas_pkey PRIMARY KEY (org_id, part_id, start_offset);
+
+-- Name: CONSTRAINT part_deltas_pkey ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT part_deltas_pkey ON public.part_deltas IS 'X08: a delta is known by its place.';
+
 -- Name: parts parts_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.parts
@@ -2949,6 +4242,15 @@ ALTER TABLE ONLY public.parts
 -- Name: CONSTRAINT parts_source_source_id_key ON parts; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT parts_source_source_id_key ON public.parts IS 'C02: importing twice never duplicates.';
+
+-- Name: pending_events pending_events_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.pending_events
+    ADD CONSTRAINT pending_events_pkey PRIMARY KEY (org_id, writer, kind, row_id);
+
+-- Name: CONSTRAINT pending_events_pkey ON pending_events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT pending_events_pkey ON public.pending_events IS 'X05: coalesced: a transaction that changes a row often notes it once.';
 
 -- Name: projects projects_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -2983,6 +4285,20 @@ COMMENT ON CONSTRAINT roles_name_key ON public.roles IS 'C05: what sessions.role
 
 ALTER TABLE ONLY public.roles
     ADD CONSTRAINT roles_pkey PRIMARY KEY (org_id, id);
+
+-- Name: search_entries search_entries_part_id_chunk_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_part_id_chunk_key UNIQUE (org_id, part_id, chunk);
+
+-- Name: CONSTRAINT search_entries_part_id_chunk_key ON search_entries; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT search_entries_part_id_chunk_key ON public.search_entries IS 'Also the index of search_entries_part_id_fkey (W03).';
+
+-- Name: search_entries search_entries_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_pkey PRIMARY KEY (org_id, id);
 
 -- Name: secret_rotations secret_rotations_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -3026,6 +4342,16 @@ ALTER TABLE ONLY public.sessions
 -- Name: CONSTRAINT sessions_source_source_id_key ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_source_source_id_key ON public.sessions IS 'C02: importing twice never duplicates.';
+
+-- Name: tool_state_transitions tool_state_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_state_transitions
+    ADD CONSTRAINT tool_state_transitions_pkey PRIMARY KEY (from_state, to_state);
+
+-- Name: tool_states tool_states_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_states
+    ADD CONSTRAINT tool_states_pkey PRIMARY KEY (tool_state);
 
 -- Name: accounts_display_name_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -3151,6 +4477,22 @@ CREATE INDEX parts_type_session_id_idx ON public.parts USING btree (org_id, type
 
 COMMENT ON INDEX public.parts_type_session_id_idx IS 'S10: all tool parts of a session. type comes before session_id, so that nobody takes this index to find a message''s parts: PostgreSQL thinks that a session has few, and would read all of them for each message.';
 
+-- Name: pending_events_writer_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX pending_events_writer_idx ON public.pending_events USING btree (writer);
+
+-- Name: roles_file_set_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX roles_file_set_idx ON public.roles USING btree (org_id, file_set) WHERE (file_set IS NOT NULL);
+
+-- Name: search_entries_session_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX search_entries_session_id_idx ON public.search_entries USING btree (org_id, session_id);
+
+-- Name: search_entries_vector_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX search_entries_vector_idx ON public.search_entries USING gin (org_id, vector);
+
 -- Name: secret_rotations_running_key; Type: INDEX; Schema: public; Owner: -
 
 CREATE UNIQUE INDEX secret_rotations_running_key ON public.secret_rotations USING btree (status) WHERE (status = 'running'::text);
@@ -3170,6 +4512,26 @@ CREATE INDEX session_run_state_transitions_to_state_idx ON public.session_run_st
 -- Name: sessions_account_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX sessions_account_id_idx ON public.sessions USING btree (org_id, account_id, id);
+
+-- Name: sessions_archived_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_archived_idx ON public.sessions USING btree (org_id, archived_at) WHERE (archived_at IS NOT NULL);
+
+-- Name: INDEX sessions_archived_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.sessions_archived_idx IS 'W09: what retention asks for.';
+
+-- Name: sessions_deleted_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_deleted_idx ON public.sessions USING btree (org_id, deleted_at, id) WHERE (deleted_at IS NOT NULL);
+
+-- Name: INDEX sessions_deleted_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.sessions_deleted_idx IS 'What waits to be purged.';
+
+-- Name: sessions_fork_of_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX sessions_fork_of_id_idx ON public.sessions USING btree (org_id, fork_of_id, id);
 
 -- Name: sessions_orphans_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -3206,6 +4568,10 @@ CREATE INDEX sessions_unarchived_idx ON public.sessions USING btree (org_id, id)
 -- Name: INDEX sessions_unarchived_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.sessions_unarchived_idx IS 'S02';
+
+-- Name: tool_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX tool_state_transitions_to_state_idx ON public.tool_state_transitions USING btree (to_state);
 
 -- Name: accounts accounts_access_level_by_platform_admin; Type: TRIGGER; Schema: public; Owner: -
 
@@ -3431,6 +4797,22 @@ CREATE TRIGGER clients_touch BEFORE UPDATE ON public.clients FOR EACH ROW WHEN (
 
 CREATE CONSTRAINT TRIGGER encryption_keys_audit AFTER INSERT OR DELETE OR UPDATE ON public.encryption_keys DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('encryption_key');
 
+-- Name: event_heads event_heads_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER event_heads_touch BEFORE UPDATE ON public.event_heads FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: event_sequencers event_sequencers_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER event_sequencers_touch BEFORE UPDATE ON public.event_sequencers FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: events events_append_only; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER events_append_only BEFORE UPDATE ON public.events FOR EACH ROW EXECUTE FUNCTION public.refuse_unless_cascade();
+
+-- Name: TRIGGER events_append_only ON events; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER events_append_only ON public.events IS 'X05';
+
 -- Name: messages messages_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER messages_identity_immutable BEFORE UPDATE ON public.messages FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.source IS DISTINCT FROM new.source)) OR (old.source_id IS DISTINCT FROM new.source_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A message''s organisation, id, source and creation time');
@@ -3446,6 +4828,18 @@ COMMENT ON TRIGGER messages_in_order ON public.messages IS 'C02';
 -- Name: messages messages_issue_id; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER messages_issue_id BEFORE INSERT ON public.messages FOR EACH ROW WHEN ((new.source_id IS NULL)) EXECUTE FUNCTION public.issue_session_row_id();
+
+-- Name: messages messages_record_change; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER messages_record_change AFTER UPDATE ON public.messages FOR EACH ROW WHEN ((old.revision IS DISTINCT FROM new.revision)) EXECUTE FUNCTION public.record_row_event('message');
+
+-- Name: messages messages_record_created; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER messages_record_created AFTER INSERT ON public.messages REFERENCING NEW TABLE AS created FOR EACH STATEMENT EXECUTE FUNCTION public.record_rows_created('message');
+
+-- Name: messages messages_record_deleted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER messages_record_deleted AFTER DELETE ON public.messages REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION public.record_rows_deleted('message');
 
 -- Name: messages messages_session_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -3507,6 +4901,30 @@ CREATE TRIGGER organizations_transferred_by_owner BEFORE UPDATE ON public.organi
 
 COMMENT ON TRIGGER organizations_transferred_by_owner ON public.organizations IS 'W16';
 
+-- Name: part_deltas part_deltas_append_only; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_append_only BEFORE UPDATE ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.refuse_unless_cascade();
+
+-- Name: TRIGGER part_deltas_append_only ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER part_deltas_append_only ON public.part_deltas IS 'X08';
+
+-- Name: part_deltas part_deltas_contiguous; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_contiguous BEFORE INSERT ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.check_part_delta();
+
+-- Name: TRIGGER part_deltas_contiguous ON part_deltas; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER part_deltas_contiguous ON public.part_deltas IS 'X08';
+
+-- Name: part_deltas part_deltas_fold; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_fold AFTER INSERT ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.fold_many_part_deltas();
+
+-- Name: part_deltas part_deltas_record; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER part_deltas_record AFTER INSERT ON public.part_deltas FOR EACH ROW EXECUTE FUNCTION public.record_text_streamed();
+
 -- Name: parts parts_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER parts_identity_immutable BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.source IS DISTINCT FROM new.source)) OR (old.source_id IS DISTINCT FROM new.source_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A part''s organisation, id, source and creation time');
@@ -3519,9 +4937,29 @@ CREATE TRIGGER parts_in_order AFTER INSERT ON public.parts REFERENCING NEW TABLE
 
 COMMENT ON TRIGGER parts_in_order ON public.parts IS 'C02';
 
+-- Name: parts parts_index_added; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_index_added AFTER INSERT ON public.parts REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION public.index_parts();
+
+-- Name: parts parts_index_changed; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_index_changed AFTER UPDATE ON public.parts REFERENCING OLD TABLE AS removed NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION public.index_parts();
+
 -- Name: parts parts_issue_id; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER parts_issue_id BEFORE INSERT ON public.parts FOR EACH ROW WHEN ((new.source_id IS NULL)) EXECUTE FUNCTION public.issue_session_row_id();
+
+-- Name: parts parts_record_change; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_record_change AFTER UPDATE ON public.parts FOR EACH ROW WHEN ((old.revision IS DISTINCT FROM new.revision)) EXECUTE FUNCTION public.record_row_event('part');
+
+-- Name: parts parts_record_created; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_record_created AFTER INSERT ON public.parts REFERENCING NEW TABLE AS created FOR EACH STATEMENT EXECUTE FUNCTION public.record_rows_created('part');
+
+-- Name: parts parts_record_deleted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_record_deleted AFTER DELETE ON public.parts REFERENCING OLD TABLE AS deleted FOR EACH STATEMENT EXECUTE FUNCTION public.record_rows_deleted('part');
 
 -- Name: parts parts_session_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -3531,9 +4969,29 @@ CREATE TRIGGER parts_session_immutable BEFORE UPDATE ON public.parts FOR EACH RO
 
 COMMENT ON TRIGGER parts_session_immutable ON public.parts IS 'C04';
 
+-- Name: parts parts_supersede_deltas; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_supersede_deltas AFTER UPDATE ON public.parts FOR EACH ROW WHEN (((old.data)::text <> (new.data)::text)) EXECUTE FUNCTION public.delete_part_deltas();
+
+-- Name: TRIGGER parts_supersede_deltas ON parts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER parts_supersede_deltas ON public.parts IS 'X08';
+
+-- Name: parts parts_tool_state_transition; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER parts_tool_state_transition AFTER UPDATE ON public.parts FOR EACH ROW WHEN (((old.tool_state IS DISTINCT FROM new.tool_state) AND (old.tool_state IS NOT NULL))) EXECUTE FUNCTION public.check_tool_state();
+
+-- Name: TRIGGER parts_tool_state_transition ON parts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER parts_tool_state_transition ON public.parts IS 'X06';
+
 -- Name: parts parts_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER parts_touch BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER parts_touch BEFORE UPDATE ON public.parts FOR EACH ROW WHEN ((((((((old.type IS DISTINCT FROM new.type) OR (old.source_position IS DISTINCT FROM new.source_position)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: pending_events pending_events_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER pending_events_touch BEFORE UPDATE ON public.pending_events FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.set_updated_at();
 
 -- Name: projects projects_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -3558,6 +5016,14 @@ CREATE TRIGGER retention_policies_touch BEFORE UPDATE ON public.retention_polici
 -- Name: roles roles_audit; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE CONSTRAINT TRIGGER roles_audit AFTER INSERT OR DELETE OR UPDATE ON public.roles DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('role', 'description', 'prompt');
+
+-- Name: roles roles_beyond_limits; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER roles_beyond_limits BEFORE DELETE OR UPDATE ON public.roles FOR EACH ROW WHEN ((public.current_project_ids() IS NOT NULL)) EXECUTE FUNCTION public.refuse_limited_key();
+
+-- Name: TRIGGER roles_beyond_limits ON roles; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER roles_beyond_limits ON public.roles IS 'C05: sessions of all projects follow a role''s name, and lose it with the role.';
 
 -- Name: roles roles_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -3591,6 +5057,14 @@ COMMENT ON TRIGGER sessions_activity ON public.sessions IS 'W22: an append moves
 
 CREATE TRIGGER sessions_identity_immutable BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.source IS DISTINCT FROM new.source)) OR (old.source_id IS DISTINCT FROM new.source_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A session''s organisation, id, source and creation time');
 
+-- Name: sessions sessions_index_new_title; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_index_new_title AFTER UPDATE ON public.sessions FOR EACH ROW WHEN ((old.title IS DISTINCT FROM new.title)) EXECUTE FUNCTION public.index_session_title();
+
+-- Name: sessions sessions_index_title; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_index_title AFTER INSERT ON public.sessions FOR EACH ROW WHEN ((new.title <> ''::text)) EXECUTE FUNCTION public.index_session_title();
+
 -- Name: sessions sessions_link_to_children; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER sessions_link_to_children AFTER INSERT ON public.sessions FOR EACH ROW WHEN ((new.source_id IS NOT NULL)) EXECUTE FUNCTION public.link_session_to_children();
@@ -3619,6 +5093,14 @@ CREATE TRIGGER sessions_project_immutable BEFORE UPDATE ON public.sessions FOR E
 
 COMMENT ON TRIGGER sessions_project_immutable ON public.sessions IS 'S13';
 
+-- Name: sessions sessions_record; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_record AFTER INSERT OR DELETE ON public.sessions FOR EACH ROW EXECUTE FUNCTION public.record_row_event('session');
+
+-- Name: sessions sessions_record_change; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_record_change AFTER UPDATE ON public.sessions FOR EACH ROW WHEN ((old.revision IS DISTINCT FROM new.revision)) EXECUTE FUNCTION public.record_row_event('session');
+
 -- Name: sessions sessions_run_state_transition; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER sessions_run_state_transition BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN ((old.run_state IS DISTINCT FROM new.run_state)) EXECUTE FUNCTION public.check_session_run_state();
@@ -3633,7 +5115,7 @@ CREATE TRIGGER sessions_slug BEFORE INSERT ON public.sessions FOR EACH ROW WHEN 
 
 -- Name: sessions sessions_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.fork_of_id IS DISTINCT FROM new.fork_of_id)) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
 
 -- Name: accounts accounts_home_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -3752,6 +5234,11 @@ ALTER TABLE ONLY public.organizations
 
 COMMENT ON CONSTRAINT organizations_owner_is_member_fkey ON public.organizations IS 'C13: the accountable owner is a member at level owner. Demoting or removing them needs a transfer first. NO ACTION, so that deleting the whole organisation can pass.';
 
+-- Name: part_deltas part_deltas_part_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.part_deltas
+    ADD CONSTRAINT part_deltas_part_id_fkey FOREIGN KEY (org_id, part_id) REFERENCES public.parts(org_id, id) ON DELETE CASCADE;
+
 -- Name: parts parts_message_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.parts
@@ -3760,6 +5247,11 @@ ALTER TABLE ONLY public.parts
 -- Name: CONSTRAINT parts_message_id_fkey ON parts; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT parts_message_id_fkey ON public.parts IS 'C04: through the session, so that a part''s session is its message''s session.';
+
+-- Name: parts parts_tool_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.parts
+    ADD CONSTRAINT parts_tool_state_fkey FOREIGN KEY (tool_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
 
 -- Name: projects projects_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -3784,6 +5276,16 @@ ALTER TABLE ONLY public.roles
 
 COMMENT ON CONSTRAINT roles_org_id_fkey ON public.roles IS 'W12. Indexed by roles_name_key (W03).';
 
+-- Name: search_entries search_entries_part_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_part_id_fkey FOREIGN KEY (org_id, part_id) REFERENCES public.parts(org_id, id) ON DELETE CASCADE;
+
+-- Name: search_entries search_entries_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.search_entries
+    ADD CONSTRAINT search_entries_session_id_fkey FOREIGN KEY (org_id, session_id) REFERENCES public.sessions(org_id, id) ON DELETE CASCADE;
+
 -- Name: secret_rotations secret_rotations_target_version_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.secret_rotations
@@ -3807,6 +5309,11 @@ ALTER TABLE ONLY public.sessions
 -- Name: CONSTRAINT sessions_account_id_fkey ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_account_id_fkey ON public.sessions IS 'C01: NULLable, so that SET NULL can do what it says. Through the membership, so that no other organisation''s account fits (X01).';
+
+-- Name: sessions sessions_fork_of_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.sessions
+    ADD CONSTRAINT sessions_fork_of_id_fkey FOREIGN KEY (org_id, fork_of_id) REFERENCES public.sessions(org_id, id) ON DELETE SET NULL (fork_of_id);
 
 -- Name: sessions sessions_parent_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -3852,6 +5359,16 @@ ALTER TABLE ONLY public.sessions
 -- Name: CONSTRAINT sessions_version_fkey ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_version_fkey ON public.sessions IS 'W10';
+
+-- Name: tool_state_transitions tool_state_transitions_from_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_state_transitions
+    ADD CONSTRAINT tool_state_transitions_from_state_fkey FOREIGN KEY (from_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
+
+-- Name: tool_state_transitions tool_state_transitions_to_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tool_state_transitions
+    ADD CONSTRAINT tool_state_transitions_to_state_fkey FOREIGN KEY (to_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
 
 -- Name: accounts; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -3981,6 +5498,38 @@ CREATE POLICY encryption_keys_control_plane ON public.encryption_keys TO hub_sys
 
 CREATE POLICY encryption_keys_visible ON public.encryption_keys FOR SELECT TO hub_app USING (( SELECT public.acts_for_platform() AS acts_for_platform));
 
+-- Name: event_heads; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.event_heads ENABLE ROW LEVEL SECURITY;
+
+-- Name: event_heads event_heads_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY event_heads_bookkeeping ON public.event_heads TO hub_system USING (true);
+
+-- Name: event_heads event_heads_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY event_heads_tenant ON public.event_heads TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: events; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.events ENABLE ROW LEVEL SECURITY;
+
+-- Name: events events_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY events_bookkeeping ON public.events TO hub_system USING (true);
+
+-- Name: events events_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY events_limited ON public.events AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
+END);
+
+-- Name: events events_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY events_tenant ON public.events TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: idempotency_keys; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.idempotency_keys ENABLE ROW LEVEL SECURITY;
@@ -4005,6 +5554,16 @@ CREATE POLICY idempotency_keys_tenant ON public.idempotency_keys TO hub_app USIN
 
 ALTER TABLE public.messages ENABLE ROW LEVEL SECURITY;
 
+-- Name: messages messages_counting; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_counting ON public.messages FOR SELECT TO hub_system USING (true);
+
+-- Name: messages messages_deleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_deleted ON public.messages FOR DELETE TO hub_system USING ((EXISTS ( SELECT
+   FROM public.sessions s
+  WHERE (((s.org_id = messages.org_id) AND (s.id = messages.session_id)) AND (s.deleted_at IS NOT NULL)))));
+
 -- Name: messages messages_limited; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY messages_limited ON public.messages AS RESTRICTIVE TO hub_app USING (
@@ -4019,9 +5578,17 @@ END);
 
 CREATE POLICY messages_purge ON public.messages TO hub_system USING (public.is_deleted_organization(org_id));
 
+-- Name: messages messages_recording; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_recording ON public.messages FOR SELECT TO hub_system USING (true);
+
 -- Name: messages messages_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY messages_tenant ON public.messages TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: messages messages_undeleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY messages_undeleted ON public.messages AS RESTRICTIVE TO hub_app USING ((session_id <> ALL (( SELECT public.deleted_session_ids() AS deleted_session_ids)::uuid[])));
 
 -- Name: organization_members; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -4063,9 +5630,45 @@ CREATE POLICY organizations_visible ON public.organizations TO hub_app USING (((
 
 COMMENT ON POLICY organizations_visible ON public.organizations IS 'X01: to its members, and to platform admins: the row, not what lies under it.';
 
+-- Name: part_deltas; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.part_deltas ENABLE ROW LEVEL SECURITY;
+
+-- Name: part_deltas part_deltas_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY part_deltas_bookkeeping ON public.part_deltas TO hub_system USING (true);
+
+-- Name: part_deltas part_deltas_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY part_deltas_limited ON public.part_deltas AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (EXISTS ( SELECT
+       FROM public.parts p
+      WHERE ((p.org_id = part_deltas.org_id) AND (p.id = part_deltas.part_id))))
+END);
+
+-- Name: part_deltas part_deltas_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY part_deltas_tenant ON public.part_deltas TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: parts; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.parts ENABLE ROW LEVEL SECURITY;
+
+-- Name: parts parts_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_bookkeeping ON public.parts FOR UPDATE TO hub_system USING (true);
+
+-- Name: parts parts_counting; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_counting ON public.parts FOR SELECT TO hub_system USING (true);
+
+-- Name: parts parts_deleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_deleted ON public.parts FOR DELETE TO hub_system USING ((EXISTS ( SELECT
+   FROM public.sessions s
+  WHERE (((s.org_id = parts.org_id) AND (s.id = parts.session_id)) AND (s.deleted_at IS NOT NULL)))));
 
 -- Name: parts parts_limited; Type: POLICY; Schema: public; Owner: -
 
@@ -4084,6 +5687,30 @@ CREATE POLICY parts_purge ON public.parts TO hub_system USING (public.is_deleted
 -- Name: parts parts_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY parts_tenant ON public.parts TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: parts parts_undeleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY parts_undeleted ON public.parts AS RESTRICTIVE TO hub_app USING ((session_id <> ALL (( SELECT public.deleted_session_ids() AS deleted_session_ids)::uuid[])));
+
+-- Name: pending_events; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.pending_events ENABLE ROW LEVEL SECURITY;
+
+-- Name: pending_events pending_events_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY pending_events_bookkeeping ON public.pending_events TO hub_system USING (true);
+
+-- Name: pending_events pending_events_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY pending_events_limited ON public.pending_events AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
+END);
+
+-- Name: pending_events pending_events_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY pending_events_tenant ON public.pending_events TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: projects; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -4133,6 +5760,32 @@ CREATE POLICY roles_purge ON public.roles TO hub_system USING (public.is_deleted
 
 CREATE POLICY roles_tenant ON public.roles TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: search_entries; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.search_entries ENABLE ROW LEVEL SECURITY;
+
+-- Name: search_entries search_entries_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_limited ON public.search_entries AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (EXISTS ( SELECT
+       FROM public.sessions s
+      WHERE ((s.org_id = search_entries.org_id) AND (s.id = search_entries.session_id))))
+END);
+
+-- Name: search_entries search_entries_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_purge ON public.search_entries TO hub_system USING (public.is_deleted_organization(org_id));
+
+-- Name: search_entries search_entries_search; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_search ON public.search_entries TO hub_search USING (true);
+
+-- Name: search_entries search_entries_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY search_entries_tenant ON public.search_entries TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: secret_rotations; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.secret_rotations ENABLE ROW LEVEL SECURITY;
@@ -4165,9 +5818,17 @@ CASE
     ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
 END);
 
+-- Name: sessions sessions_search; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY sessions_search ON public.sessions FOR SELECT TO hub_search USING (true);
+
 -- Name: sessions sessions_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY sessions_tenant ON public.sessions TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: sessions sessions_undeleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY sessions_undeleted ON public.sessions AS RESTRICTIVE TO hub_app USING ((deleted_at IS NULL));
 
 -- Name: SCHEMA public; Type: ACL; Schema: -; Owner: -
 
@@ -4309,6 +5970,57 @@ GRANT UPDATE(metadata) ON TABLE public.organizations TO hub_app;
 REVOKE ALL ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) TO hub_app;
 
+-- Name: FUNCTION delete_part_deltas(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.delete_part_deltas() FROM PUBLIC;
+
+-- Name: FUNCTION delete_session(p_id uuid, p_descendants boolean); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) TO hub_app;
+
+-- Name: FUNCTION deleted_session_ids(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.deleted_session_ids() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.deleted_session_ids() TO hub_app;
+
+-- Name: TABLE event_heads; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.event_heads TO hub_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.event_heads TO hub_system;
+
+-- Name: FUNCTION event_positions(p_org_ids uuid[]); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.event_positions(p_org_ids uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.event_positions(p_org_ids uuid[]) TO hub_app;
+
+-- Name: FUNCTION expire_sessions(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.expire_sessions(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.expire_sessions(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION fold_part_deltas(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.fold_part_deltas(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.fold_part_deltas(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION index_parts(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.index_parts() FROM PUBLIC;
+
+-- Name: FUNCTION index_session_title(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.index_session_title() FROM PUBLIC;
+
+-- Name: TABLE event_sequencers; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,UPDATE ON TABLE public.event_sequencers TO hub_system;
+
+-- Name: FUNCTION leave_event_office(p_holder uuid); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.leave_event_office(p_holder uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.leave_event_office(p_holder uuid) TO hub_app;
+
 -- Name: FUNCTION make_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_name text, p_key_hash bytea, p_scopes text[]); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.make_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_name text, p_key_hash bytea, p_scopes text[]) FROM PUBLIC;
@@ -4316,6 +6028,11 @@ REVOKE ALL ON FUNCTION public.make_organization(p_slug text, p_name text, p_owne
 -- Name: FUNCTION make_retention_policy(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.make_retention_policy() FROM PUBLIC;
+
+-- Name: FUNCTION number_events(p_holder uuid, p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.number_events(p_holder uuid, p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.number_events(p_holder uuid, p_rows integer) TO hub_app;
 
 -- Name: TABLE clients; Type: ACL; Schema: public; Owner: -
 
@@ -4386,6 +6103,21 @@ GRANT ALL ON FUNCTION public.orgs_with_secrets_under(p_version integer) TO hub_a
 REVOKE ALL ON FUNCTION public.purge_audit_logs(p_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.purge_audit_logs(p_rows integer) TO hub_app;
 
+-- Name: FUNCTION purge_deleted_sessions(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_deleted_sessions(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_deleted_sessions(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION purge_deleted_source(p_source text, p_source_id text); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_deleted_source(p_source text, p_source_id text) TO hub_app;
+
+-- Name: FUNCTION purge_events(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_events(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_events(p_rows integer) TO hub_app;
+
 -- Name: FUNCTION purge_idempotency_keys(p_rows integer); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.purge_idempotency_keys(p_rows integer) FROM PUBLIC;
@@ -4405,6 +6137,18 @@ REVOKE ALL ON FUNCTION public.record_audit() FROM PUBLIC;
 REVOKE ALL ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) TO hub_app;
 
+-- Name: FUNCTION record_row_event(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_row_event() FROM PUBLIC;
+
+-- Name: FUNCTION record_rows_created(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_rows_created() FROM PUBLIC;
+
+-- Name: FUNCTION record_rows_deleted(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_rows_deleted() FROM PUBLIC;
+
 -- Name: FUNCTION record_secret_reveal(p_client_id uuid, p_secret_id uuid, p_name text); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.record_secret_reveal(p_client_id uuid, p_secret_id uuid, p_name text) FROM PUBLIC;
@@ -4413,6 +6157,10 @@ GRANT ALL ON FUNCTION public.record_secret_reveal(p_client_id uuid, p_secret_id 
 -- Name: FUNCTION record_session_rows(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.record_session_rows() FROM PUBLIC;
+
+-- Name: FUNCTION record_text_streamed(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_text_streamed() FROM PUBLIC;
 
 -- Name: FUNCTION register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]); Type: ACL; Schema: public; Owner: -
 
@@ -4480,6 +6228,11 @@ GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.accounts TO hub_app;
 
 REVOKE ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) TO hub_app;
+
+-- Name: FUNCTION search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) TO hub_app;
 
 -- Name: FUNCTION start_secret_rotation(p_target_version integer); Type: ACL; Schema: public; Owner: -
 
@@ -4604,6 +6357,11 @@ GRANT SELECT,INSERT ON TABLE public.client_types TO hub_system;
 GRANT SELECT ON TABLE public.encryption_keys TO hub_app;
 GRANT SELECT,INSERT,DELETE ON TABLE public.encryption_keys TO hub_system;
 
+-- Name: TABLE events; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.events TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.events TO hub_system;
+
 -- Name: TABLE idempotency_keys; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE ON TABLE public.idempotency_keys TO hub_app;
@@ -4709,6 +6467,27 @@ GRANT INSERT(membership_level),UPDATE(membership_level) ON TABLE public.organiza
 
 GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.organization_members TO hub_app;
 
+-- Name: TABLE part_deltas; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.part_deltas TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.part_deltas TO hub_system;
+
+-- Name: COLUMN part_deltas.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.part_deltas TO hub_app;
+
+-- Name: COLUMN part_deltas.part_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(part_id) ON TABLE public.part_deltas TO hub_app;
+
+-- Name: COLUMN part_deltas.start_offset; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(start_offset) ON TABLE public.part_deltas TO hub_app;
+
+-- Name: COLUMN part_deltas.text; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(text) ON TABLE public.part_deltas TO hub_app;
+
 -- Name: TABLE parts; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE,UPDATE ON TABLE public.parts TO hub_app;
@@ -4749,10 +6528,12 @@ GRANT INSERT(source_position) ON TABLE public.parts TO hub_app;
 -- Name: COLUMN parts.data; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(data) ON TABLE public.parts TO hub_app;
+GRANT UPDATE(data) ON TABLE public.parts TO hub_system;
 
 -- Name: COLUMN parts.raw; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(raw) ON TABLE public.parts TO hub_app;
+GRANT UPDATE(raw) ON TABLE public.parts TO hub_system;
 
 -- Name: COLUMN parts.metadata; Type: ACL; Schema: public; Owner: -
 
@@ -4761,6 +6542,19 @@ GRANT INSERT(metadata) ON TABLE public.parts TO hub_app;
 -- Name: COLUMN parts.created_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(created_at) ON TABLE public.parts TO hub_app;
+
+-- Name: TABLE part_contents; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.part_contents TO hub_app;
+
+-- Name: TABLE pending_events; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.pending_events TO hub_app;
+GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.pending_events TO hub_system;
+
+-- Name: SEQUENCE pending_events_written_order_seq; Type: ACL; Schema: public; Owner: -
+
+GRANT USAGE ON SEQUENCE public.pending_events_written_order_seq TO hub_system;
 
 -- Name: TABLE projects; Type: ACL; Schema: public; Owner: -
 
@@ -4813,6 +6607,10 @@ GRANT SELECT,INSERT,DELETE ON TABLE public.retention_policies TO hub_system;
 
 GRANT UPDATE(audit_days) ON TABLE public.retention_policies TO hub_app;
 
+-- Name: COLUMN retention_policies.session_days; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(session_days) ON TABLE public.retention_policies TO hub_app;
+
 -- Name: COLUMN retention_policies.metadata; Type: ACL; Schema: public; Owner: -
 
 GRANT UPDATE(metadata) ON TABLE public.retention_policies TO hub_app;
@@ -4846,6 +6644,10 @@ GRANT INSERT(prompt) ON TABLE public.roles TO hub_app;
 
 GRANT INSERT(origin) ON TABLE public.roles TO hub_app;
 
+-- Name: COLUMN roles.file_set; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(file_set) ON TABLE public.roles TO hub_app;
+
 -- Name: COLUMN roles.data; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(data) ON TABLE public.roles TO hub_app;
@@ -4853,6 +6655,12 @@ GRANT INSERT(data) ON TABLE public.roles TO hub_app;
 -- Name: COLUMN roles.metadata; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(metadata) ON TABLE public.roles TO hub_app;
+
+-- Name: TABLE search_entries; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.search_entries TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.search_entries TO hub_search;
+GRANT SELECT,DELETE ON TABLE public.search_entries TO hub_system;
 
 -- Name: TABLE session_run_state_transitions; Type: ACL; Schema: public; Owner: -
 
@@ -4871,6 +6679,7 @@ GRANT SELECT ON TABLE public.session_versions TO hub_app;
 GRANT SELECT,DELETE ON TABLE public.sessions TO hub_app;
 GRANT SELECT,DELETE ON TABLE public.sessions TO hub_system;
 GRANT SELECT ON TABLE public.sessions TO hub_auth;
+GRANT SELECT ON TABLE public.sessions TO hub_search;
 
 -- Name: COLUMN sessions.org_id; Type: ACL; Schema: public; Owner: -
 
@@ -4887,6 +6696,12 @@ GRANT INSERT(project_id),UPDATE(project_id) ON TABLE public.sessions TO hub_app;
 -- Name: COLUMN sessions.parent_id; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(parent_id),UPDATE(parent_id) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(parent_id) ON TABLE public.sessions TO hub_system;
+
+-- Name: COLUMN sessions.fork_of_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(fork_of_id) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(fork_of_id) ON TABLE public.sessions TO hub_system;
 
 -- Name: COLUMN sessions.account_id; Type: ACL; Schema: public; Owner: -
 
@@ -4899,6 +6714,7 @@ GRANT INSERT(role_name),UPDATE(role_name) ON TABLE public.sessions TO hub_app;
 -- Name: COLUMN sessions.slug; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(slug),UPDATE(slug) ON TABLE public.sessions TO hub_app;
+GRANT UPDATE(slug) ON TABLE public.sessions TO hub_system;
 
 -- Name: COLUMN sessions.title; Type: ACL; Schema: public; Owner: -
 
@@ -4920,6 +6736,10 @@ GRANT UPDATE(last_activity_at) ON TABLE public.sessions TO hub_system;
 -- Name: COLUMN sessions.archived_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(archived_at),UPDATE(archived_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: COLUMN sessions.deleted_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(deleted_at) ON TABLE public.sessions TO hub_system;
 
 -- Name: COLUMN sessions.source; Type: ACL; Schema: public; Owner: -
 
@@ -4960,3 +6780,12 @@ GRANT UPDATE(last_part_id) ON TABLE public.sessions TO hub_system;
 -- Name: COLUMN sessions.created_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: TABLE tool_state_transitions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.tool_state_transitions TO hub_app;
+GRANT SELECT ON TABLE public.tool_state_transitions TO hub_system;
+
+-- Name: TABLE tool_states; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.tool_states TO hub_app;

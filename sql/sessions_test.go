@@ -2,9 +2,12 @@ package sql_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -28,7 +31,9 @@ INSERT INTO parts (org_id, id, session_id, message_id, type) VALUES
 	(@org, @part, @session, @message, 'text'), (@other_org, @other_part, @other_session, @other_message, 'text');
 INSERT INTO messages (org_id, session_id, role, source, source_id, source_position) VALUES (@org, @imported, 'user', 'test', 'm1', 0);
 INSERT INTO parts (org_id, session_id, message_id, type, source, source_id, source_position)
-	SELECT org_id, session_id, id, 'text', 'test', 'p1', 0 FROM messages WHERE source_id = 'm1';`
+	SELECT org_id, session_id, id, 'text', 'test', 'p1', 0 FROM messages WHERE source_id = 'm1';
+INSERT INTO parts (org_id, id, session_id, message_id, type, data) VALUES (@org, @tool, @child, @child_message, 'tool', '{"state": {"status": "running"}}');
+INSERT INTO part_deltas (org_id, part_id, start_offset, text) VALUES (@org, @part, 0, 'Hello'), (@other_org, @other_part, 0, 'Hello');`
 
 const (
 	newSession = "INSERT INTO sessions (org_id, project_id, %s) VALUES (@org, @project, ??)"
@@ -36,6 +41,8 @@ const (
 	importMessage = "INSERT INTO messages (org_id, id, session_id, role, source, source_id, source_position) VALUES (%s, 'user', 'test', 'x', 0)"
 	importPart    = "INSERT INTO parts (org_id, id, session_id, message_id, type, source, source_id, source_position) VALUES (%s, 'text', 'test', 'x', 0)"
 )
+
+const deletedSession = "UPDATE sessions SET deleted_at = now() WHERE id = @imported"
 
 var (
 	notSources = []string{"''", "'X'", "'1x'", "'-x'", "'a_b'", "'a b'", "'ä'", "E'a\\n'", "repeat('a', 41)"}
@@ -56,7 +63,11 @@ var sessionsRules = []ruleCase{
 	{rule: "roles_id_version_check", sql: "INSERT INTO roles (org_id, id, name) VALUES (@org, ??, 'x')", bad: notUUIDv7, good: uuidv7},
 	{rule: "roles_name_key", sql: "INSERT INTO roles (org_id, name) VALUES (@org, ??)", bad: []string{"'builder'"}, good: []string{"'Builder'", "'reviewer'"}},
 	{rule: "roles_name_length_check", sql: "INSERT INTO roles (org_id, name) VALUES (@org, ??)", bad: []string{"''", "repeat('ä', 101)"}, good: []string{"'x'", "repeat('ä', 100)"}},
-	{rule: "roles_origin_check", sql: "UPDATE roles SET origin = ?? WHERE id = @role", bad: []string{"''", "'database'"}, good: []string{"'api'", "'file'", "'import'"}},
+	{rule: "roles_origin_check", sql: "UPDATE roles SET origin = ?? WHERE id = @role", bad: []string{"''", "'database'"}, good: []string{"'api'", "'file', file_set = 'x'", "'import'"}},
+	{rule: "roles_file_set_check", sql: "INSERT INTO roles (org_id, name, origin, file_set) VALUES (@org, 'x', ??)", bad: []string{"'api', 'x'", "'import', 'x'", "'file', NULL"}, good: []string{"'file', 'x'", "'api', NULL"}},
+	{rule: "roles_file_set_length_check", sql: "INSERT INTO roles (org_id, name, origin, file_set) VALUES (@org, 'x', 'file', ??)", bad: []string{"''", "repeat('ä', 201)"}, good: []string{"'x'", "repeat('ä', 200)"}},
+	{rule: "roles_beyond_limits", state: "42501", sql: "SELECT set_config('hub.project_ids', ??, true); UPDATE roles SET prompt = 'x' WHERE id = @role", bad: []string{"'{' || @project || '}'", "'{}'"}, good: []string{"''"}},
+	{rule: "roles_beyond_limits", state: "42501", sql: "SELECT set_config('hub.project_ids', ??, true); DELETE FROM roles WHERE id = @role", bad: []string{"'{' || @project || '}'"}, good: []string{"''"}},
 	{rule: "roles_data_object_check", sql: "UPDATE roles SET data = ?? WHERE id = @role", bad: notObjects, good: objects},
 	{rule: "roles_metadata_check", sql: "UPDATE roles SET metadata = ?? WHERE id = @role", bad: notMetadata, good: metadata},
 	{
@@ -92,6 +103,8 @@ var sessionsRules = []ruleCase{
 	{rule: "sessions_project_id_fkey_in_use", sql: "DELETE FROM projects WHERE id = ??", bad: []string{"@project"}, good: []string{"@empty_project"}},
 	{rule: "sessions_parent_id_fkey", sql: fmt.Sprintf(newSession, "parent_id"), bad: []string{"@new", "@other_session"}, good: []string{"@session", "@child", "NULL"}},
 	{rule: "sessions_parent_id_fkey", before: limitedToAnotherProject, sql: "INSERT INTO sessions (org_id, project_id, parent_id) VALUES (@org, @empty_project, ??)", bad: []string{"@session", "@high"}, good: []string{"@new", "NULL"}},
+	{rule: "sessions_parent_id_fkey", before: deletedSession, hub: true, sql: fmt.Sprintf(newSession, "parent_id"), bad: []string{"@imported"}, good: []string{"@session"}},
+	{rule: "sessions_fork_of_id_fkey", sql: fmt.Sprintf(newSession, "fork_of_id"), bad: []string{"@new", "@other_session"}, good: []string{"@session", "NULL"}},
 	{rule: "sessions_account_id_fkey", sql: fmt.Sprintf(newSession, "account_id"), bad: []string{"@new", "@nobody", "@other_owner"}, good: []string{"@owner", "@member", "NULL"}},
 	{rule: "sessions_role_name_fkey", sql: fmt.Sprintf(newSession, "role_name"), bad: []string{"'nobody'", "'reviewer'", "'Builder'", "''"}, good: []string{"'builder'", "NULL"}},
 	{rule: "sessions_role_name_fkey", sql: "UPDATE sessions SET role_name = ?? WHERE id = @session", bad: []string{"'nobody'", "'reviewer'"}, good: []string{"'unused'", "NULL"}},
@@ -233,6 +246,71 @@ var sessionsRules = []ruleCase{
 		rule: "parts_in_order", before: "INSERT INTO parts (org_id, id, session_id, message_id, type) VALUES (@org, @high, @session, @message, 'text')",
 		sql: "SELECT set_config('hub.issued_parts', @session || ' ' || ??, true); INSERT INTO parts (org_id, session_id, message_id, type) VALUES (@org, @session, @message, 'text')", bad: []string{"@part", "@zero"}, good: []string{"@high"},
 	},
+	{rule: "tool_states_pkey", hub: true, sql: "INSERT INTO tool_states (tool_state, description) VALUES (??, 'x')", bad: []string{"'running'"}, good: []string{"'new'"}},
+	{rule: "tool_state_transitions_pkey", hub: true, sql: "INSERT INTO tool_state_transitions (from_state, to_state) VALUES ('pending', ??)", bad: []string{"'running'"}, good: []string{"'completed'"}},
+	{rule: "tool_state_transitions_from_state_fkey", hub: true, sql: "INSERT INTO tool_state_transitions (from_state, to_state) VALUES (??, 'pending')", bad: []string{"'new'"}, good: []string{"'running'"}},
+	{rule: "tool_state_transitions_to_state_fkey", hub: true, sql: "INSERT INTO tool_state_transitions (from_state, to_state) VALUES ('pending', ??)", bad: []string{"'new'"}, good: []string{"'completed'"}},
+	{
+		rule: "tool_state_transitions_from_state_fkey_in_use", hub: true,
+		before: "INSERT INTO tool_states (tool_state, description) VALUES ('new', 'x'); DELETE FROM part_deltas; DELETE FROM parts; DELETE FROM tool_state_transitions WHERE to_state = 'running'",
+		sql:    "DELETE FROM tool_states WHERE tool_state = ??", bad: []string{"'running'"}, good: []string{"'new'"},
+	},
+	{
+		rule: "tool_state_transitions_to_state_fkey_in_use", hub: true, before: "INSERT INTO tool_states (tool_state, description) VALUES ('new', 'x')",
+		sql: "DELETE FROM tool_states WHERE tool_state = ??", bad: []string{"'completed'"}, good: []string{"'new'"},
+	},
+	{
+		rule: "parts_tool_state_fkey", sql: "INSERT INTO parts (org_id, session_id, message_id, type, data) VALUES (@org, @session, @message, 'tool', ??)",
+		bad:  []string{`'{"state": {"status": "cancelled"}}'`, `'{"state": {"status": ""}}'`, `'{"state": {"status": 5}}'`, `'{"state": {"status": "Running"}}'`},
+		good: []string{`'{"state": {"status": "pending"}}'`, `'{"state": {"status": "completed"}}'`, `'{"state": {"status": "error"}}'`, `'{}'`},
+	},
+	{
+		rule: "parts_tool_state_fkey", // imports may insert any state, and so may parts of other types
+		sql:  "INSERT INTO parts (org_id, session_id, message_id, source_position, type, data, source, source_id) VALUES (@org, @session, @message, ??)",
+		bad:  []string{`NULL, 'tool', '{"state": {"status": "cancelled"}}', NULL, NULL`},
+		good: []string{`0, 'tool', '{"state": {"status": "cancelled"}}', 'test', 'x'`, `NULL, 'subtask', '{"state": {"status": "cancelled"}}', NULL, NULL`},
+	},
+	{rule: "parts_tool_state_fkey_in_use", hub: true, before: "DELETE FROM tool_state_transitions", sql: "DELETE FROM tool_states WHERE tool_state = ??", bad: []string{"'running'"}, good: []string{"'pending'"}},
+	{
+		rule: "parts_tool_state_transition", sql: `UPDATE parts SET data = jsonb_set(data, '{state,status}', ??) WHERE id = @tool`,
+		bad: []string{`'"pending"'`}, good: []string{`'"running"'`, `'"completed"'`, `'"error"'`},
+	},
+	{
+		rule: "parts_tool_state_transition", before: `UPDATE parts SET data = '{"state": {"status": "completed"}}' WHERE id = @tool`, sql: "UPDATE parts SET data = ?? WHERE id = @tool",
+		bad:  []string{`'{"state": {"status": "running"}}'`, `'{"state": {"status": "error"}}'`, `'{"state": {"status": "pending"}}'`, `'{}'`},
+		good: []string{`'{"state": {"status": "completed", "output": "more"}}'`},
+	},
+	{
+		rule: "parts_tool_state_transition", before: `INSERT INTO parts (org_id, session_id, message_id, type, data) VALUES (@org, @child, @child_message, 'tool', '{"state": {"status": "pending"}}')`,
+		sql: `UPDATE parts SET data = ?? WHERE session_id = @child AND data #>> '{state,status}' = 'pending'`,
+		bad: []string{`'{"state": {"status": "completed"}}'`}, good: []string{`'{"state": {"status": "running"}}'`, `'{"state": {"status": "error"}}'`, `'{"state": {"status": "pending", "raw": "x"}}'`},
+	},
+
+	{rule: "part_deltas_limited", before: limitedToAnotherProject + "; INSERT INTO parts (org_id, id, session_id, message_id, type) VALUES (@org, @high, @new, @high, 'text')", sql: "INSERT INTO part_deltas (org_id, part_id, start_offset, text) VALUES (@org, ??, 'x')", bad: []string{"@part, 5"}, good: []string{"@high, 0"}},
+	{rule: "part_deltas_tenant", sql: "INSERT INTO part_deltas (org_id, part_id, start_offset, text) VALUES (??, 5, 'x')", bad: []string{"@other_org, @other_part"}, good: []string{"@org, @part"}},
+	{
+		rule: "part_deltas_pkey", hub: true, before: "ALTER TABLE part_deltas DISABLE TRIGGER USER", sql: "INSERT INTO part_deltas (org_id, part_id, start_offset, text) VALUES (@org, ??, 'x')",
+		bad: []string{"@part, 0"}, good: []string{"@part, 5", "@tool, 0"},
+	},
+	{rule: "part_deltas_part_id_fkey", sql: "INSERT INTO part_deltas (org_id, part_id, start_offset, text) VALUES (@org, ??, 'x')", bad: []string{"@new, 0", "@other_part, 5"}, good: []string{"@part, 5", "@tool, 0"}},
+	{rule: "part_deltas_text_length_check", sql: "INSERT INTO part_deltas (org_id, part_id, start_offset, text) VALUES (@org, @part, 5, ??)", bad: []string{"''", "repeat('x', 8388609)"}, good: []string{"'x'", "repeat('x', 8388608)"}},
+	{
+		rule: "part_deltas_whole_length_check", before: "UPDATE parts SET data = jsonb_build_object('text', repeat('x', 16777215)) WHERE id = @part",
+		sql: "INSERT INTO part_deltas (org_id, part_id, start_offset, text) VALUES (@org, @part, 16777215, ??)", bad: []string{"'xy'", "'😀'"}, good: []string{"'x'", "'ä'"},
+	},
+	{rule: "part_deltas_append_only", hub: true, sql: "UPDATE ?? SET org_id = org_id", bad: []string{"part_deltas"}, good: []string{"parts"}},
+	{rule: "part_deltas_contiguous", sql: "INSERT INTO part_deltas (org_id, part_id, start_offset, text) VALUES (@org, @part, ??, 'x')", bad: []string{"0", "4", "6", "-1", "5000000000"}, good: []string{"5"}},
+	{
+		rule: "part_takes_no_deltas",
+		sql:  "UPDATE parts SET (type, data) = (??) WHERE id = @part; INSERT INTO part_deltas (org_id, part_id, start_offset, text) VALUES (@org, @part, 0, 'x')",
+		bad: []string{
+			`'file', '{"text": ""}'`, `'step-start', '{"x": 1}'`, `'text', '{"text": 5}'`, `'text', '{"text": null}'`, `'mystery', '{"text": {}}'`, `'tool', '{"x": 1}'`,
+			`'tool', '{"state": {"status": "completed"}}'`, `'tool', '{"state": {"status": "error"}}'`,
+		},
+		good: []string{
+			`'text', '{"text": ""}'`, `'reasoning', '{"x": 1}'`, `'mystery', '{"x": 1}'`, `'tool', '{"state": {"status": "pending"}}'`, `'tool', '{"state": {"status": "running", "output": ""}}'`,
+		},
+	},
 }
 
 func prefixed(prefix string, values []string) []string {
@@ -252,9 +330,11 @@ var sessionsDeletes = []deleteCase{
 	{fk: "sessions_role_name_fkey", delete: "UPDATE roles SET name = 'maker' WHERE name = 'builder'", gone: "SELECT role_name = 'maker' FROM sessions WHERE id = @session"},
 	// C14
 	{fk: "sessions_parent_id_fkey", delete: "DELETE FROM sessions WHERE id = @session", gone: "SELECT parent_id IS NULL FROM sessions WHERE id = @child"},
+	{fk: "sessions_fork_of_id_fkey", before: "UPDATE sessions SET fork_of_id = @session WHERE id = @imported", delete: "DELETE FROM sessions WHERE id = @session", gone: "SELECT fork_of_id IS NULL FROM sessions WHERE id = @imported"},
 	{fk: "messages_session_id_fkey", delete: "DELETE FROM sessions WHERE id = @session", gone: "SELECT NOT EXISTS (SELECT FROM messages WHERE session_id = @session)"},
 	{fk: "parts_message_id_fkey", delete: "DELETE FROM sessions WHERE id = @session", gone: "SELECT NOT EXISTS (SELECT FROM parts WHERE session_id = @session)"},
 	{fk: "parts_message_id_fkey", delete: "DELETE FROM messages WHERE id = @message", gone: "SELECT NOT EXISTS (SELECT FROM parts WHERE message_id = @message)"},
+	{fk: "part_deltas_part_id_fkey", delete: "DELETE FROM parts WHERE id = @part", gone: "SELECT NOT EXISTS (SELECT FROM part_deltas WHERE part_id = @part)"},
 }
 
 func TestX02_SessionsRules(t *testing.T) {
@@ -289,6 +369,52 @@ func TestC14_RequestsDeleteTheSame(t *testing.T) {
 	}
 	// An orphan may be adopted again.
 	exec(t, w.app, "UPDATE sessions SET parent_id = @imported WHERE id = @child")
+}
+
+// A session that is marked as deleted is nobody's any more, with all that hangs below it, though its rows are still there.
+func TestDeletedSessionsAreInvisible(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	const rows = "SELECT (SELECT count(*) FROM sessions WHERE id = @session) || ' ' || (SELECT count(*) FROM messages WHERE session_id = @session) || ' ' || (SELECT count(*) FROM parts WHERE session_id = @session)"
+	exec(t, w.app, "INSERT INTO parts (org_id, session_id, message_id, type) SELECT @org, @session, @message, 'text' FROM generate_series(1, 1001)")
+	other := w.connect(t, "other_org", "other_owner")
+	if got := get[int](t, other, "SELECT delete_session(@session, true)"); got != 0 {
+		t.Errorf("another organisation deleted %d sessions", got)
+	}
+	if got := get[string](t, w.app, rows); got != "1 2 1002" {
+		t.Error(got)
+	}
+	if got := get[int](t, w.app, "SELECT delete_session(@session, false)"); got != 1 {
+		t.Errorf("%d sessions were deleted", got)
+	}
+	if got := get[string](t, w.app, rows); got != "0 0 0" {
+		t.Errorf("hub_app sees %s", got)
+	}
+	if got := get[string](t, w.hub, rows); got != "1 2 1002" {
+		t.Errorf("there are %s", got)
+	}
+	for _, sql := range []string{
+		"INSERT INTO messages (org_id, session_id, role) VALUES (@org, @session, 'user')",
+		"INSERT INTO parts (org_id, session_id, message_id, type) VALUES (@org, @session, @message, 'text')",
+		"UPDATE sessions SET deleted_at = now() WHERE id = @child", "UPDATE sessions SET last_message_id = last_message_id WHERE id = @child",
+	} {
+		_, err := attempt(t, w.app, "", sql)
+		refuses(t, err, "42501", "")
+		if _, err := attempt(t, w.app, "", strings.NewReplacer("@session", "@child", "@message", "@child_message", "deleted_at = now()", "title = 'x'", "last_message_id = last_message_id", "title = 'x'").Replace(sql)); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := get[int](t, w.app, "WITH u AS (UPDATE parts SET type = 'x' WHERE session_id = @session RETURNING 1) SELECT count(*)::int FROM u"); got != 0 {
+		t.Errorf("%d parts were changed", got)
+	}
+	for _, want := range []int{1000, 4 + 1, 0} { // the rest of the parts, the messages and the session
+		if got := get[int](t, w.app, "SELECT purge_deleted_sessions(1000)"); got != want {
+			t.Errorf("%d rows were purged, want %d", got, want)
+		}
+	}
+	if got := get[string](t, w.hub, rows); got != "0 0 0" {
+		t.Errorf("there are %s", got)
+	}
 }
 
 // Ids follow the order of writing (C02) -------------------------------------------------------------------------------
@@ -891,5 +1017,114 @@ func refusedOrRetried(t *testing.T, what string, errs []error) {
 	}
 	if failed != 1 {
 		t.Errorf("%s: %d of %d were refused, want one", what, failed, len(errs))
+	}
+}
+
+// X08: what a text costs that streams in: its content, not its history. Beside it in the same run: the way that opencode goes, an UPDATE of
+// the part per delta.
+func TestX08_StreamingCostsTheContent(t *testing.T) { // not in parallel: the WAL is the whole server's
+	w := newWorld(t)
+	const deltas, naive = 10_000, 1_000
+	piece := func(i int) string { return fmt.Sprintf("%x ", sha256.Sum256([]byte{byte(i), byte(i >> 8)}))[:40] }
+	size := func() int64 {
+		return get[int64](t, w.hub, "SELECT pg_total_relation_size('parts') + pg_total_relation_size('part_deltas')")
+	}
+	type cost struct {
+		grown, wal int64
+		took       time.Duration
+	}
+	measure := func(do func()) cost {
+		exec(t, w.hub, "VACUUM FULL parts, part_deltas, sessions")
+		exec(t, w.hub, "CHECKPOINT")
+		before, wal := size(), get[int64](t, w.hub, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint")
+		start := time.Now()
+		do()
+		c := cost{took: time.Since(start), wal: get[int64](t, w.hub, "SELECT (pg_current_wal_insert_lsn() - '0/0')::bigint") - wal}
+		c.grown = size() - before
+		return c
+	}
+
+	exec(t, w.app, "INSERT INTO parts (org_id, id, session_id, message_id, type, data) VALUES (@org, @high, @session, @message, 'text', '{\"text\": \"\"}')")
+	length, times := 0, make([]time.Duration, deltas)
+	streamed := measure(func() {
+		for i := range deltas {
+			start := time.Now()
+			if _, err := w.app.Exec(t.Context(), "INSERT INTO part_deltas (org_id, part_id, start_offset, text) VALUES ($1, $2, $3, $4)", ids["org"], ids["high"], length, piece(i)); err != nil {
+				t.Fatal(err)
+			}
+			length += len(piece(i))
+			times[i] = time.Since(start)
+		}
+		exec(t, w.app, "UPDATE parts SET data = (SELECT content::jsonb FROM part_contents c WHERE c.id = @high) WHERE id = @high")
+	})
+	content := int64(length)
+	want := ""
+	for i := range deltas {
+		want += piece(i)
+	}
+	if got := get[string](t, w.app, "SELECT data ->> 'text' FROM parts WHERE id = @high"); got != want {
+		t.Errorf("the text has %d bytes, want %d", len(got), len(want))
+	}
+	if n := get[int](t, w.hub, "SELECT count(*) FROM part_deltas WHERE part_id = @high"); n != 0 {
+		t.Errorf("%d deltas are left", n)
+	}
+
+	part := get[string](t, w.app, "INSERT INTO parts (org_id, session_id, message_id, type, data) VALUES (@org, @session, @message, 'text', '{\"text\": \"\"}') RETURNING id::text")
+	inPlace := measure(func() {
+		for i := range naive {
+			if _, err := w.app.Exec(t.Context(), "UPDATE parts SET data = jsonb_build_object('text', data ->> 'text' || $2::text) WHERE org_id = $3 AND id = $1", part, piece(i), ids["org"]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	exec(t, w.hub, "VACUUM parts, part_deltas")
+	t.Logf("content %d bytes; streamed in %d deltas: tables %+d, WAL %d, %v; in place, %d: tables %+d, WAL %d, %v", content, deltas, streamed.grown, streamed.wal, streamed.took, naive, inPlace.grown, inPlace.wal, inPlace.took)
+
+	// Before any vacuum: the text, as it was folded in ever larger pieces, and the rows of one fold's deltas.
+	if ratio := float64(streamed.grown) / float64(content); ratio > 12 {
+		t.Errorf("the tables grew by %.1f times the content", ratio)
+	}
+	if ratio := float64(streamed.wal) / float64(content); ratio > 25 {
+		t.Errorf("%.1f times the content went to the WAL", ratio)
+	}
+	median := func(times []time.Duration) time.Duration { slices.Sort(times); return times[len(times)/2] }
+	if first, last := median(times[:1000]), median(times[deltas-1000:]); last > 5*first {
+		t.Errorf("the last deltas took %v, the first %v", last, first)
+	}
+	// In place each delta writes the whole text: per delta of a tenth of them it is worse already, and the more there are the worse.
+	if a, b := float64(streamed.grown)/deltas, float64(inPlace.grown)/naive; a*20 > b {
+		t.Errorf("a delta costs %.0f bytes of table, in place %.0f", a, b)
+	}
+	if a, b := float64(streamed.wal)/deltas, float64(inPlace.wal)/naive; a*10 > b {
+		t.Errorf("a delta costs %.0f bytes of WAL, in place %.0f", a, b)
+	}
+}
+
+// A list of summaries reads as little of a long part as of a short one.
+func TestSummariesDoNotReadLongParts(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	exec(t, w.app, "DELETE FROM messages WHERE session_id = @session")
+	for range 3 {
+		exec(t, w.app, `WITH m AS (INSERT INTO messages (org_id, session_id, role) VALUES (@org, @session, 'user') RETURNING *)
+			INSERT INTO parts (org_id, session_id, message_id, type, data) SELECT org_id, session_id, id, 'text', jsonb_build_object('text',
+				(SELECT string_agg(md5(n::text), '') FROM generate_series(1, 100000) n)) FROM m`)
+	}
+	exec(t, w.hub, "ANALYZE")
+	buffers := regexp.MustCompile(`Buffers: shared hit=(\d+)(?: read=(\d+))?`)
+	for _, name := range []string{"ListMessages", "ListParts", "ListPartsByType"} {
+		q := queryNamed(t, name)
+		q.prepare(t, w.app)
+		read := map[string]int{}
+		for _, summary := range []string{"true", "false"} {
+			plan := explain(t, w.app, "(ANALYZE, BUFFERS, TIMING off) "+q.execute(t, "summary", summary, "type", "'text'"))
+			for _, n := range buffers.FindStringSubmatch(plan)[1:] {
+				pages, _ := strconv.Atoi(n)
+				read[summary] += pages
+			}
+		}
+		if read["true"]*20 > read["false"] {
+			t.Errorf("%s: summaries read %d pages, the whole %d", name, read["true"], read["false"])
+		}
 	}
 }

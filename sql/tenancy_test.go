@@ -61,7 +61,15 @@ var attacks = []struct {
 	{query: "ImportParts", args: []string{"message_ids", "ARRAY[@message, @message]::uuid[]", "ids", "ARRAY[@new, '" + anotherNew + "']::uuid[]", "source_ids", "'{p8,p9}'"}},
 	{query: "DeletePartsMissingFromImport", args: []string{"session_id", "@imported", "message_ids", "ARRAY[@high]::uuid[]", "source_ids", "'{}'"}},
 	{query: "DeleteMessagesMissingFromImport", args: []string{"session_id", "@imported", "source_ids", "'{}'"}},
+	{query: "CreateRole"}, {query: "GetRole", args: []string{"id", "@role"}}, {query: "ListRoles", args: []string{"name", "NULL"}}, {query: "ListRoles", args: []string{"name", "'builder'"}}, {query: "UpdateRole", args: []string{"id", "@role", "prompt", "'x'"}},
+	{query: "DeleteRole", args: []string{"id", "@role"}}, {query: "SyncRoles"}, {query: "SyncRoles", args: []string{"names", "'{builder}'"}},
+	{query: "ListChildSessions"}, {query: "GetSessionUsage"}, {query: "ArchiveSession"}, {query: "ForkSession"}, {query: "CopyMessages"}, {query: "ListSessionTreeForExport"}, {query: "PurgeDeletedSource"},
+	{query: "DeleteMessage"}, {query: "SearchSessions", args: []string{"query", "'canary'"}},
+	{query: "PurgeDeletedSessions"}, {query: "ExpireSessions"},
 	{query: "ListImportedIDs"}, {query: "ListMessageIDsForExport"}, {query: "ListMessagesForExport"},
+	{query: "AppendParts"}, {query: "ListParts"}, {query: "ListPartsByType", args: []string{"type", "'text'"}}, {query: "GetPart", args: []string{"id", "@part"}}, {query: "LockPart", args: []string{"id", "@part"}},
+	{query: "UpdatePart", args: []string{"id", "@part", "data", `'{"text": "x"}'`}}, {query: "AppendPartDelta", args: []string{"id", "@part"}}, {query: "GetGrowingText", args: []string{"id", "@part"}},
+	{query: "FoldPartDeltas"}, {query: "GetEventHead"}, {query: "ListEvents"}, {query: "EventPositions"}, {query: "NumberEvents"}, {query: "LeaveEventOffice"}, {query: "PurgeEvents"},
 }
 
 // servicesAttacks are those on clients, their secrets and the keys of the platform.
@@ -88,6 +96,14 @@ var upkeep = map[string]string{
 	"PurgeOrganizations":   "removes what its organisation has marked as deleted",
 	"PurgeAuditLogs":       "removes what its organisation does not keep any more",
 	"PurgeIdempotencyKeys": "removes what is older than a day",
+	"PurgeDeletedSessions": "removes what is left of deleted sessions",
+	"ExpireSessions":       "deletes archived sessions that their organisation does not keep any more",
+	"PurgeDeletedSource":   "removes what is left of a deleted session of one's own",
+	"FoldPartDeltas":       "writes what has streamed in a minute ago where it belongs",
+	"EventPositions":       "says how far the feeds of organisations have come that one can name",
+	"NumberEvents":         "numbers what has happened",
+	"LeaveEventOffice":     "lets another server number what happens, if one knows the secret of the one that does",
+	"PurgeEvents":          "removes what is older than seven days",
 	"ListEncryptionKeys":   "tells fingerprints and counts of the platform, to its admins", "ListOtherEncryptionKeys": "alike", "GetSecretRotation": "alike", "GetRunningSecretRotation": "alike",
 	"StartSecretRotation": "the platform's keys, by its admins", "RemoveEncryptionKey": "alike", "RegisterClientTypes": "what a hub brings, at its start", "RegisterEncryptionKeys": "alike",
 	"AdvanceSecretRotation": "counts what the hub has done", "CompleteSecretRotation": "alike", "ListOrgsWithSecretsUnder": "tells the hub where it has work, and nobody who is signed in", "ListOrgsWithClients": "alike",
@@ -152,7 +168,9 @@ func newTarget(t *testing.T) *world {
 		UPDATE clients SET description = 'canary', config = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE client_secrets SET metadata = '{"_a": {"a": "canary"}}';
 		UPDATE retention_policies SET metadata = '{"_a": {"a": "canary"}}';
-		SET session_replication_role = origin`)
+		INSERT INTO search_entries (org_id, session_id, vector) SELECT org_id, id, search_vector('canary') FROM sessions;
+		SET session_replication_role = origin;
+		SELECT number_events(@new, 100000)`)
 	return w
 }
 

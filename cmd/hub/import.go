@@ -33,7 +33,8 @@ func importOpencodeCommand() *cobra.Command {
 		Short: "Import session exports of opencode",
 		Long: `Import session exports of opencode ("opencode export SESSION > FILE") into a running hub.
 
-A directory stands for the .json files in it, - for standard input. Each file is imported whole or not at all; the same file
+A directory stands for the .json and .zip files in it, - for standard input. A .zip is an archive of exports, such as the hub's own of a
+session with all its descendants (GET /v1/sessions/{sessionId}/export/tree). Each file is imported whole or not at all; the same file
 again changes nothing; a later export of a session updates it. Parents and children find each other in any order.`,
 		Example: "  hub import opencode --project shop-api ~/exports/*.json\n  opencode export ses_... | hub import opencode -",
 		Args:    cobra.MinimumNArgs(1),
@@ -101,12 +102,16 @@ func expand(args []string) ([]string, error) {
 		case err != nil:
 			return nil, err
 		case info.IsDir():
-			found, err := fs.Glob(os.DirFS(arg), "*.json")
-			if err != nil {
-				return nil, err
+			var found []string
+			for _, pattern := range []string{"*.json", "*.zip"} {
+				matches, err := fs.Glob(os.DirFS(arg), pattern)
+				if err != nil {
+					return nil, err
+				}
+				found = append(found, matches...)
 			}
 			if len(found) == 0 {
-				return nil, fmt.Errorf("%s: no .json files in this directory", arg)
+				return nil, fmt.Errorf("%s: no .json or .zip files in this directory", arg)
 			}
 			sort.Strings(found)
 			for _, name := range found {
@@ -169,16 +174,18 @@ func importFiles(cmd *cobra.Command, hub *client.ClientWithResponses, project uu
 			return cmd.Context().Err()
 		}
 		bar.Describe(fmt.Sprintf("%d/%d %s", i+1, len(files), filepath.Base(file)))
-		result, err := importFile(cmd.Context(), hub, project, file, bar)
+		results, err := importFile(cmd.Context(), hub, project, file, bar)
 		if err != nil {
 			_ = bar.Clear()
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %v\n", file, err)
 			sum.failed = append(sum.failed, err)
 			continue
 		}
-		sum.files[result.Result]++
-		add(&sum.messages, result.Messages)
-		add(&sum.parts, result.Parts)
+		for _, result := range results {
+			sum.files[result.Result]++
+			add(&sum.messages, result.Messages)
+			add(&sum.parts, result.Parts)
+		}
 	}
 	_ = bar.Finish()
 	sum.print(cmd.OutOrStdout())
@@ -188,27 +195,42 @@ func importFiles(cmd *cobra.Command, hub *client.ClientWithResponses, project uu
 	return nil
 }
 
-func importFile(ctx context.Context, hub *client.ClientWithResponses, project uuid.UUID, file string, bar *progressbar.ProgressBar) (client.SessionImport, error) {
+// importFile sends one session, or all of an archive.
+func importFile(ctx context.Context, hub *client.ClientWithResponses, project uuid.UUID, file string, bar *progressbar.ProgressBar) ([]client.SessionImport, error) {
 	in := os.Stdin
 	if file != "-" {
 		opened, err := os.Open(file)
 		if err != nil {
-			return client.SessionImport{}, err
+			return nil, err
 		}
 		defer opened.Close()
 		in = opened
 	}
 	body := struct{ io.Reader }{io.TeeReader(in, bar)} // hides Close: the client would close standard input
+	if strings.EqualFold(filepath.Ext(file), ".zip") {
+		answer, err := hub.ImportSessionTreeWithBodyWithResponse(ctx, &client.ImportSessionTreeParams{ProjectId: project}, "application/zip", body)
+		if err != nil {
+			return nil, err
+		}
+		if answer.JSON200 == nil {
+			return nil, refusal(answer.Body, answer.Status())
+		}
+		var results []client.SessionImport
+		for _, item := range answer.JSON200.Items {
+			results = append(results, item.Session)
+		}
+		return results, nil
+	}
 	answer, err := hub.ImportSessionWithBodyWithResponse(ctx, &client.ImportSessionParams{ProjectId: project}, "application/json", body)
 	switch {
 	case err != nil:
-		return client.SessionImport{}, err
+		return nil, err
 	case answer.JSON201 != nil:
-		return *answer.JSON201, nil
+		return []client.SessionImport{*answer.JSON201}, nil
 	case answer.JSON200 != nil:
-		return *answer.JSON200, nil
+		return []client.SessionImport{*answer.JSON200}, nil
 	default:
-		return client.SessionImport{}, refusal(answer.Body, answer.Status())
+		return nil, refusal(answer.Body, answer.Status())
 	}
 }
 

@@ -400,6 +400,41 @@ func TestGracefulShutdown(t *testing.T) {
 	}
 }
 
+// A running hub numbers what happens, and its event streams do not keep it from stopping.
+func TestX05_EventsOfARunningHub(t *testing.T) {
+	t.Parallel()
+	p := startHub(t, dataDir(t))
+	r, err := http.NewRequest("GET", p.url+"/v1/events", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Authorization", "Bearer "+p.key)
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	project := p.project(t, "shop")
+	p.must(t, 201, "POST", "/v1/sessions", `{"projectId":"`+project+`"}`)
+	lines, seen := bufio.NewScanner(response.Body), false
+	for !seen && lines.Scan() {
+		seen = strings.HasPrefix(lines.Text(), "data: ") && strings.Contains(lines.Text(), project)
+	}
+	if !seen {
+		t.Fatalf("the stream ended: %v", lines.Err())
+	}
+	_ = p.Process.Signal(syscall.SIGTERM)
+	for lines.Scan() { // to its end
+	}
+	if lines.Err() != nil {
+		t.Errorf("the stream was cut off: %v", lines.Err())
+	}
+	p.waitExit(t)
+	if code := p.ProcessState.ExitCode(); code != 0 || strings.Contains(p.stderr.String(), "cut off") {
+		t.Errorf("exit code %d: %s", code, p.stderr)
+	}
+}
+
 // With DATABASE_URL hub uses that server: as one login that owns the database, or as two.
 func TestDatabaseURL(t *testing.T) {
 	t.Parallel()
@@ -471,6 +506,19 @@ func TestImportCommand(t *testing.T) {
 	out, err = run("--project", "shop-api", broken, filepath.Join(files, "01-text-chat.json"))
 	if err == nil || !strings.Contains(out, "/info/id") || !strings.Contains(out, "1 of 2 files were refused") || !strings.Contains(out, "1 unchanged") {
 		t.Errorf("a broken file beside a good one: %v:\n%s", err, out)
+	}
+	var found struct {
+		Items []struct{ ID string }
+	}
+	if err := json.Unmarshal(p.must(t, 200, "GET", "/v1/sessions?sourceId=ses_df7518d9dffes01I9g0964mq3k", ""), &found); err != nil || len(found.Items) != 1 {
+		t.Fatalf("%v %+v", err, found)
+	}
+	archive := filepath.Join(t.TempDir(), "tree.zip")
+	if err := os.WriteFile(archive, p.must(t, 200, "GET", "/v1/sessions/"+found.Items[0].ID+"/export/tree", ""), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run("--project", "shop-api", archive); err != nil || !strings.Contains(out, "sessions  0 created, 0 updated, 4 unchanged") {
+		t.Errorf("an archive: %v:\n%s", err, out)
 	}
 	cmd := hubCommand(t, []string{"HUB_API_KEY=" + p.key, "HUB_URL=" + p.url}, "import", "opencode", "--project", "other", "-")
 	cmd.Stdin = bytes.NewReader(bigExport("ses_stdin", 3))

@@ -126,6 +126,8 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 		return err
 	}
 	defer config.DB.Close()
+	stopping := make(chan struct{})
+	config.Stopping = stopping
 	handler, err := api.New(config)
 	if err != nil {
 		return err
@@ -136,12 +138,14 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	working, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	var work sync.WaitGroup
 	work.Go(func() { upkeep.Run(working, config.DB, log, upkeepEvery) })
+	work.Go(func() { upkeep.Sequence(working, config.DB, log) })
 	work.Go(func() { handler.Work(working) })
 	defer func() { stopWork(); work.Wait() }() // before the connections close
 	defer keys.reloadOnHangup(working, log, handler.SetKeys)()
 	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return requests }, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}
+	server.RegisterOnShutdown(func() { close(stopping) })
 	serverEnded := make(chan error, 1)
 	go func() { serverEnded <- server.Serve(listener) }()
 	announce(cmd, "http://"+reachable(listener.Addr()), dir, keyFile)

@@ -79,6 +79,21 @@ func (e AccountStatus) Valid() bool {
 	}
 }
 
+// Defines values for AgentPartType.
+const (
+	AgentPartTypeAgent AgentPartType = "agent"
+)
+
+// Valid indicates whether the value is a known member of the AgentPartType enum.
+func (e AgentPartType) Valid() bool {
+	switch e {
+	case AgentPartTypeAgent:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for AuditBreakHow.
 const (
 	AuditBreakHowAdded    AuditBreakHow = "added"
@@ -97,6 +112,126 @@ func (e AuditBreakHow) Valid() bool {
 	case AuditBreakHowMissing:
 		return true
 	case AuditBreakHowUnlinked:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CompactionPartType.
+const (
+	CompactionPartTypeCompaction CompactionPartType = "compaction"
+)
+
+// Valid indicates whether the value is a known member of the CompactionPartType enum.
+func (e CompactionPartType) Valid() bool {
+	switch e {
+	case CompactionPartTypeCompaction:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventAction.
+const (
+	EventActionCreated  EventAction = "created"
+	EventActionDeleted  EventAction = "deleted"
+	EventActionStreamed EventAction = "streamed"
+	EventActionUpdated  EventAction = "updated"
+)
+
+// Valid indicates whether the value is a known member of the EventAction enum.
+func (e EventAction) Valid() bool {
+	switch e {
+	case EventActionCreated:
+		return true
+	case EventActionDeleted:
+		return true
+	case EventActionStreamed:
+		return true
+	case EventActionUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventKind.
+const (
+	EventKindMessage EventKind = "message"
+	EventKindPart    EventKind = "part"
+	EventKindSession EventKind = "session"
+)
+
+// Valid indicates whether the value is a known member of the EventKind enum.
+func (e EventKind) Valid() bool {
+	switch e {
+	case EventKindMessage:
+		return true
+	case EventKindPart:
+		return true
+	case EventKindSession:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FilePartType.
+const (
+	FilePartTypeFile FilePartType = "file"
+)
+
+// Valid indicates whether the value is a known member of the FilePartType enum.
+func (e FilePartType) Valid() bool {
+	switch e {
+	case FilePartTypeFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceFileType.
+const (
+	FileSourceFileTypeFile FileSourceFileType = "file"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceFileType enum.
+func (e FileSourceFileType) Valid() bool {
+	switch e {
+	case FileSourceFileTypeFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceResourceType.
+const (
+	FileSourceResourceTypeResource FileSourceResourceType = "resource"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceResourceType enum.
+func (e FileSourceResourceType) Valid() bool {
+	switch e {
+	case FileSourceResourceTypeResource:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceSymbolType.
+const (
+	FileSourceSymbolTypeSymbol FileSourceSymbolType = "symbol"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceSymbolType enum.
+func (e FileSourceSymbolType) Valid() bool {
+	switch e {
+	case FileSourceSymbolTypeSymbol:
 		return true
 	default:
 		return false
@@ -157,6 +292,72 @@ func (e MessageRole) Valid() bool {
 	case MessageRoleSystem:
 		return true
 	case MessageRoleUser:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PatchPartType.
+const (
+	PatchPartTypePatch PatchPartType = "patch"
+)
+
+// Valid indicates whether the value is a known member of the PatchPartType enum.
+func (e PatchPartType) Valid() bool {
+	switch e {
+	case PatchPartTypePatch:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ReasoningPartType.
+const (
+	ReasoningPartTypeReasoning ReasoningPartType = "reasoning"
+)
+
+// Valid indicates whether the value is a known member of the ReasoningPartType enum.
+func (e ReasoningPartType) Valid() bool {
+	switch e {
+	case ReasoningPartTypeReasoning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RetryPartType.
+const (
+	RetryPartTypeRetry RetryPartType = "retry"
+)
+
+// Valid indicates whether the value is a known member of the RetryPartType enum.
+func (e RetryPartType) Valid() bool {
+	switch e {
+	case RetryPartTypeRetry:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RoleOrigin.
+const (
+	RoleOriginApi    RoleOrigin = "api"
+	RoleOriginFile   RoleOrigin = "file"
+	RoleOriginImport RoleOrigin = "import"
+)
+
+// Valid indicates whether the value is a known member of the RoleOrigin enum.
+func (e RoleOrigin) Valid() bool {
+	switch e {
+	case RoleOriginApi:
+		return true
+	case RoleOriginFile:
+		return true
+	case RoleOriginImport:
 		return true
 	default:
 		return false
@@ -229,6 +430,246 @@ func (e SessionImportResult) Valid() bool {
 	case SessionImportResultUnchanged:
 		return true
 	case SessionImportResultUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SnapshotPartType.
+const (
+	SnapshotPartTypeSnapshot SnapshotPartType = "snapshot"
+)
+
+// Valid indicates whether the value is a known member of the SnapshotPartType enum.
+func (e SnapshotPartType) Valid() bool {
+	switch e {
+	case SnapshotPartTypeSnapshot:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StepFinishPartType.
+const (
+	StepFinishPartTypeStepFinish StepFinishPartType = "step-finish"
+)
+
+// Valid indicates whether the value is a known member of the StepFinishPartType enum.
+func (e StepFinishPartType) Valid() bool {
+	switch e {
+	case StepFinishPartTypeStepFinish:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StepStartPartType.
+const (
+	StepStartPartTypeStepStart StepStartPartType = "step-start"
+)
+
+// Valid indicates whether the value is a known member of the StepStartPartType enum.
+func (e StepStartPartType) Valid() bool {
+	switch e {
+	case StepStartPartTypeStepStart:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SubtaskPartType.
+const (
+	SubtaskPartTypeSubtask SubtaskPartType = "subtask"
+)
+
+// Valid indicates whether the value is a known member of the SubtaskPartType enum.
+func (e SubtaskPartType) Valid() bool {
+	switch e {
+	case SubtaskPartTypeSubtask:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TextPartType.
+const (
+	TextPartTypeText TextPartType = "text"
+)
+
+// Valid indicates whether the value is a known member of the TextPartType enum.
+func (e TextPartType) Valid() bool {
+	switch e {
+	case TextPartTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolPartType.
+const (
+	ToolPartTypeTool ToolPartType = "tool"
+)
+
+// Valid indicates whether the value is a known member of the ToolPartType enum.
+func (e ToolPartType) Valid() bool {
+	switch e {
+	case ToolPartTypeTool:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateCompletedStatus.
+const (
+	ToolStateCompletedStatusCompleted ToolStateCompletedStatus = "completed"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateCompletedStatus enum.
+func (e ToolStateCompletedStatus) Valid() bool {
+	switch e {
+	case ToolStateCompletedStatusCompleted:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateErrorStatus.
+const (
+	ToolStateErrorStatusError ToolStateErrorStatus = "error"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateErrorStatus enum.
+func (e ToolStateErrorStatus) Valid() bool {
+	switch e {
+	case ToolStateErrorStatusError:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStatePendingStatus.
+const (
+	ToolStatePendingStatusPending ToolStatePendingStatus = "pending"
+)
+
+// Valid indicates whether the value is a known member of the ToolStatePendingStatus enum.
+func (e ToolStatePendingStatus) Valid() bool {
+	switch e {
+	case ToolStatePendingStatusPending:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateRunningStatus.
+const (
+	ToolStateRunningStatusRunning ToolStateRunningStatus = "running"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateRunningStatus enum.
+func (e ToolStateRunningStatus) Valid() bool {
+	switch e {
+	case ToolStateRunningStatusRunning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Content.
+const (
+	ContentFull    Content = "full"
+	ContentSummary Content = "summary"
+)
+
+// Valid indicates whether the value is a known member of the Content enum.
+func (e Content) Valid() bool {
+	switch e {
+	case ContentFull:
+		return true
+	case ContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListMessagesParamsContent.
+const (
+	ListMessagesParamsContentFull    ListMessagesParamsContent = "full"
+	ListMessagesParamsContentSummary ListMessagesParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the ListMessagesParamsContent enum.
+func (e ListMessagesParamsContent) Valid() bool {
+	switch e {
+	case ListMessagesParamsContentFull:
+		return true
+	case ListMessagesParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetMessageParamsContent.
+const (
+	GetMessageParamsContentFull    GetMessageParamsContent = "full"
+	GetMessageParamsContentSummary GetMessageParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the GetMessageParamsContent enum.
+func (e GetMessageParamsContent) Valid() bool {
+	switch e {
+	case GetMessageParamsContentFull:
+		return true
+	case GetMessageParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListPartsParamsContent.
+const (
+	ListPartsParamsContentFull    ListPartsParamsContent = "full"
+	ListPartsParamsContentSummary ListPartsParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the ListPartsParamsContent enum.
+func (e ListPartsParamsContent) Valid() bool {
+	switch e {
+	case ListPartsParamsContentFull:
+		return true
+	case ListPartsParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetPartParamsContent.
+const (
+	GetPartParamsContentFull    GetPartParamsContent = "full"
+	GetPartParamsContentSummary GetPartParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the GetPartParamsContent enum.
+func (e GetPartParamsContent) Valid() bool {
+	switch e {
+	case GetPartParamsContentFull:
+		return true
+	case GetPartParamsContentSummary:
 		return true
 	default:
 		return false
@@ -311,6 +752,23 @@ type AccountUpdate struct {
 
 	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject `json:"metadata,omitempty"`
+}
+
+// AgentPart defines model for AgentPart.
+type AgentPart struct {
+	Data AgentPartData `json:"data"`
+	Type AgentPartType `json:"type"`
+}
+
+// AgentPartType defines model for AgentPart.Type.
+type AgentPartType string
+
+// AgentPartData defines model for AgentPartData.
+type AgentPartData struct {
+	Name string `json:"name"`
+
+	// Source Where it stands in the message's text.
+	Source *TextSpan `json:"source,omitempty"`
 }
 
 // ApiKey defines model for ApiKey.
@@ -472,6 +930,21 @@ type AuditVerification struct {
 	Intact       bool  `json:"intact"`
 }
 
+// ChildSession defines model for ChildSession.
+type ChildSession struct {
+	// Depth 1 for a child, 2 for a child's child and so on.
+	Depth   int32   `json:"depth"`
+	Session Session `json:"session"`
+}
+
+// ChildSessionPage defines model for ChildSessionPage.
+type ChildSessionPage struct {
+	Items []ChildSession `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
 // ServiceClient defines model for Client.
 type ServiceClient struct {
 	// Config Any JSON object. It comes back with the values that were given.
@@ -609,6 +1082,28 @@ type ClientValidation struct {
 	Items []InvalidClient `json:"items"`
 }
 
+// CompactionPart defines model for CompactionPart.
+type CompactionPart struct {
+	Data CompactionPartData `json:"data"`
+	Type CompactionPartType `json:"type"`
+}
+
+// CompactionPartType defines model for CompactionPart.Type.
+type CompactionPartType string
+
+// CompactionPartData defines model for CompactionPartData.
+type CompactionPartData struct {
+	Auto        bool    `json:"auto"`
+	Overflow    *bool   `json:"overflow,omitempty"`
+	TailStartId *string `json:"tail_start_id,omitempty"`
+}
+
+// DayUsage defines model for DayUsage.
+type DayUsage struct {
+	Day   openapi_types.Date `json:"day"`
+	Usage Usage              `json:"usage"`
+}
+
 // DeactivatedAccount defines model for DeactivatedAccount.
 type DeactivatedAccount struct {
 	Account            Account        `json:"account"`
@@ -639,6 +1134,50 @@ type EncryptionKeyList struct {
 	Items []EncryptionKey `json:"items"`
 }
 
+// Event A change, as it stands in the `data` of the feed's events.
+type Event struct {
+	// Action streamed: text was added to a part, whose revision moves when the text ends.
+	Action EventAction `json:"action"`
+
+	// At When the transaction that made the change began.
+	At time.Time `json:"at"`
+
+	// Id The id of what has changed.
+	Id openapi_types.UUID `json:"id"`
+
+	// Kind What has changed.
+	Kind EventKind `json:"kind"`
+
+	// Offset Of a text that streams in, how long it is, in UTF-16 code units.
+	Offset *int64 `json:"offset,omitempty"`
+
+	// Position Its place in the feed, which counts up by one from event to event; also the id of the event.
+	Position int64 `json:"position"`
+
+	// ProjectId The project that it is in.
+	ProjectId *openapi_types.UUID `json:"projectId"`
+
+	// Revision Its revision after the change.
+	Revision int32 `json:"revision"`
+
+	// SessionId The session that it is, or is in.
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// EventAction streamed: text was added to a part, whose revision moves when the text ends.
+type EventAction string
+
+// EventKind What has changed.
+type EventKind string
+
+// EventReset What the `data` of the event `reset` says. The feed goes on behind its position, but what came before it is no longer kept.
+type EventReset struct {
+	Position int64 `json:"position"`
+
+	// Reread The paths of what may have changed meanwhile.
+	Reread []string `json:"reread"`
+}
+
 // FieldError defines model for FieldError.
 type FieldError struct {
 	Message string `json:"message"`
@@ -646,6 +1185,78 @@ type FieldError struct {
 	// Pointer A JSON pointer (RFC 6901) into the body, or `query:name`, `path:name`, `header:name`.
 	Pointer string `json:"pointer"`
 }
+
+// FilePart defines model for FilePart.
+type FilePart struct {
+	// Data A file, as a part of its own or attached to what a tool gave back.
+	Data FilePartData `json:"data"`
+	Type FilePartType `json:"type"`
+}
+
+// FilePartType defines model for FilePart.Type.
+type FilePartType string
+
+// FilePartData A file, as a part of its own or attached to what a tool gave back.
+type FilePartData struct {
+	Filename *string `json:"filename,omitempty"`
+	Mime     string  `json:"mime"`
+
+	// Source What of a file was meant.
+	Source *FileSource `json:"source,omitempty"`
+
+	// Url Where it is: `data:`, `file:`, `https:`.
+	Url string `json:"url"`
+}
+
+// FileSource What of a file was meant.
+type FileSource struct {
+	union json.RawMessage
+}
+
+// FileSourceFile defines model for FileSourceFile.
+type FileSourceFile struct {
+	Path string `json:"path"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan           `json:"text"`
+	Type FileSourceFileType `json:"type"`
+}
+
+// FileSourceFileType defines model for FileSourceFile.Type.
+type FileSourceFileType string
+
+// FileSourceResource defines model for FileSourceResource.
+type FileSourceResource struct {
+	// ClientName The MCP client's name.
+	ClientName string `json:"clientName"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan               `json:"text"`
+	Type FileSourceResourceType `json:"type"`
+	Uri  string                 `json:"uri"`
+}
+
+// FileSourceResourceType defines model for FileSourceResource.Type.
+type FileSourceResourceType string
+
+// FileSourceSymbol defines model for FileSourceSymbol.
+type FileSourceSymbol struct {
+	// Kind A SymbolKind of the Language Server Protocol.
+	Kind  float64 `json:"kind"`
+	Name  string  `json:"name"`
+	Path  string  `json:"path"`
+	Range struct {
+		End   TextPosition `json:"end"`
+		Start TextPosition `json:"start"`
+	} `json:"range"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan             `json:"text"`
+	Type FileSourceSymbolType `json:"type"`
+}
+
+// FileSourceSymbolType defines model for FileSourceSymbol.Type.
+type FileSourceSymbolType string
 
 // Health defines model for Health.
 type Health struct {
@@ -675,6 +1286,11 @@ type InvalidClient struct {
 
 // JSONObject Any JSON object. It comes back with the values that were given.
 type JSONObject = json.RawMessage
+
+// KnownPart A part of a type that opencode 1.18 knows.
+type KnownPart struct {
+	union json.RawMessage
+}
 
 // Me defines model for Me.
 type Me struct {
@@ -789,6 +1405,22 @@ type MessageRole string
 // Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 type Metadata = json.RawMessage
 
+// ModelUsage defines model for ModelUsage.
+type ModelUsage struct {
+	// ModelId Empty where the messages name none.
+	ModelId string `json:"modelId"`
+
+	// ProviderId Empty where the messages name none.
+	ProviderId string `json:"providerId"`
+	Usage      Usage  `json:"usage"`
+}
+
+// NewOtherPart defines model for NewOtherPart.
+type NewOtherPart struct {
+	Data *map[string]interface{} `json:"data,omitempty"`
+	Type string                  `json:"type"`
+}
+
 // OpencodeExport The file that `opencode export` writes.
 type OpencodeExport struct {
 	Info                 map[string]interface{}         `json:"info"`
@@ -873,13 +1505,20 @@ type OrganizationUpdate struct {
 	Slug *Slug `json:"slug,omitempty"`
 }
 
+// OtherPart A part of another type, or an imported one that is not what its type asks for.
+type OtherPart struct {
+	Data map[string]interface{} `json:"data"`
+	Type string                 `json:"type"`
+}
+
 // OwnershipTransfer defines model for OwnershipTransfer.
 type OwnershipTransfer struct {
 	// AccountId The new accountable owner, a member.
 	AccountId openapi_types.UUID `json:"accountId"`
 }
 
-// Part defines model for Part.
+// Part What a message consists of. Parts of the types that opencode 1.18 knows are `KnownPart`s; an import may bring others, and some that
+// are not quite what their type asks for: these come back as they came.
 type Part struct {
 	CreatedAt time.Time `json:"createdAt"`
 
@@ -895,12 +1534,21 @@ type Part struct {
 	// SourceId Its id in the program that it was imported from.
 	SourceId *string `json:"sourceId"`
 
+	// Truncated Present, and true, where `content=summary` has shortened `data`.
+	Truncated *bool `json:"truncated,omitempty"`
+
 	// Type text, reasoning, tool, file and so on; unknown types are kept.
 	Type      string    `json:"type"`
 	UpdatedAt time.Time `json:"updatedAt"`
 }
 
-// PartCreate defines model for PartCreate.
+// PartAppend defines model for PartAppend.
+type PartAppend struct {
+	MessageId openapi_types.UUID `json:"messageId"`
+	Parts     []PartCreate       `json:"parts"`
+}
+
+// PartCreate A part of a known type must be a `KnownPart`; parts of other types are kept as they are.
 type PartCreate struct {
 	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
@@ -908,6 +1556,62 @@ type PartCreate struct {
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 	Metadata *Metadata `json:"metadata,omitempty"`
 	Type     string    `json:"type"`
+}
+
+// PartDelta defines model for PartDelta.
+type PartDelta struct {
+	// Offset Where it begins in UTF-16 code units.
+	Offset int64           `json:"offset"`
+	Text   json.RawMessage `json:"text"`
+}
+
+// PartDeltaResult defines model for PartDeltaResult.
+type PartDeltaResult struct {
+	// Offset Where the next delta begins.
+	Offset int64 `json:"offset"`
+}
+
+// PartList defines model for PartList.
+type PartList struct {
+	Items []Part `json:"items"`
+}
+
+// PartPage defines model for PartPage.
+type PartPage struct {
+	Items []Part `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// PartTime When it began and ended, in milliseconds since 1970.
+type PartTime struct {
+	End   *float64 `json:"end,omitempty"`
+	Start float64  `json:"start"`
+}
+
+// PartUpdate defines model for PartUpdate.
+type PartUpdate struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data *JSONObject `json:"data,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+}
+
+// PatchPart defines model for PatchPart.
+type PatchPart struct {
+	Data PatchPartData `json:"data"`
+	Type PatchPartType `json:"type"`
+}
+
+// PatchPartType defines model for PatchPart.Type.
+type PatchPartType string
+
+// PatchPartData defines model for PatchPartData.
+type PatchPartData struct {
+	Files []string `json:"files"`
+	Hash  string   `json:"hash"`
 }
 
 // Problem Why a request was refused (RFC 9457).
@@ -993,6 +1697,25 @@ type ProjectUpdate struct {
 	Slug *Slug `json:"slug,omitempty"`
 }
 
+// ReasoningPart defines model for ReasoningPart.
+type ReasoningPart struct {
+	Data ReasoningPartData `json:"data"`
+	Type ReasoningPartType `json:"type"`
+}
+
+// ReasoningPartType defines model for ReasoningPart.Type.
+type ReasoningPartType string
+
+// ReasoningPartData defines model for ReasoningPartData.
+type ReasoningPartData struct {
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+	Text     string                  `json:"text"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time PartTime `json:"time"`
+}
+
 // Resource project:<id>: the key is limited to this project and what belongs to it.
 type Resource = string
 
@@ -1003,9 +1726,12 @@ type RetentionPolicy struct {
 	CreatedAt time.Time `json:"createdAt"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
-	Metadata  Metadata  `json:"metadata"`
-	Revision  int32     `json:"revision"`
-	UpdatedAt time.Time `json:"updatedAt"`
+	Metadata Metadata `json:"metadata"`
+	Revision int32    `json:"revision"`
+
+	// SessionDays Days that archived sessions are kept, from when they were archived; null for ever.
+	SessionDays *int32    `json:"sessionDays"`
+	UpdatedAt   time.Time `json:"updatedAt"`
 }
 
 // RetentionPolicyUpdate defines model for RetentionPolicyUpdate.
@@ -1013,7 +1739,28 @@ type RetentionPolicyUpdate struct {
 	AuditDays nullable.Nullable[int32] `json:"auditDays,omitempty"`
 
 	// Metadata Any JSON object. It comes back with the values that were given.
-	Metadata *JSONObject `json:"metadata,omitempty"`
+	Metadata    *JSONObject              `json:"metadata,omitempty"`
+	SessionDays nullable.Nullable[int32] `json:"sessionDays,omitempty"`
+}
+
+// RetryPart defines model for RetryPart.
+type RetryPart struct {
+	Data RetryPartData `json:"data"`
+	Type RetryPartType `json:"type"`
+}
+
+// RetryPartType defines model for RetryPart.Type.
+type RetryPartType string
+
+// RetryPartData defines model for RetryPartData.
+type RetryPartData struct {
+	Attempt float64 `json:"attempt"`
+
+	// Error A name and data, as the provider reported it.
+	Error map[string]interface{} `json:"error"`
+	Time  struct {
+		Created float64 `json:"created"`
+	} `json:"time"`
 }
 
 // RevealedSecret defines model for RevealedSecret.
@@ -1025,12 +1772,110 @@ type RevealedSecret struct {
 	ValueChangedAt time.Time `json:"valueChangedAt"`
 }
 
+// Role What an agent is told to be in a session.
+type Role struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Data Any JSON object. It comes back with the values that were given.
+	Data        JSONObject `json:"data"`
+	Description string     `json:"description"`
+
+	// FileSet The set of files that it was synced from.
+	FileSet *string            `json:"fileSet"`
+	Id      openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Origin api: created by a caller. file: synced from role files. import: a name that an imported session used, until somebody defines it.
+	Origin RoleOrigin `json:"origin"`
+
+	// Prompt The system prompt.
+	Prompt    string    `json:"prompt"`
+	Revision  int32     `json:"revision"`
+	UpdatedAt time.Time `json:"updatedAt"`
+}
+
+// RoleCreate defines model for RoleCreate.
+type RoleCreate struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data        *JSONObject `json:"data,omitempty"`
+	Description *string     `json:"description,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+	Name     string    `json:"name"`
+	Prompt   *string   `json:"prompt,omitempty"`
+}
+
+// RoleFile defines model for RoleFile.
+type RoleFile struct {
+	Content string `json:"content"`
+	Path    string `json:"path"`
+}
+
+// RoleOrigin api: created by a caller. file: synced from role files. import: a name that an imported session used, until somebody defines it.
+type RoleOrigin string
+
+// RolePage defines model for RolePage.
+type RolePage struct {
+	Items []Role `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// RoleSync defines model for RoleSync.
+type RoleSync struct {
+	// FileSet The name of the set, for instance the repository's.
+	FileSet string `json:"fileSet"`
+
+	// Files All files of the set; none removes its roles.
+	Files []RoleFile `json:"files"`
+}
+
+// RoleSyncResult The names of the set's roles, by what became of them.
+type RoleSyncResult struct {
+	Created   []string `json:"created"`
+	Removed   []string `json:"removed"`
+	Unchanged []string `json:"unchanged"`
+	Updated   []string `json:"updated"`
+}
+
+// RoleUpdate defines model for RoleUpdate.
+type RoleUpdate struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data        *JSONObject `json:"data,omitempty"`
+	Description *string     `json:"description,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+	Name     *string     `json:"name,omitempty"`
+	Prompt   *string     `json:"prompt,omitempty"`
+}
+
 // RunState How a session is. idle: nothing is going on. running: an agent is at work. waiting: it waits for somebody. errored: the last
 // turn failed, and can be taken up again. ended: over for good; late messages are still taken.
 type RunState string
 
 // Scope noun:read, noun:write, noun:admin; * for all of those; platform:* for admin accounts.
 type Scope = string
+
+// SearchMatch defines model for SearchMatch.
+type SearchMatch struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// MessageId Null for the session's title.
+	MessageId *openapi_types.UUID `json:"messageId"`
+	PartId    *openapi_types.UUID `json:"partId"`
+
+	// Snippet What stands around the words, in pieces that join to one text.
+	Snippet []SnippetPiece `json:"snippet"`
+
+	// Type The part's type.
+	Type *string `json:"type"`
+}
 
 // SecretRotation defines model for SecretRotation.
 type SecretRotation struct {
@@ -1069,8 +1914,11 @@ type Session struct {
 	CreatedAt  time.Time           `json:"createdAt"`
 
 	// Data Any JSON object. It comes back with the values that were given.
-	Data JSONObject         `json:"data"`
-	Id   openapi_types.UUID `json:"id"`
+	Data JSONObject `json:"data"`
+
+	// ForkOfId The session that it was forked from.
+	ForkOfId *openapi_types.UUID `json:"forkOfId"`
+	Id       openapi_types.UUID  `json:"id"`
 
 	// LastActivityAt When a message or part last arrived. Moves without a new revision.
 	LastActivityAt time.Time `json:"lastActivityAt"`
@@ -1124,6 +1972,34 @@ type SessionCreate struct {
 	Version *string `json:"version,omitempty"`
 }
 
+// SessionFork defines model for SessionFork.
+type SessionFork struct {
+	// Before The fork ends before `messageId`: to say something else there.
+	Before *bool `json:"before,omitempty"`
+
+	// MessageId The last message that is copied; all are when it is absent.
+	MessageId *openapi_types.UUID `json:"messageId,omitempty"`
+
+	// Slug A short name: lower-case letters and digits in groups joined by dashes.
+	Slug *Slug `json:"slug,omitempty"`
+
+	// Title The original's with "(fork)" behind it when absent.
+	Title *string `json:"title,omitempty"`
+}
+
+// SessionHit defines model for SessionHit.
+type SessionHit struct {
+	// Best The best three of them.
+	Best []SearchMatch `json:"best"`
+
+	// Matches In how many parts the query was found, the title counted as one.
+	Matches int64 `json:"matches"`
+
+	// Rank Only good for comparing: the higher the better.
+	Rank    float32 `json:"rank"`
+	Session Session `json:"session"`
+}
+
 // SessionImport defines model for SessionImport.
 type SessionImport struct {
 	// Id The session's id in the hub.
@@ -1146,6 +2022,26 @@ type SessionPage struct {
 	NextCursor *string `json:"nextCursor,omitempty"`
 }
 
+// SessionSearchPage defines model for SessionSearchPage.
+type SessionSearchPage struct {
+	Items []SessionHit `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// SessionTreeImport defines model for SessionTreeImport.
+type SessionTreeImport struct {
+	Items []SessionTreeImportItem `json:"items"`
+}
+
+// SessionTreeImportItem defines model for SessionTreeImportItem.
+type SessionTreeImportItem struct {
+	// File The file's name in the archive.
+	File    string        `json:"file"`
+	Session SessionImport `json:"session"`
+}
+
 // SessionUpdate defines model for SessionUpdate.
 type SessionUpdate struct {
 	// Data Any JSON object. It comes back with the values that were given.
@@ -1164,11 +2060,280 @@ type SessionUpdate struct {
 	Title *string `json:"title,omitempty"`
 }
 
+// SessionUsage defines model for SessionUsage.
+type SessionUsage struct {
+	// ByDay In order.
+	ByDay []DayUsage `json:"byDay"`
+
+	// ByModel The dearest first.
+	ByModel []ModelUsage `json:"byModel"`
+
+	// Sessions How many sessions were counted: 1, or with its descendants.
+	Sessions int64 `json:"sessions"`
+	Total    Usage `json:"total"`
+}
+
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
 
+// SnapshotPart defines model for SnapshotPart.
+type SnapshotPart struct {
+	Data SnapshotPartData `json:"data"`
+	Type SnapshotPartType `json:"type"`
+}
+
+// SnapshotPartType defines model for SnapshotPart.Type.
+type SnapshotPartType string
+
+// SnapshotPartData defines model for SnapshotPartData.
+type SnapshotPartData struct {
+	// Snapshot The state of the work tree.
+	Snapshot string `json:"snapshot"`
+}
+
+// SnippetPiece defines model for SnippetPiece.
+type SnippetPiece struct {
+	// Match Whether this is a word that was looked for.
+	Match bool `json:"match"`
+
+	// Text Plain text, not HTML.
+	Text string `json:"text"`
+}
+
+// StepFinishPart defines model for StepFinishPart.
+type StepFinishPart struct {
+	Data StepFinishPartData `json:"data"`
+	Type StepFinishPartType `json:"type"`
+}
+
+// StepFinishPartType defines model for StepFinishPart.Type.
+type StepFinishPartType string
+
+// StepFinishPartData defines model for StepFinishPartData.
+type StepFinishPartData struct {
+	Cost   float64 `json:"cost"`
+	Reason string  `json:"reason"`
+
+	// Snapshot The state of the work tree.
+	Snapshot *string `json:"snapshot,omitempty"`
+	Tokens   Tokens  `json:"tokens"`
+}
+
+// StepStartPart defines model for StepStartPart.
+type StepStartPart struct {
+	Data StepStartPartData `json:"data"`
+	Type StepStartPartType `json:"type"`
+}
+
+// StepStartPartType defines model for StepStartPart.Type.
+type StepStartPartType string
+
+// StepStartPartData defines model for StepStartPartData.
+type StepStartPartData struct {
+	// Snapshot The state of the work tree.
+	Snapshot *string `json:"snapshot,omitempty"`
+}
+
+// SubtaskPart defines model for SubtaskPart.
+type SubtaskPart struct {
+	Data SubtaskPartData `json:"data"`
+	Type SubtaskPartType `json:"type"`
+}
+
+// SubtaskPartType defines model for SubtaskPart.Type.
+type SubtaskPartType string
+
+// SubtaskPartData defines model for SubtaskPartData.
+type SubtaskPartData struct {
+	Agent       string  `json:"agent"`
+	Command     *string `json:"command,omitempty"`
+	Description string  `json:"description"`
+	Model       *struct {
+		ModelID    string `json:"modelID"`
+		ProviderID string `json:"providerID"`
+	} `json:"model,omitempty"`
+	Prompt string `json:"prompt"`
+}
+
 // Tag A label of the organisation's own.
 type Tag = string
+
+// TextPart defines model for TextPart.
+type TextPart struct {
+	Data TextPartData `json:"data"`
+	Type TextPartType `json:"type"`
+}
+
+// TextPartType defines model for TextPart.Type.
+type TextPartType string
+
+// TextPartData defines model for TextPartData.
+type TextPartData struct {
+	// Ignored Not for the model.
+	Ignored *bool `json:"ignored,omitempty"`
+
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// Synthetic Written by the program, not by the author of the message.
+	Synthetic *bool  `json:"synthetic,omitempty"`
+	Text      string `json:"text"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time *PartTime `json:"time,omitempty"`
+}
+
+// TextPosition defines model for TextPosition.
+type TextPosition struct {
+	Character float64 `json:"character"`
+	Line      float64 `json:"line"`
+}
+
+// TextSpan Where it stands in the message's text.
+type TextSpan struct {
+	End   float64 `json:"end"`
+	Start float64 `json:"start"`
+	Value string  `json:"value"`
+}
+
+// TokenUsage defines model for TokenUsage.
+type TokenUsage struct {
+	CacheRead  int64 `json:"cacheRead"`
+	CacheWrite int64 `json:"cacheWrite"`
+	Input      int64 `json:"input"`
+	Output     int64 `json:"output"`
+	Reasoning  int64 `json:"reasoning"`
+}
+
+// Tokens defines model for Tokens.
+type Tokens struct {
+	Cache struct {
+		Read  float64 `json:"read"`
+		Write float64 `json:"write"`
+	} `json:"cache"`
+	Input     float64  `json:"input"`
+	Output    float64  `json:"output"`
+	Reasoning float64  `json:"reasoning"`
+	Total     *float64 `json:"total,omitempty"`
+}
+
+// ToolPart defines model for ToolPart.
+type ToolPart struct {
+	Data ToolPartData `json:"data"`
+	Type ToolPartType `json:"type"`
+}
+
+// ToolPartType defines model for ToolPart.Type.
+type ToolPartType string
+
+// ToolPartData defines model for ToolPartData.
+type ToolPartData struct {
+	CallID string `json:"callID"`
+
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// State How a tool call is. What may follow what is said at updatePart.
+	State ToolState `json:"state"`
+	Tool  string    `json:"tool"`
+}
+
+// ToolState How a tool call is. What may follow what is said at updatePart.
+type ToolState struct {
+	union json.RawMessage
+}
+
+// ToolStateCompleted The tool has answered. A command that failed has answered too.
+type ToolStateCompleted struct {
+	Attachments *[]FilePartData          `json:"attachments,omitempty"`
+	Input       map[string]interface{}   `json:"input"`
+	Metadata    map[string]interface{}   `json:"metadata"`
+	Output      string                   `json:"output"`
+	Status      ToolStateCompletedStatus `json:"status"`
+	Time        struct {
+		// Compacted When the output was taken out of the model's context.
+		Compacted *float64 `json:"compacted,omitempty"`
+		End       float64  `json:"end"`
+		Start     float64  `json:"start"`
+	} `json:"time"`
+	Title string `json:"title"`
+}
+
+// ToolStateCompletedStatus defines model for ToolStateCompleted.Status.
+type ToolStateCompletedStatus string
+
+// ToolStateError defines model for ToolStateError.
+type ToolStateError struct {
+	Error    string                  `json:"error"`
+	Input    map[string]interface{}  `json:"input"`
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+	Status   ToolStateErrorStatus    `json:"status"`
+	Time     struct {
+		End   float64 `json:"end"`
+		Start float64 `json:"start"`
+	} `json:"time"`
+}
+
+// ToolStateErrorStatus defines model for ToolStateError.Status.
+type ToolStateErrorStatus string
+
+// ToolStatePending The model is still writing the call.
+type ToolStatePending struct {
+	Input map[string]interface{} `json:"input"`
+
+	// Raw The input so far, as the model writes it.
+	Raw    string                 `json:"raw"`
+	Status ToolStatePendingStatus `json:"status"`
+}
+
+// ToolStatePendingStatus defines model for ToolStatePending.Status.
+type ToolStatePendingStatus string
+
+// ToolStateRunning defines model for ToolStateRunning.
+type ToolStateRunning struct {
+	Input    map[string]interface{}  `json:"input"`
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// Output The output so far.
+	Output *string                `json:"output,omitempty"`
+	Status ToolStateRunningStatus `json:"status"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time  PartTime `json:"time"`
+	Title *string  `json:"title,omitempty"`
+}
+
+// ToolStateRunningStatus defines model for ToolStateRunning.Status.
+type ToolStateRunningStatus string
+
+// UIMessage defines model for UIMessage.
+type UIMessage struct {
+	// Id The message's id.
+	Id string `json:"id"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata JSONObject   `json:"metadata"`
+	Parts    []JSONObject `json:"parts"`
+	Role     MessageRole  `json:"role"`
+}
+
+// UIMessagePage defines model for UIMessagePage.
+type UIMessagePage struct {
+	Items []UIMessage `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// Usage defines model for Usage.
+type Usage struct {
+	// Cost As the messages state it: opencode counts US dollars.
+	Cost float64 `json:"cost"`
+
+	// Messages Assistant messages.
+	Messages int64      `json:"messages"`
+	Tokens   TokenUsage `json:"tokens"`
+}
 
 // Version defines model for Version.
 type Version struct {
@@ -1194,8 +2359,14 @@ type ApiKeyId = openapi_types.UUID
 // ClientId defines model for ClientId.
 type ClientId = openapi_types.UUID
 
+// Content defines model for Content.
+type Content string
+
 // Cursor defines model for Cursor.
 type Cursor = string
+
+// Descendants defines model for Descendants.
+type Descendants = bool
 
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
@@ -1208,6 +2379,9 @@ type Limit = int32
 
 // OrganizationId defines model for OrganizationId.
 type OrganizationId = openapi_types.UUID
+
+// PartId defines model for PartId.
+type PartId = openapi_types.UUID
 
 // ProjectId defines model for ProjectId.
 type ProjectId = openapi_types.UUID
@@ -1471,6 +2645,24 @@ type DeleteEncryptionKeyParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
+// FollowEventsParams defines parameters for FollowEvents.
+type FollowEventsParams struct {
+	// SessionId Only what happens in this session.
+	SessionId *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+
+	// ProjectId Only what happens in this project.
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+
+	// Kind Only changes of these kinds, separated by commas.
+	Kind *[]EventKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// After As `Last-Event-ID`, which goes first.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The `id` of the last event that was received.
+	LastEventID *int64 `json:"Last-Event-ID,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -1572,6 +2764,46 @@ type SetRetentionPolicyParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
+// ListRolesParams defines parameters for ListRoles.
+type ListRolesParams struct {
+	// Name Only the role with this name.
+	Name   *string     `form:"name,omitempty" json:"name,omitempty"`
+	Origin *RoleOrigin `form:"origin,omitempty" json:"origin,omitempty"`
+
+	// FileSet Only roles that were synced from this set of files.
+	FileSet *string `form:"fileSet,omitempty" json:"fileSet,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateRoleParams defines parameters for CreateRole.
+type CreateRoleParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// SyncRolesParams defines parameters for SyncRoles.
+type SyncRolesParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteRoleParams defines parameters for DeleteRole.
+type DeleteRoleParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateRoleParams defines parameters for UpdateRole.
+type UpdateRoleParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // StartSecretRotationParams defines parameters for StartSecretRotation.
 type StartSecretRotationParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
@@ -1613,8 +2845,41 @@ type ImportSessionParams struct {
 	ProjectId openapi_types.UUID `form:"projectId" json:"projectId"`
 }
 
+// ImportSessionTreeParams defines parameters for ImportSessionTree.
+type ImportSessionTreeParams struct {
+	// ProjectId The project that new sessions go to. Sessions that are here already must be in it.
+	ProjectId openapi_types.UUID `form:"projectId" json:"projectId"`
+}
+
+// SearchSessionsParams defines parameters for SearchSessions.
+type SearchSessionsParams struct {
+	// Q What to look for.
+	Q         string              `form:"q" json:"q"`
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+	RoleName  *string             `form:"roleName,omitempty" json:"roleName,omitempty"`
+	AccountId *openapi_types.UUID `form:"accountId,omitempty" json:"accountId,omitempty"`
+
+	// Archived Only archived sessions, or only those in use. Both when absent.
+	Archived *bool `form:"archived,omitempty" json:"archived,omitempty"`
+
+	// Since Only what was written at this time or later.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Only what was written before this time.
+	Until *time.Time `form:"until,omitempty" json:"until,omitempty"`
+
+	// Limit How many sessions to return at most.
+	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
 // DeleteSessionParams defines parameters for DeleteSession.
 type DeleteSessionParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -1625,8 +2890,20 @@ type UpdateSessionParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
-// ListMessagesParams defines parameters for ListMessages.
-type ListMessagesParams struct {
+// ArchiveSessionParams defines parameters for ArchiveSession.
+type ArchiveSessionParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListChildSessionsParams defines parameters for ListChildSessions.
+type ListChildSessionsParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
 	// Limit How many items to return at most.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
@@ -1634,10 +2911,123 @@ type ListMessagesParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// ForkSessionParams defines parameters for ForkSession.
+type ForkSessionParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListMessagesParams defines parameters for ListMessages.
+type ListMessagesParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *ListMessagesParamsContent `form:"content,omitempty" json:"content,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ListMessagesParamsContent defines parameters for ListMessages.
+type ListMessagesParamsContent string
+
 // AppendMessageParams defines parameters for AppendMessage.
 type AppendMessageParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteMessageParams defines parameters for DeleteMessage.
+type DeleteMessageParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetMessageParams defines parameters for GetMessage.
+type GetMessageParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *GetMessageParamsContent `form:"content,omitempty" json:"content,omitempty"`
+}
+
+// GetMessageParamsContent defines parameters for GetMessage.
+type GetMessageParamsContent string
+
+// ListPartsParams defines parameters for ListParts.
+type ListPartsParams struct {
+	// Type Only parts of this type.
+	Type *string `form:"type,omitempty" json:"type,omitempty"`
+
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *ListPartsParamsContent `form:"content,omitempty" json:"content,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ListPartsParamsContent defines parameters for ListParts.
+type ListPartsParamsContent string
+
+// AppendPartsParams defines parameters for AppendParts.
+type AppendPartsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetPartParams defines parameters for GetPart.
+type GetPartParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *GetPartParamsContent `form:"content,omitempty" json:"content,omitempty"`
+}
+
+// GetPartParamsContent defines parameters for GetPart.
+type GetPartParamsContent string
+
+// UpdatePartParams defines parameters for UpdatePart.
+type UpdatePartParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// AppendPartDeltaParams defines parameters for AppendPartDelta.
+type AppendPartDeltaParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetUIMessagesParams defines parameters for GetUIMessages.
+type GetUIMessagesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// UnarchiveSessionParams defines parameters for UnarchiveSession.
+type UnarchiveSessionParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetSessionUsageParams defines parameters for GetSessionUsage.
+type GetSessionUsageParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
 }
 
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
@@ -1688,6 +3078,15 @@ type UpdateProjectApplicationMergePatchPlusJSONRequestBody = ProjectUpdate
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
 
+// CreateRoleJSONRequestBody defines body for CreateRole for application/json ContentType.
+type CreateRoleJSONRequestBody = RoleCreate
+
+// SyncRolesJSONRequestBody defines body for SyncRoles for application/json ContentType.
+type SyncRolesJSONRequestBody = RoleSync
+
+// UpdateRoleApplicationMergePatchPlusJSONRequestBody defines body for UpdateRole for application/merge-patch+json ContentType.
+type UpdateRoleApplicationMergePatchPlusJSONRequestBody = RoleUpdate
+
 // CreateSessionJSONRequestBody defines body for CreateSession for application/json ContentType.
 type CreateSessionJSONRequestBody = SessionCreate
 
@@ -1697,8 +3096,20 @@ type ImportSessionJSONRequestBody = OpencodeExport
 // UpdateSessionApplicationMergePatchPlusJSONRequestBody defines body for UpdateSession for application/merge-patch+json ContentType.
 type UpdateSessionApplicationMergePatchPlusJSONRequestBody = SessionUpdate
 
+// ForkSessionJSONRequestBody defines body for ForkSession for application/json ContentType.
+type ForkSessionJSONRequestBody = SessionFork
+
 // AppendMessageJSONRequestBody defines body for AppendMessage for application/json ContentType.
 type AppendMessageJSONRequestBody = MessageAppend
+
+// AppendPartsJSONRequestBody defines body for AppendParts for application/json ContentType.
+type AppendPartsJSONRequestBody = PartAppend
+
+// UpdatePartApplicationMergePatchPlusJSONRequestBody defines body for UpdatePart for application/merge-patch+json ContentType.
+type UpdatePartApplicationMergePatchPlusJSONRequestBody = PartUpdate
+
+// AppendPartDeltaJSONRequestBody defines body for AppendPartDelta for application/json ContentType.
+type AppendPartDeltaJSONRequestBody = PartDelta
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -1866,6 +3277,777 @@ func (a OpencodeExport_Messages_Item) MarshalJSON() ([]byte, error) {
 	return json.Marshal(object)
 }
 
+// AsFileSourceFile returns the union data inside the FileSource as a FileSourceFile
+func (t FileSource) AsFileSourceFile() (FileSourceFile, error) {
+	var body FileSourceFile
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceFile overwrites any union data inside the FileSource as the provided FileSourceFile
+func (t *FileSource) FromFileSourceFile(v FileSourceFile) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceFile performs a merge with any union data inside the FileSource, using the provided FileSourceFile
+func (t *FileSource) MergeFileSourceFile(v FileSourceFile) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFileSourceSymbol returns the union data inside the FileSource as a FileSourceSymbol
+func (t FileSource) AsFileSourceSymbol() (FileSourceSymbol, error) {
+	var body FileSourceSymbol
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceSymbol overwrites any union data inside the FileSource as the provided FileSourceSymbol
+func (t *FileSource) FromFileSourceSymbol(v FileSourceSymbol) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"symbol"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceSymbol performs a merge with any union data inside the FileSource, using the provided FileSourceSymbol
+func (t *FileSource) MergeFileSourceSymbol(v FileSourceSymbol) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"symbol"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFileSourceResource returns the union data inside the FileSource as a FileSourceResource
+func (t FileSource) AsFileSourceResource() (FileSourceResource, error) {
+	var body FileSourceResource
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceResource overwrites any union data inside the FileSource as the provided FileSourceResource
+func (t *FileSource) FromFileSourceResource(v FileSourceResource) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"resource"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceResource performs a merge with any union data inside the FileSource, using the provided FileSourceResource
+func (t *FileSource) MergeFileSourceResource(v FileSourceResource) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"resource"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t FileSource) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"type"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t FileSource) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "file":
+		return t.AsFileSourceFile()
+	case "resource":
+		return t.AsFileSourceResource()
+	case "symbol":
+		return t.AsFileSourceSymbol()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t FileSource) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *FileSource) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsTextPart returns the union data inside the KnownPart as a TextPart
+func (t KnownPart) AsTextPart() (TextPart, error) {
+	var body TextPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromTextPart overwrites any union data inside the KnownPart as the provided TextPart
+func (t *KnownPart) FromTextPart(v TextPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"text"}`))
+	t.union = b
+	return err
+}
+
+// MergeTextPart performs a merge with any union data inside the KnownPart, using the provided TextPart
+func (t *KnownPart) MergeTextPart(v TextPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"text"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsReasoningPart returns the union data inside the KnownPart as a ReasoningPart
+func (t KnownPart) AsReasoningPart() (ReasoningPart, error) {
+	var body ReasoningPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromReasoningPart overwrites any union data inside the KnownPart as the provided ReasoningPart
+func (t *KnownPart) FromReasoningPart(v ReasoningPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"reasoning"}`))
+	t.union = b
+	return err
+}
+
+// MergeReasoningPart performs a merge with any union data inside the KnownPart, using the provided ReasoningPart
+func (t *KnownPart) MergeReasoningPart(v ReasoningPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"reasoning"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFilePart returns the union data inside the KnownPart as a FilePart
+func (t KnownPart) AsFilePart() (FilePart, error) {
+	var body FilePart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFilePart overwrites any union data inside the KnownPart as the provided FilePart
+func (t *KnownPart) FromFilePart(v FilePart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	t.union = b
+	return err
+}
+
+// MergeFilePart performs a merge with any union data inside the KnownPart, using the provided FilePart
+func (t *KnownPart) MergeFilePart(v FilePart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolPart returns the union data inside the KnownPart as a ToolPart
+func (t KnownPart) AsToolPart() (ToolPart, error) {
+	var body ToolPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolPart overwrites any union data inside the KnownPart as the provided ToolPart
+func (t *KnownPart) FromToolPart(v ToolPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"tool"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolPart performs a merge with any union data inside the KnownPart, using the provided ToolPart
+func (t *KnownPart) MergeToolPart(v ToolPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"tool"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsStepStartPart returns the union data inside the KnownPart as a StepStartPart
+func (t KnownPart) AsStepStartPart() (StepStartPart, error) {
+	var body StepStartPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromStepStartPart overwrites any union data inside the KnownPart as the provided StepStartPart
+func (t *KnownPart) FromStepStartPart(v StepStartPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-start"}`))
+	t.union = b
+	return err
+}
+
+// MergeStepStartPart performs a merge with any union data inside the KnownPart, using the provided StepStartPart
+func (t *KnownPart) MergeStepStartPart(v StepStartPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-start"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsStepFinishPart returns the union data inside the KnownPart as a StepFinishPart
+func (t KnownPart) AsStepFinishPart() (StepFinishPart, error) {
+	var body StepFinishPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromStepFinishPart overwrites any union data inside the KnownPart as the provided StepFinishPart
+func (t *KnownPart) FromStepFinishPart(v StepFinishPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-finish"}`))
+	t.union = b
+	return err
+}
+
+// MergeStepFinishPart performs a merge with any union data inside the KnownPart, using the provided StepFinishPart
+func (t *KnownPart) MergeStepFinishPart(v StepFinishPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-finish"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsSnapshotPart returns the union data inside the KnownPart as a SnapshotPart
+func (t KnownPart) AsSnapshotPart() (SnapshotPart, error) {
+	var body SnapshotPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromSnapshotPart overwrites any union data inside the KnownPart as the provided SnapshotPart
+func (t *KnownPart) FromSnapshotPart(v SnapshotPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"snapshot"}`))
+	t.union = b
+	return err
+}
+
+// MergeSnapshotPart performs a merge with any union data inside the KnownPart, using the provided SnapshotPart
+func (t *KnownPart) MergeSnapshotPart(v SnapshotPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"snapshot"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsPatchPart returns the union data inside the KnownPart as a PatchPart
+func (t KnownPart) AsPatchPart() (PatchPart, error) {
+	var body PatchPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromPatchPart overwrites any union data inside the KnownPart as the provided PatchPart
+func (t *KnownPart) FromPatchPart(v PatchPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"patch"}`))
+	t.union = b
+	return err
+}
+
+// MergePatchPart performs a merge with any union data inside the KnownPart, using the provided PatchPart
+func (t *KnownPart) MergePatchPart(v PatchPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"patch"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsAgentPart returns the union data inside the KnownPart as a AgentPart
+func (t KnownPart) AsAgentPart() (AgentPart, error) {
+	var body AgentPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromAgentPart overwrites any union data inside the KnownPart as the provided AgentPart
+func (t *KnownPart) FromAgentPart(v AgentPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"agent"}`))
+	t.union = b
+	return err
+}
+
+// MergeAgentPart performs a merge with any union data inside the KnownPart, using the provided AgentPart
+func (t *KnownPart) MergeAgentPart(v AgentPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"agent"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsSubtaskPart returns the union data inside the KnownPart as a SubtaskPart
+func (t KnownPart) AsSubtaskPart() (SubtaskPart, error) {
+	var body SubtaskPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromSubtaskPart overwrites any union data inside the KnownPart as the provided SubtaskPart
+func (t *KnownPart) FromSubtaskPart(v SubtaskPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"subtask"}`))
+	t.union = b
+	return err
+}
+
+// MergeSubtaskPart performs a merge with any union data inside the KnownPart, using the provided SubtaskPart
+func (t *KnownPart) MergeSubtaskPart(v SubtaskPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"subtask"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsCompactionPart returns the union data inside the KnownPart as a CompactionPart
+func (t KnownPart) AsCompactionPart() (CompactionPart, error) {
+	var body CompactionPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromCompactionPart overwrites any union data inside the KnownPart as the provided CompactionPart
+func (t *KnownPart) FromCompactionPart(v CompactionPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"compaction"}`))
+	t.union = b
+	return err
+}
+
+// MergeCompactionPart performs a merge with any union data inside the KnownPart, using the provided CompactionPart
+func (t *KnownPart) MergeCompactionPart(v CompactionPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"compaction"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsRetryPart returns the union data inside the KnownPart as a RetryPart
+func (t KnownPart) AsRetryPart() (RetryPart, error) {
+	var body RetryPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromRetryPart overwrites any union data inside the KnownPart as the provided RetryPart
+func (t *KnownPart) FromRetryPart(v RetryPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"retry"}`))
+	t.union = b
+	return err
+}
+
+// MergeRetryPart performs a merge with any union data inside the KnownPart, using the provided RetryPart
+func (t *KnownPart) MergeRetryPart(v RetryPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"retry"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t KnownPart) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"type"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t KnownPart) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "agent":
+		return t.AsAgentPart()
+	case "compaction":
+		return t.AsCompactionPart()
+	case "file":
+		return t.AsFilePart()
+	case "patch":
+		return t.AsPatchPart()
+	case "reasoning":
+		return t.AsReasoningPart()
+	case "retry":
+		return t.AsRetryPart()
+	case "snapshot":
+		return t.AsSnapshotPart()
+	case "step-finish":
+		return t.AsStepFinishPart()
+	case "step-start":
+		return t.AsStepStartPart()
+	case "subtask":
+		return t.AsSubtaskPart()
+	case "text":
+		return t.AsTextPart()
+	case "tool":
+		return t.AsToolPart()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t KnownPart) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *KnownPart) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsToolStatePending returns the union data inside the ToolState as a ToolStatePending
+func (t ToolState) AsToolStatePending() (ToolStatePending, error) {
+	var body ToolStatePending
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStatePending overwrites any union data inside the ToolState as the provided ToolStatePending
+func (t *ToolState) FromToolStatePending(v ToolStatePending) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"pending"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStatePending performs a merge with any union data inside the ToolState, using the provided ToolStatePending
+func (t *ToolState) MergeToolStatePending(v ToolStatePending) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"pending"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateRunning returns the union data inside the ToolState as a ToolStateRunning
+func (t ToolState) AsToolStateRunning() (ToolStateRunning, error) {
+	var body ToolStateRunning
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateRunning overwrites any union data inside the ToolState as the provided ToolStateRunning
+func (t *ToolState) FromToolStateRunning(v ToolStateRunning) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"running"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateRunning performs a merge with any union data inside the ToolState, using the provided ToolStateRunning
+func (t *ToolState) MergeToolStateRunning(v ToolStateRunning) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"running"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateCompleted returns the union data inside the ToolState as a ToolStateCompleted
+func (t ToolState) AsToolStateCompleted() (ToolStateCompleted, error) {
+	var body ToolStateCompleted
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateCompleted overwrites any union data inside the ToolState as the provided ToolStateCompleted
+func (t *ToolState) FromToolStateCompleted(v ToolStateCompleted) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"completed"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateCompleted performs a merge with any union data inside the ToolState, using the provided ToolStateCompleted
+func (t *ToolState) MergeToolStateCompleted(v ToolStateCompleted) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"completed"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateError returns the union data inside the ToolState as a ToolStateError
+func (t ToolState) AsToolStateError() (ToolStateError, error) {
+	var body ToolStateError
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateError overwrites any union data inside the ToolState as the provided ToolStateError
+func (t *ToolState) FromToolStateError(v ToolStateError) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"error"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateError performs a merge with any union data inside the ToolState, using the provided ToolStateError
+func (t *ToolState) MergeToolStateError(v ToolStateError) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"error"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t ToolState) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"status"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t ToolState) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "completed":
+		return t.AsToolStateCompleted()
+	case "error":
+		return t.AsToolStateError()
+	case "pending":
+		return t.AsToolStatePending()
+	case "running":
+		return t.AsToolStateRunning()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t ToolState) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *ToolState) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
 // ServerInterface represents all server handlers.
 type ServerInterface interface {
 	// GetHealth Whether the process lives
@@ -1979,6 +4161,9 @@ type ServerInterface interface {
 	// DeleteEncryptionKey Forget a retired key
 	// (DELETE /v1/encryption-keys/{keyVersion})
 	DeleteEncryptionKey(ctx echo.Context, keyVersion int32, params DeleteEncryptionKeyParams) error
+	// FollowEvents Follow what changes
+	// (GET /v1/events)
+	FollowEvents(ctx echo.Context, params FollowEventsParams) error
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx echo.Context) error
@@ -2036,6 +4221,24 @@ type ServerInterface interface {
 	// SetRetentionPolicy Set the retention policy
 	// (PATCH /v1/retention-policy)
 	SetRetentionPolicy(ctx echo.Context, params SetRetentionPolicyParams) error
+	// ListRoles List roles
+	// (GET /v1/roles)
+	ListRoles(ctx echo.Context, params ListRolesParams) error
+	// CreateRole Create a role
+	// (POST /v1/roles)
+	CreateRole(ctx echo.Context, params CreateRoleParams) error
+	// SyncRoles Make a set of roles what its files say
+	// (POST /v1/roles/sync)
+	SyncRoles(ctx echo.Context, params SyncRolesParams) error
+	// DeleteRole Delete a role
+	// (DELETE /v1/roles/{roleId})
+	DeleteRole(ctx echo.Context, roleId openapi_types.UUID, params DeleteRoleParams) error
+	// GetRole Get a role
+	// (GET /v1/roles/{roleId})
+	GetRole(ctx echo.Context, roleId openapi_types.UUID) error
+	// UpdateRole Change a role
+	// (PATCH /v1/roles/{roleId})
+	UpdateRole(ctx echo.Context, roleId openapi_types.UUID, params UpdateRoleParams) error
 	// StartSecretRotation Encrypt all secrets with the present key
 	// (POST /v1/secret-rotations)
 	StartSecretRotation(ctx echo.Context, params StartSecretRotationParams) error
@@ -2051,6 +4254,12 @@ type ServerInterface interface {
 	// ImportSession Import an opencode export
 	// (POST /v1/sessions/import)
 	ImportSession(ctx echo.Context, params ImportSessionParams) error
+	// ImportSessionTree Import an archive of opencode exports
+	// (POST /v1/sessions/import/tree)
+	ImportSessionTree(ctx echo.Context, params ImportSessionTreeParams) error
+	// SearchSessions Search all sessions
+	// (GET /v1/sessions/search)
+	SearchSessions(ctx echo.Context, params SearchSessionsParams) error
 	// DeleteSession Delete a session with its messages
 	// (DELETE /v1/sessions/{sessionId})
 	DeleteSession(ctx echo.Context, sessionId SessionId, params DeleteSessionParams) error
@@ -2060,18 +4269,57 @@ type ServerInterface interface {
 	// UpdateSession Change a session
 	// (PATCH /v1/sessions/{sessionId})
 	UpdateSession(ctx echo.Context, sessionId SessionId, params UpdateSessionParams) error
+	// ArchiveSession Put a session aside
+	// (POST /v1/sessions/{sessionId}/archive)
+	ArchiveSession(ctx echo.Context, sessionId SessionId, params ArchiveSessionParams) error
+	// ListChildSessions List a session's children, or its whole tree
+	// (GET /v1/sessions/{sessionId}/children)
+	ListChildSessions(ctx echo.Context, sessionId SessionId, params ListChildSessionsParams) error
 	// ExportSession Export a session as an opencode file
 	// (GET /v1/sessions/{sessionId}/export)
 	ExportSession(ctx echo.Context, sessionId SessionId) error
+	// ExportSessionTree Export a session with all its descendants
+	// (GET /v1/sessions/{sessionId}/export/tree)
+	ExportSessionTree(ctx echo.Context, sessionId SessionId) error
+	// ForkSession Begin a session with a copy of another one's messages
+	// (POST /v1/sessions/{sessionId}/fork)
+	ForkSession(ctx echo.Context, sessionId SessionId, params ForkSessionParams) error
 	// ListMessages List a session's messages with their parts
 	// (GET /v1/sessions/{sessionId}/messages)
 	ListMessages(ctx echo.Context, sessionId SessionId, params ListMessagesParams) error
 	// AppendMessage Append messages with their parts
 	// (POST /v1/sessions/{sessionId}/messages)
 	AppendMessage(ctx echo.Context, sessionId SessionId, params AppendMessageParams) error
+	// DeleteMessage Delete a message with its parts
+	// (DELETE /v1/sessions/{sessionId}/messages/{messageId})
+	DeleteMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID, params DeleteMessageParams) error
 	// GetMessage Get a message with its parts
 	// (GET /v1/sessions/{sessionId}/messages/{messageId})
-	GetMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID) error
+	GetMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID, params GetMessageParams) error
+	// ListParts List a session's parts
+	// (GET /v1/sessions/{sessionId}/parts)
+	ListParts(ctx echo.Context, sessionId SessionId, params ListPartsParams) error
+	// AppendParts Append parts to a message
+	// (POST /v1/sessions/{sessionId}/parts)
+	AppendParts(ctx echo.Context, sessionId SessionId, params AppendPartsParams) error
+	// GetPart Get a part
+	// (GET /v1/sessions/{sessionId}/parts/{partId})
+	GetPart(ctx echo.Context, sessionId SessionId, partId PartId, params GetPartParams) error
+	// UpdatePart Change a part
+	// (PATCH /v1/sessions/{sessionId}/parts/{partId})
+	UpdatePart(ctx echo.Context, sessionId SessionId, partId PartId, params UpdatePartParams) error
+	// AppendPartDelta Let a part's text grow
+	// (POST /v1/sessions/{sessionId}/parts/{partId}/deltas)
+	AppendPartDelta(ctx echo.Context, sessionId SessionId, partId PartId, params AppendPartDeltaParams) error
+	// GetUIMessages Get a session's messages as the AI SDK shows them
+	// (GET /v1/sessions/{sessionId}/ui-messages)
+	GetUIMessages(ctx echo.Context, sessionId SessionId, params GetUIMessagesParams) error
+	// UnarchiveSession Take an archived session up again
+	// (POST /v1/sessions/{sessionId}/unarchive)
+	UnarchiveSession(ctx echo.Context, sessionId SessionId, params UnarchiveSessionParams) error
+	// GetSessionUsage Get what a session has used
+	// (GET /v1/sessions/{sessionId}/usage)
+	GetSessionUsage(ctx echo.Context, sessionId SessionId, params GetSessionUsageParams) error
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx echo.Context) error
@@ -3263,6 +5511,62 @@ func (w *ServerInterfaceWrapper) DeleteEncryptionKey(ctx echo.Context) error {
 	return err
 }
 
+// FollowEvents converts echo context to params.
+func (w *ServerInterfaceWrapper) FollowEvents(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FollowEventsParams
+	// ------------- Optional query parameter "sessionId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sessionId", ctx.QueryParams(), &params.SessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Optional query parameter "projectId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "projectId", ctx.QueryParams(), &params.ProjectId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// ------------- Optional query parameter "kind" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", false, false, "kind", ctx.QueryParams(), &params.Kind, runtime.BindQueryParameterOptions{Type: "array", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter kind: %s", err))
+	}
+
+	// ------------- Optional query parameter "after" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "after", ctx.QueryParams(), &params.After, runtime.BindQueryParameterOptions{Type: "integer", Format: "int64"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter after: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Last-Event-ID" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Last-Event-ID")]; found {
+		var LastEventID int64
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Last-Event-ID, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Last-Event-ID", valueList[0], &LastEventID, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "integer", Format: "int64"})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Last-Event-ID: %s", err))
+		}
+
+		params.LastEventID = &LastEventID
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.FollowEvents(ctx, params)
+	return err
+}
+
 // GetMe converts echo context to params.
 func (w *ServerInterfaceWrapper) GetMe(ctx echo.Context) error {
 	var err error
@@ -3793,6 +6097,198 @@ func (w *ServerInterfaceWrapper) SetRetentionPolicy(ctx echo.Context) error {
 	return err
 }
 
+// ListRoles converts echo context to params.
+func (w *ServerInterfaceWrapper) ListRoles(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListRolesParams
+	// ------------- Optional query parameter "name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "name", ctx.QueryParams(), &params.Name, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// ------------- Optional query parameter "origin" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "origin", ctx.QueryParams(), &params.Origin, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter origin: %s", err))
+	}
+
+	// ------------- Optional query parameter "fileSet" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "fileSet", ctx.QueryParams(), &params.FileSet, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter fileSet: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListRoles(ctx, params)
+	return err
+}
+
+// CreateRole converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateRole(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateRoleParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateRole(ctx, params)
+	return err
+}
+
+// SyncRoles converts echo context to params.
+func (w *ServerInterfaceWrapper) SyncRoles(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params SyncRolesParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SyncRoles(ctx, params)
+	return err
+}
+
+// DeleteRole converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteRole(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "roleId" -------------
+	var roleId openapi_types.UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "roleId", ctx.Param("roleId"), &roleId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter roleId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteRoleParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteRole(ctx, roleId, params)
+	return err
+}
+
+// GetRole converts echo context to params.
+func (w *ServerInterfaceWrapper) GetRole(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "roleId" -------------
+	var roleId openapi_types.UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "roleId", ctx.Param("roleId"), &roleId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter roleId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetRole(ctx, roleId)
+	return err
+}
+
+// UpdateRole converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdateRole(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "roleId" -------------
+	var roleId openapi_types.UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "roleId", ctx.Param("roleId"), &roleId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter roleId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateRoleParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdateRole(ctx, roleId, params)
+	return err
+}
+
 // StartSecretRotation converts echo context to params.
 func (w *ServerInterfaceWrapper) StartSecretRotation(ctx echo.Context) error {
 	var err error
@@ -3959,6 +6455,98 @@ func (w *ServerInterfaceWrapper) ImportSession(ctx echo.Context) error {
 	return err
 }
 
+// ImportSessionTree converts echo context to params.
+func (w *ServerInterfaceWrapper) ImportSessionTree(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ImportSessionTreeParams
+	// ------------- Required query parameter "projectId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "projectId", ctx.QueryParams(), &params.ProjectId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ImportSessionTree(ctx, params)
+	return err
+}
+
+// SearchSessions converts echo context to params.
+func (w *ServerInterfaceWrapper) SearchSessions(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params SearchSessionsParams
+	// ------------- Required query parameter "q" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "q", ctx.QueryParams(), &params.Q, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter q: %s", err))
+	}
+
+	// ------------- Optional query parameter "projectId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "projectId", ctx.QueryParams(), &params.ProjectId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// ------------- Optional query parameter "roleName" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "roleName", ctx.QueryParams(), &params.RoleName, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter roleName: %s", err))
+	}
+
+	// ------------- Optional query parameter "accountId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "accountId", ctx.QueryParams(), &params.AccountId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter accountId: %s", err))
+	}
+
+	// ------------- Optional query parameter "archived" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "archived", ctx.QueryParams(), &params.Archived, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter archived: %s", err))
+	}
+
+	// ------------- Optional query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", ctx.QueryParams(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter since: %s", err))
+	}
+
+	// ------------- Optional query parameter "until" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "until", ctx.QueryParams(), &params.Until, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter until: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SearchSessions(ctx, params)
+	return err
+}
+
 // DeleteSession converts echo context to params.
 func (w *ServerInterfaceWrapper) DeleteSession(ctx echo.Context) error {
 	var err error
@@ -3972,6 +6560,12 @@ func (w *ServerInterfaceWrapper) DeleteSession(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params DeleteSessionParams
+	// ------------- Optional query parameter "descendants" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "descendants", ctx.QueryParams(), &params.Descendants, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter descendants: %s", err))
+	}
 
 	headers := ctx.Request().Header
 	// ------------- Optional header parameter "If-Match" -------------
@@ -4047,6 +6641,87 @@ func (w *ServerInterfaceWrapper) UpdateSession(ctx echo.Context) error {
 	return err
 }
 
+// ArchiveSession converts echo context to params.
+func (w *ServerInterfaceWrapper) ArchiveSession(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ArchiveSessionParams
+	// ------------- Optional query parameter "descendants" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "descendants", ctx.QueryParams(), &params.Descendants, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter descendants: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ArchiveSession(ctx, sessionId, params)
+	return err
+}
+
+// ListChildSessions converts echo context to params.
+func (w *ServerInterfaceWrapper) ListChildSessions(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListChildSessionsParams
+	// ------------- Optional query parameter "descendants" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "descendants", ctx.QueryParams(), &params.Descendants, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter descendants: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListChildSessions(ctx, sessionId, params)
+	return err
+}
+
 // ExportSession converts echo context to params.
 func (w *ServerInterfaceWrapper) ExportSession(ctx echo.Context) error {
 	var err error
@@ -4063,6 +6738,58 @@ func (w *ServerInterfaceWrapper) ExportSession(ctx echo.Context) error {
 	return err
 }
 
+// ExportSessionTree converts echo context to params.
+func (w *ServerInterfaceWrapper) ExportSessionTree(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ExportSessionTree(ctx, sessionId)
+	return err
+}
+
+// ForkSession converts echo context to params.
+func (w *ServerInterfaceWrapper) ForkSession(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ForkSessionParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ForkSession(ctx, sessionId, params)
+	return err
+}
+
 // ListMessages converts echo context to params.
 func (w *ServerInterfaceWrapper) ListMessages(ctx echo.Context) error {
 	var err error
@@ -4076,6 +6803,13 @@ func (w *ServerInterfaceWrapper) ListMessages(ctx echo.Context) error {
 
 	// Parameter object where we will unmarshal all parameters from the context
 	var params ListMessagesParams
+	// ------------- Optional query parameter "content" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "content", ctx.QueryParams(), &params.Content, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter content: %s", err))
+	}
+
 	// ------------- Optional query parameter "limit" -------------
 
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
@@ -4131,6 +6865,50 @@ func (w *ServerInterfaceWrapper) AppendMessage(ctx echo.Context) error {
 	return err
 }
 
+// DeleteMessage converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteMessage(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Path parameter "messageId" -------------
+	var messageId openapi_types.UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "messageId", ctx.Param("messageId"), &messageId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter messageId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteMessageParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteMessage(ctx, sessionId, messageId, params)
+	return err
+}
+
 // GetMessage converts echo context to params.
 func (w *ServerInterfaceWrapper) GetMessage(ctx echo.Context) error {
 	var err error
@@ -4150,8 +6928,319 @@ func (w *ServerInterfaceWrapper) GetMessage(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter messageId: %s", err))
 	}
 
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetMessageParams
+	// ------------- Optional query parameter "content" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "content", ctx.QueryParams(), &params.Content, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter content: %s", err))
+	}
+
 	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.GetMessage(ctx, sessionId, messageId)
+	err = w.Handler.GetMessage(ctx, sessionId, messageId, params)
+	return err
+}
+
+// ListParts converts echo context to params.
+func (w *ServerInterfaceWrapper) ListParts(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListPartsParams
+	// ------------- Optional query parameter "type" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "type", ctx.QueryParams(), &params.Type, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter type: %s", err))
+	}
+
+	// ------------- Optional query parameter "content" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "content", ctx.QueryParams(), &params.Content, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter content: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListParts(ctx, sessionId, params)
+	return err
+}
+
+// AppendParts converts echo context to params.
+func (w *ServerInterfaceWrapper) AppendParts(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AppendPartsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AppendParts(ctx, sessionId, params)
+	return err
+}
+
+// GetPart converts echo context to params.
+func (w *ServerInterfaceWrapper) GetPart(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Path parameter "partId" -------------
+	var partId PartId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "partId", ctx.Param("partId"), &partId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter partId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetPartParams
+	// ------------- Optional query parameter "content" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "content", ctx.QueryParams(), &params.Content, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter content: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetPart(ctx, sessionId, partId, params)
+	return err
+}
+
+// UpdatePart converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdatePart(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Path parameter "partId" -------------
+	var partId PartId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "partId", ctx.Param("partId"), &partId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter partId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdatePartParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdatePart(ctx, sessionId, partId, params)
+	return err
+}
+
+// AppendPartDelta converts echo context to params.
+func (w *ServerInterfaceWrapper) AppendPartDelta(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Path parameter "partId" -------------
+	var partId PartId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "partId", ctx.Param("partId"), &partId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter partId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AppendPartDeltaParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AppendPartDelta(ctx, sessionId, partId, params)
+	return err
+}
+
+// GetUIMessages converts echo context to params.
+func (w *ServerInterfaceWrapper) GetUIMessages(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetUIMessagesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetUIMessages(ctx, sessionId, params)
+	return err
+}
+
+// UnarchiveSession converts echo context to params.
+func (w *ServerInterfaceWrapper) UnarchiveSession(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UnarchiveSessionParams
+	// ------------- Optional query parameter "descendants" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "descendants", ctx.QueryParams(), &params.Descendants, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter descendants: %s", err))
+	}
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UnarchiveSession(ctx, sessionId, params)
+	return err
+}
+
+// GetSessionUsage converts echo context to params.
+func (w *ServerInterfaceWrapper) GetSessionUsage(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "sessionId" -------------
+	var sessionId SessionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "sessionId", ctx.Param("sessionId"), &sessionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetSessionUsageParams
+	// ------------- Optional query parameter "descendants" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "descendants", ctx.QueryParams(), &params.Descendants, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter descendants: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetSessionUsage(ctx, sessionId, params)
 	return err
 }
 
@@ -4216,13 +7305,13 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/readyz", wrapper.GetReadiness, options.OperationMiddlewares["getReadiness"]...)
 	router.GET(options.BaseURL+"/v1/accounts", wrapper.ListAccounts, options.OperationMiddlewares["listAccounts"]...)
 	router.POST(options.BaseURL+"/v1/accounts", wrapper.CreateAccount, options.OperationMiddlewares["createAccount"]...)
-	router.GET(options.BaseURL+"/v1/accounts/search", wrapper.SearchAccounts, options.OperationMiddlewares["searchAccounts"]...)
 	router.DELETE(options.BaseURL+"/v1/accounts/:accountId", wrapper.DeleteAccount, options.OperationMiddlewares["deleteAccount"]...)
 	router.GET(options.BaseURL+"/v1/accounts/:accountId", wrapper.GetAccount, options.OperationMiddlewares["getAccount"]...)
 	router.PATCH(options.BaseURL+"/v1/accounts/:accountId", wrapper.UpdateAccount, options.OperationMiddlewares["updateAccount"]...)
 	router.POST(options.BaseURL+"/v1/accounts/:accountId/activate", wrapper.ActivateAccount, options.OperationMiddlewares["activateAccount"]...)
 	router.POST(options.BaseURL+"/v1/accounts/:accountId/deactivate", wrapper.DeactivateAccount, options.OperationMiddlewares["deactivateAccount"]...)
 	router.POST(options.BaseURL+"/v1/accounts/:accountId/suspend", wrapper.SuspendAccount, options.OperationMiddlewares["suspendAccount"]...)
+	router.GET(options.BaseURL+"/v1/accounts/search", wrapper.SearchAccounts, options.OperationMiddlewares["searchAccounts"]...)
 	router.GET(options.BaseURL+"/v1/api-keys", wrapper.ListApiKeys, options.OperationMiddlewares["listApiKeys"]...)
 	router.POST(options.BaseURL+"/v1/api-keys", wrapper.CreateApiKey, options.OperationMiddlewares["createApiKey"]...)
 	router.GET(options.BaseURL+"/v1/api-keys/:apiKeyId", wrapper.GetApiKey, options.OperationMiddlewares["getApiKey"]...)
@@ -4237,7 +7326,6 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/client-types", wrapper.ListClientTypes, options.OperationMiddlewares["listClientTypes"]...)
 	router.GET(options.BaseURL+"/v1/clients", wrapper.ListClients, options.OperationMiddlewares["listClients"]...)
 	router.POST(options.BaseURL+"/v1/clients", wrapper.CreateClient, options.OperationMiddlewares["createClient"]...)
-	router.POST(options.BaseURL+"/v1/clients/validate", wrapper.ValidateClients, options.OperationMiddlewares["validateClients"]...)
 	router.DELETE(options.BaseURL+"/v1/clients/:clientId", wrapper.DeleteClient, options.OperationMiddlewares["deleteClient"]...)
 	router.GET(options.BaseURL+"/v1/clients/:clientId", wrapper.GetClient, options.OperationMiddlewares["getClient"]...)
 	router.PATCH(options.BaseURL+"/v1/clients/:clientId", wrapper.UpdateClient, options.OperationMiddlewares["updateClient"]...)
@@ -4246,8 +7334,10 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/clients/:clientId/secrets/:secretName", wrapper.GetClientSecret, options.OperationMiddlewares["getClientSecret"]...)
 	router.PUT(options.BaseURL+"/v1/clients/:clientId/secrets/:secretName", wrapper.PutClientSecret, options.OperationMiddlewares["putClientSecret"]...)
 	router.POST(options.BaseURL+"/v1/clients/:clientId/secrets/:secretName/reveal", wrapper.RevealClientSecret, options.OperationMiddlewares["revealClientSecret"]...)
+	router.POST(options.BaseURL+"/v1/clients/validate", wrapper.ValidateClients, options.OperationMiddlewares["validateClients"]...)
 	router.GET(options.BaseURL+"/v1/encryption-keys", wrapper.ListEncryptionKeys, options.OperationMiddlewares["listEncryptionKeys"]...)
 	router.DELETE(options.BaseURL+"/v1/encryption-keys/:keyVersion", wrapper.DeleteEncryptionKey, options.OperationMiddlewares["deleteEncryptionKey"]...)
+	router.GET(options.BaseURL+"/v1/events", wrapper.FollowEvents, options.OperationMiddlewares["followEvents"]...)
 	router.GET(options.BaseURL+"/v1/me", wrapper.GetMe, options.OperationMiddlewares["getMe"]...)
 	router.GET(options.BaseURL+"/v1/members", wrapper.ListMembers, options.OperationMiddlewares["listMembers"]...)
 	router.POST(options.BaseURL+"/v1/members", wrapper.AddMember, options.OperationMiddlewares["addMember"]...)
@@ -4267,18 +7357,39 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.PATCH(options.BaseURL+"/v1/projects/:projectId", wrapper.UpdateProject, options.OperationMiddlewares["updateProject"]...)
 	router.GET(options.BaseURL+"/v1/retention-policy", wrapper.GetRetentionPolicy, options.OperationMiddlewares["getRetentionPolicy"]...)
 	router.PATCH(options.BaseURL+"/v1/retention-policy", wrapper.SetRetentionPolicy, options.OperationMiddlewares["setRetentionPolicy"]...)
+	router.GET(options.BaseURL+"/v1/roles", wrapper.ListRoles, options.OperationMiddlewares["listRoles"]...)
+	router.POST(options.BaseURL+"/v1/roles", wrapper.CreateRole, options.OperationMiddlewares["createRole"]...)
+	router.DELETE(options.BaseURL+"/v1/roles/:roleId", wrapper.DeleteRole, options.OperationMiddlewares["deleteRole"]...)
+	router.GET(options.BaseURL+"/v1/roles/:roleId", wrapper.GetRole, options.OperationMiddlewares["getRole"]...)
+	router.PATCH(options.BaseURL+"/v1/roles/:roleId", wrapper.UpdateRole, options.OperationMiddlewares["updateRole"]...)
+	router.POST(options.BaseURL+"/v1/roles/sync", wrapper.SyncRoles, options.OperationMiddlewares["syncRoles"]...)
 	router.POST(options.BaseURL+"/v1/secret-rotations", wrapper.StartSecretRotation, options.OperationMiddlewares["startSecretRotation"]...)
 	router.GET(options.BaseURL+"/v1/secret-rotations/:rotationId", wrapper.GetSecretRotation, options.OperationMiddlewares["getSecretRotation"]...)
 	router.GET(options.BaseURL+"/v1/sessions", wrapper.ListSessions, options.OperationMiddlewares["listSessions"]...)
 	router.POST(options.BaseURL+"/v1/sessions", wrapper.CreateSession, options.OperationMiddlewares["createSession"]...)
-	router.POST(options.BaseURL+"/v1/sessions/import", wrapper.ImportSession, options.OperationMiddlewares["importSession"]...)
 	router.DELETE(options.BaseURL+"/v1/sessions/:sessionId", wrapper.DeleteSession, options.OperationMiddlewares["deleteSession"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId", wrapper.GetSession, options.OperationMiddlewares["getSession"]...)
 	router.PATCH(options.BaseURL+"/v1/sessions/:sessionId", wrapper.UpdateSession, options.OperationMiddlewares["updateSession"]...)
+	router.POST(options.BaseURL+"/v1/sessions/:sessionId/archive", wrapper.ArchiveSession, options.OperationMiddlewares["archiveSession"]...)
+	router.GET(options.BaseURL+"/v1/sessions/:sessionId/children", wrapper.ListChildSessions, options.OperationMiddlewares["listChildSessions"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId/export", wrapper.ExportSession, options.OperationMiddlewares["exportSession"]...)
+	router.GET(options.BaseURL+"/v1/sessions/:sessionId/export/tree", wrapper.ExportSessionTree, options.OperationMiddlewares["exportSessionTree"]...)
+	router.POST(options.BaseURL+"/v1/sessions/:sessionId/fork", wrapper.ForkSession, options.OperationMiddlewares["forkSession"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId/messages", wrapper.ListMessages, options.OperationMiddlewares["listMessages"]...)
 	router.POST(options.BaseURL+"/v1/sessions/:sessionId/messages", wrapper.AppendMessage, options.OperationMiddlewares["appendMessage"]...)
+	router.DELETE(options.BaseURL+"/v1/sessions/:sessionId/messages/:messageId", wrapper.DeleteMessage, options.OperationMiddlewares["deleteMessage"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId/messages/:messageId", wrapper.GetMessage, options.OperationMiddlewares["getMessage"]...)
+	router.GET(options.BaseURL+"/v1/sessions/:sessionId/parts", wrapper.ListParts, options.OperationMiddlewares["listParts"]...)
+	router.POST(options.BaseURL+"/v1/sessions/:sessionId/parts", wrapper.AppendParts, options.OperationMiddlewares["appendParts"]...)
+	router.GET(options.BaseURL+"/v1/sessions/:sessionId/parts/:partId", wrapper.GetPart, options.OperationMiddlewares["getPart"]...)
+	router.PATCH(options.BaseURL+"/v1/sessions/:sessionId/parts/:partId", wrapper.UpdatePart, options.OperationMiddlewares["updatePart"]...)
+	router.POST(options.BaseURL+"/v1/sessions/:sessionId/parts/:partId/deltas", wrapper.AppendPartDelta, options.OperationMiddlewares["appendPartDelta"]...)
+	router.GET(options.BaseURL+"/v1/sessions/:sessionId/ui-messages", wrapper.GetUIMessages, options.OperationMiddlewares["getUIMessages"]...)
+	router.POST(options.BaseURL+"/v1/sessions/:sessionId/unarchive", wrapper.UnarchiveSession, options.OperationMiddlewares["unarchiveSession"]...)
+	router.GET(options.BaseURL+"/v1/sessions/:sessionId/usage", wrapper.GetSessionUsage, options.OperationMiddlewares["getSessionUsage"]...)
+	router.POST(options.BaseURL+"/v1/sessions/import", wrapper.ImportSession, options.OperationMiddlewares["importSession"]...)
+	router.POST(options.BaseURL+"/v1/sessions/import/tree", wrapper.ImportSessionTree, options.OperationMiddlewares["importSessionTree"]...)
+	router.GET(options.BaseURL+"/v1/sessions/search", wrapper.SearchSessions, options.OperationMiddlewares["searchSessions"]...)
 	router.GET(options.BaseURL+"/v1/version", wrapper.GetVersion, options.OperationMiddlewares["getVersion"]...)
 
 }
@@ -5953,6 +9064,74 @@ func (response DeleteEncryptionKeydefaultApplicationProblemPlusJSONResponse) Vis
 	return err
 }
 
+type FollowEventsRequestObject struct {
+	Params FollowEventsParams
+}
+
+type FollowEventsResponseObject interface {
+	VisitFollowEventsResponse(w http.ResponseWriter) error
+}
+
+type FollowEvents200TexteventStreamResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response FollowEvents200TexteventStreamResponse) VisitFollowEventsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/event-stream")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	flusher, ok := w.(http.Flusher)
+	if !ok {
+		// If w doesn't support flushing, fall back to io.Copy.
+		_, err := io.Copy(w, response.Body)
+		return err
+	}
+	// text/event-stream messages are typically small; use a
+	// modest buffer and flush after each chunk so clients see
+	// events immediately instead of waiting on OS buffering.
+	buf := make([]byte, 4096)
+	for {
+		n, err := response.Body.Read(buf)
+		if n > 0 {
+			if _, writeErr := w.Write(buf[:n]); writeErr != nil {
+				return writeErr
+			}
+			flusher.Flush()
+		}
+		if err != nil {
+			if err == io.EOF {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+type FollowEventsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response FollowEventsdefaultApplicationProblemPlusJSONResponse) VisitFollowEventsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetMeRequestObject struct {
 }
 
@@ -6791,6 +9970,265 @@ func (response SetRetentionPolicydefaultApplicationProblemPlusJSONResponse) Visi
 	return err
 }
 
+type ListRolesRequestObject struct {
+	Params ListRolesParams
+}
+
+type ListRolesResponseObject interface {
+	VisitListRolesResponse(w http.ResponseWriter) error
+}
+
+type ListRoles200JSONResponse RolePage
+
+func (response ListRoles200JSONResponse) VisitListRolesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListRolesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListRolesdefaultApplicationProblemPlusJSONResponse) VisitListRolesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRoleRequestObject struct {
+	Params CreateRoleParams
+	Body   *CreateRoleJSONRequestBody
+}
+
+type CreateRoleResponseObject interface {
+	VisitCreateRoleResponse(w http.ResponseWriter) error
+}
+
+type CreateRole201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type CreateRole201JSONResponse struct {
+	Body    Role
+	Headers CreateRole201ResponseHeaders
+}
+
+func (response CreateRole201JSONResponse) VisitCreateRoleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateRoledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateRoledefaultApplicationProblemPlusJSONResponse) VisitCreateRoleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SyncRolesRequestObject struct {
+	Params SyncRolesParams
+	Body   *SyncRolesJSONRequestBody
+}
+
+type SyncRolesResponseObject interface {
+	VisitSyncRolesResponse(w http.ResponseWriter) error
+}
+
+type SyncRoles200JSONResponse RoleSyncResult
+
+func (response SyncRoles200JSONResponse) VisitSyncRolesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SyncRolesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SyncRolesdefaultApplicationProblemPlusJSONResponse) VisitSyncRolesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteRoleRequestObject struct {
+	RoleId openapi_types.UUID `json:"roleId"`
+	Params DeleteRoleParams
+}
+
+type DeleteRoleResponseObject interface {
+	VisitDeleteRoleResponse(w http.ResponseWriter) error
+}
+
+type DeleteRole204Response struct {
+}
+
+func (response DeleteRole204Response) VisitDeleteRoleResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteRoledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteRoledefaultApplicationProblemPlusJSONResponse) VisitDeleteRoleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRoleRequestObject struct {
+	RoleId openapi_types.UUID `json:"roleId"`
+}
+
+type GetRoleResponseObject interface {
+	VisitGetRoleResponse(w http.ResponseWriter) error
+}
+
+type GetRole200ResponseHeaders struct {
+	ETag string
+}
+
+type GetRole200JSONResponse struct {
+	Body    Role
+	Headers GetRole200ResponseHeaders
+}
+
+func (response GetRole200JSONResponse) VisitGetRoleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetRoledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetRoledefaultApplicationProblemPlusJSONResponse) VisitGetRoleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateRoleRequestObject struct {
+	RoleId openapi_types.UUID `json:"roleId"`
+	Params UpdateRoleParams
+	Body   *UpdateRoleApplicationMergePatchPlusJSONRequestBody
+}
+
+type UpdateRoleResponseObject interface {
+	VisitUpdateRoleResponse(w http.ResponseWriter) error
+}
+
+type UpdateRole200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdateRole200JSONResponse struct {
+	Body    Role
+	Headers UpdateRole200ResponseHeaders
+}
+
+func (response UpdateRole200JSONResponse) VisitUpdateRoleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateRoledefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdateRoledefaultApplicationProblemPlusJSONResponse) VisitUpdateRoleResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type StartSecretRotationRequestObject struct {
 	Params StartSecretRotationParams
 }
@@ -7028,6 +10466,85 @@ func (response ImportSessiondefaultApplicationProblemPlusJSONResponse) VisitImpo
 	return err
 }
 
+type ImportSessionTreeRequestObject struct {
+	Params ImportSessionTreeParams
+	Body   io.Reader
+}
+
+type ImportSessionTreeResponseObject interface {
+	VisitImportSessionTreeResponse(w http.ResponseWriter) error
+}
+
+type ImportSessionTree200JSONResponse SessionTreeImport
+
+func (response ImportSessionTree200JSONResponse) VisitImportSessionTreeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ImportSessionTreedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ImportSessionTreedefaultApplicationProblemPlusJSONResponse) VisitImportSessionTreeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SearchSessionsRequestObject struct {
+	Params SearchSessionsParams
+}
+
+type SearchSessionsResponseObject interface {
+	VisitSearchSessionsResponse(w http.ResponseWriter) error
+}
+
+type SearchSessions200JSONResponse SessionSearchPage
+
+func (response SearchSessions200JSONResponse) VisitSearchSessionsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SearchSessionsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SearchSessionsdefaultApplicationProblemPlusJSONResponse) VisitSearchSessionsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type DeleteSessionRequestObject struct {
 	SessionId SessionId `json:"sessionId"`
 	Params    DeleteSessionParams
@@ -7158,6 +10675,94 @@ func (response UpdateSessiondefaultApplicationProblemPlusJSONResponse) VisitUpda
 	return err
 }
 
+type ArchiveSessionRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    ArchiveSessionParams
+}
+
+type ArchiveSessionResponseObject interface {
+	VisitArchiveSessionResponse(w http.ResponseWriter) error
+}
+
+type ArchiveSession200ResponseHeaders struct {
+	ETag string
+}
+
+type ArchiveSession200JSONResponse struct {
+	Body    Session
+	Headers ArchiveSession200ResponseHeaders
+}
+
+func (response ArchiveSession200JSONResponse) VisitArchiveSessionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ArchiveSessiondefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ArchiveSessiondefaultApplicationProblemPlusJSONResponse) VisitArchiveSessionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChildSessionsRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    ListChildSessionsParams
+}
+
+type ListChildSessionsResponseObject interface {
+	VisitListChildSessionsResponse(w http.ResponseWriter) error
+}
+
+type ListChildSessions200JSONResponse ChildSessionPage
+
+func (response ListChildSessions200JSONResponse) VisitListChildSessionsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListChildSessionsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListChildSessionsdefaultApplicationProblemPlusJSONResponse) VisitListChildSessionsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ExportSessionRequestObject struct {
 	SessionId SessionId `json:"sessionId"`
 }
@@ -7186,6 +10791,102 @@ type ExportSessiondefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ExportSessiondefaultApplicationProblemPlusJSONResponse) VisitExportSessionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ExportSessionTreeRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+}
+
+type ExportSessionTreeResponseObject interface {
+	VisitExportSessionTreeResponse(w http.ResponseWriter) error
+}
+
+type ExportSessionTree200ApplicationzipResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response ExportSessionTree200ApplicationzipResponse) VisitExportSessionTreeResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "application/zip")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type ExportSessionTreedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ExportSessionTreedefaultApplicationProblemPlusJSONResponse) VisitExportSessionTreeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSessionRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    ForkSessionParams
+	Body      *ForkSessionJSONRequestBody
+}
+
+type ForkSessionResponseObject interface {
+	VisitForkSessionResponse(w http.ResponseWriter) error
+}
+
+type ForkSession201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type ForkSession201JSONResponse struct {
+	Body    Session
+	Headers ForkSession201ResponseHeaders
+}
+
+func (response ForkSession201JSONResponse) VisitForkSessionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ForkSessiondefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ForkSessiondefaultApplicationProblemPlusJSONResponse) VisitForkSessionResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -7278,9 +10979,45 @@ func (response AppendMessagedefaultApplicationProblemPlusJSONResponse) VisitAppe
 	return err
 }
 
+type DeleteMessageRequestObject struct {
+	SessionId SessionId          `json:"sessionId"`
+	MessageId openapi_types.UUID `json:"messageId"`
+	Params    DeleteMessageParams
+}
+
+type DeleteMessageResponseObject interface {
+	VisitDeleteMessageResponse(w http.ResponseWriter) error
+}
+
+type DeleteMessage204Response struct {
+}
+
+func (response DeleteMessage204Response) VisitDeleteMessageResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteMessagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteMessagedefaultApplicationProblemPlusJSONResponse) VisitDeleteMessageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetMessageRequestObject struct {
 	SessionId SessionId          `json:"sessionId"`
 	MessageId openapi_types.UUID `json:"messageId"`
+	Params    GetMessageParams
 }
 
 type GetMessageResponseObject interface {
@@ -7315,6 +11052,356 @@ type GetMessagedefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetMessagedefaultApplicationProblemPlusJSONResponse) VisitGetMessageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListPartsRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    ListPartsParams
+}
+
+type ListPartsResponseObject interface {
+	VisitListPartsResponse(w http.ResponseWriter) error
+}
+
+type ListParts200JSONResponse PartPage
+
+func (response ListParts200JSONResponse) VisitListPartsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListPartsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListPartsdefaultApplicationProblemPlusJSONResponse) VisitListPartsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AppendPartsRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    AppendPartsParams
+	Body      *AppendPartsJSONRequestBody
+}
+
+type AppendPartsResponseObject interface {
+	VisitAppendPartsResponse(w http.ResponseWriter) error
+}
+
+type AppendParts201JSONResponse PartList
+
+func (response AppendParts201JSONResponse) VisitAppendPartsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AppendPartsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AppendPartsdefaultApplicationProblemPlusJSONResponse) VisitAppendPartsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPartRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	PartId    PartId    `json:"partId"`
+	Params    GetPartParams
+}
+
+type GetPartResponseObject interface {
+	VisitGetPartResponse(w http.ResponseWriter) error
+}
+
+type GetPart200ResponseHeaders struct {
+	ETag string
+}
+
+type GetPart200JSONResponse struct {
+	Body    Part
+	Headers GetPart200ResponseHeaders
+}
+
+func (response GetPart200JSONResponse) VisitGetPartResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetPartdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetPartdefaultApplicationProblemPlusJSONResponse) VisitGetPartResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdatePartRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	PartId    PartId    `json:"partId"`
+	Params    UpdatePartParams
+	Body      *UpdatePartApplicationMergePatchPlusJSONRequestBody
+}
+
+type UpdatePartResponseObject interface {
+	VisitUpdatePartResponse(w http.ResponseWriter) error
+}
+
+type UpdatePart200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdatePart200JSONResponse struct {
+	Body    Part
+	Headers UpdatePart200ResponseHeaders
+}
+
+func (response UpdatePart200JSONResponse) VisitUpdatePartResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdatePartdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdatePartdefaultApplicationProblemPlusJSONResponse) VisitUpdatePartResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AppendPartDeltaRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	PartId    PartId    `json:"partId"`
+	Params    AppendPartDeltaParams
+	Body      *AppendPartDeltaJSONRequestBody
+}
+
+type AppendPartDeltaResponseObject interface {
+	VisitAppendPartDeltaResponse(w http.ResponseWriter) error
+}
+
+type AppendPartDelta200JSONResponse PartDeltaResult
+
+func (response AppendPartDelta200JSONResponse) VisitAppendPartDeltaResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AppendPartDeltadefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AppendPartDeltadefaultApplicationProblemPlusJSONResponse) VisitAppendPartDeltaResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUIMessagesRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    GetUIMessagesParams
+}
+
+type GetUIMessagesResponseObject interface {
+	VisitGetUIMessagesResponse(w http.ResponseWriter) error
+}
+
+type GetUIMessages200JSONResponse UIMessagePage
+
+func (response GetUIMessages200JSONResponse) VisitGetUIMessagesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetUIMessagesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetUIMessagesdefaultApplicationProblemPlusJSONResponse) VisitGetUIMessagesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UnarchiveSessionRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    UnarchiveSessionParams
+}
+
+type UnarchiveSessionResponseObject interface {
+	VisitUnarchiveSessionResponse(w http.ResponseWriter) error
+}
+
+type UnarchiveSession200ResponseHeaders struct {
+	ETag string
+}
+
+type UnarchiveSession200JSONResponse struct {
+	Body    Session
+	Headers UnarchiveSession200ResponseHeaders
+}
+
+func (response UnarchiveSession200JSONResponse) VisitUnarchiveSessionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UnarchiveSessiondefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UnarchiveSessiondefaultApplicationProblemPlusJSONResponse) VisitUnarchiveSessionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSessionUsageRequestObject struct {
+	SessionId SessionId `json:"sessionId"`
+	Params    GetSessionUsageParams
+}
+
+type GetSessionUsageResponseObject interface {
+	VisitGetSessionUsageResponse(w http.ResponseWriter) error
+}
+
+type GetSessionUsage200JSONResponse SessionUsage
+
+func (response GetSessionUsage200JSONResponse) VisitGetSessionUsageResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSessionUsagedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetSessionUsagedefaultApplicationProblemPlusJSONResponse) VisitGetSessionUsageResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -7477,6 +11564,9 @@ type StrictServerInterface interface {
 	// DeleteEncryptionKey Forget a retired key
 	// (DELETE /v1/encryption-keys/{keyVersion})
 	DeleteEncryptionKey(ctx context.Context, request DeleteEncryptionKeyRequestObject) (DeleteEncryptionKeyResponseObject, error)
+	// FollowEvents Follow what changes
+	// (GET /v1/events)
+	FollowEvents(ctx context.Context, request FollowEventsRequestObject) (FollowEventsResponseObject, error)
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx context.Context, request GetMeRequestObject) (GetMeResponseObject, error)
@@ -7534,6 +11624,24 @@ type StrictServerInterface interface {
 	// SetRetentionPolicy Set the retention policy
 	// (PATCH /v1/retention-policy)
 	SetRetentionPolicy(ctx context.Context, request SetRetentionPolicyRequestObject) (SetRetentionPolicyResponseObject, error)
+	// ListRoles List roles
+	// (GET /v1/roles)
+	ListRoles(ctx context.Context, request ListRolesRequestObject) (ListRolesResponseObject, error)
+	// CreateRole Create a role
+	// (POST /v1/roles)
+	CreateRole(ctx context.Context, request CreateRoleRequestObject) (CreateRoleResponseObject, error)
+	// SyncRoles Make a set of roles what its files say
+	// (POST /v1/roles/sync)
+	SyncRoles(ctx context.Context, request SyncRolesRequestObject) (SyncRolesResponseObject, error)
+	// DeleteRole Delete a role
+	// (DELETE /v1/roles/{roleId})
+	DeleteRole(ctx context.Context, request DeleteRoleRequestObject) (DeleteRoleResponseObject, error)
+	// GetRole Get a role
+	// (GET /v1/roles/{roleId})
+	GetRole(ctx context.Context, request GetRoleRequestObject) (GetRoleResponseObject, error)
+	// UpdateRole Change a role
+	// (PATCH /v1/roles/{roleId})
+	UpdateRole(ctx context.Context, request UpdateRoleRequestObject) (UpdateRoleResponseObject, error)
 	// StartSecretRotation Encrypt all secrets with the present key
 	// (POST /v1/secret-rotations)
 	StartSecretRotation(ctx context.Context, request StartSecretRotationRequestObject) (StartSecretRotationResponseObject, error)
@@ -7549,6 +11657,12 @@ type StrictServerInterface interface {
 	// ImportSession Import an opencode export
 	// (POST /v1/sessions/import)
 	ImportSession(ctx context.Context, request ImportSessionRequestObject) (ImportSessionResponseObject, error)
+	// ImportSessionTree Import an archive of opencode exports
+	// (POST /v1/sessions/import/tree)
+	ImportSessionTree(ctx context.Context, request ImportSessionTreeRequestObject) (ImportSessionTreeResponseObject, error)
+	// SearchSessions Search all sessions
+	// (GET /v1/sessions/search)
+	SearchSessions(ctx context.Context, request SearchSessionsRequestObject) (SearchSessionsResponseObject, error)
 	// DeleteSession Delete a session with its messages
 	// (DELETE /v1/sessions/{sessionId})
 	DeleteSession(ctx context.Context, request DeleteSessionRequestObject) (DeleteSessionResponseObject, error)
@@ -7558,18 +11672,57 @@ type StrictServerInterface interface {
 	// UpdateSession Change a session
 	// (PATCH /v1/sessions/{sessionId})
 	UpdateSession(ctx context.Context, request UpdateSessionRequestObject) (UpdateSessionResponseObject, error)
+	// ArchiveSession Put a session aside
+	// (POST /v1/sessions/{sessionId}/archive)
+	ArchiveSession(ctx context.Context, request ArchiveSessionRequestObject) (ArchiveSessionResponseObject, error)
+	// ListChildSessions List a session's children, or its whole tree
+	// (GET /v1/sessions/{sessionId}/children)
+	ListChildSessions(ctx context.Context, request ListChildSessionsRequestObject) (ListChildSessionsResponseObject, error)
 	// ExportSession Export a session as an opencode file
 	// (GET /v1/sessions/{sessionId}/export)
 	ExportSession(ctx context.Context, request ExportSessionRequestObject) (ExportSessionResponseObject, error)
+	// ExportSessionTree Export a session with all its descendants
+	// (GET /v1/sessions/{sessionId}/export/tree)
+	ExportSessionTree(ctx context.Context, request ExportSessionTreeRequestObject) (ExportSessionTreeResponseObject, error)
+	// ForkSession Begin a session with a copy of another one's messages
+	// (POST /v1/sessions/{sessionId}/fork)
+	ForkSession(ctx context.Context, request ForkSessionRequestObject) (ForkSessionResponseObject, error)
 	// ListMessages List a session's messages with their parts
 	// (GET /v1/sessions/{sessionId}/messages)
 	ListMessages(ctx context.Context, request ListMessagesRequestObject) (ListMessagesResponseObject, error)
 	// AppendMessage Append messages with their parts
 	// (POST /v1/sessions/{sessionId}/messages)
 	AppendMessage(ctx context.Context, request AppendMessageRequestObject) (AppendMessageResponseObject, error)
+	// DeleteMessage Delete a message with its parts
+	// (DELETE /v1/sessions/{sessionId}/messages/{messageId})
+	DeleteMessage(ctx context.Context, request DeleteMessageRequestObject) (DeleteMessageResponseObject, error)
 	// GetMessage Get a message with its parts
 	// (GET /v1/sessions/{sessionId}/messages/{messageId})
 	GetMessage(ctx context.Context, request GetMessageRequestObject) (GetMessageResponseObject, error)
+	// ListParts List a session's parts
+	// (GET /v1/sessions/{sessionId}/parts)
+	ListParts(ctx context.Context, request ListPartsRequestObject) (ListPartsResponseObject, error)
+	// AppendParts Append parts to a message
+	// (POST /v1/sessions/{sessionId}/parts)
+	AppendParts(ctx context.Context, request AppendPartsRequestObject) (AppendPartsResponseObject, error)
+	// GetPart Get a part
+	// (GET /v1/sessions/{sessionId}/parts/{partId})
+	GetPart(ctx context.Context, request GetPartRequestObject) (GetPartResponseObject, error)
+	// UpdatePart Change a part
+	// (PATCH /v1/sessions/{sessionId}/parts/{partId})
+	UpdatePart(ctx context.Context, request UpdatePartRequestObject) (UpdatePartResponseObject, error)
+	// AppendPartDelta Let a part's text grow
+	// (POST /v1/sessions/{sessionId}/parts/{partId}/deltas)
+	AppendPartDelta(ctx context.Context, request AppendPartDeltaRequestObject) (AppendPartDeltaResponseObject, error)
+	// GetUIMessages Get a session's messages as the AI SDK shows them
+	// (GET /v1/sessions/{sessionId}/ui-messages)
+	GetUIMessages(ctx context.Context, request GetUIMessagesRequestObject) (GetUIMessagesResponseObject, error)
+	// UnarchiveSession Take an archived session up again
+	// (POST /v1/sessions/{sessionId}/unarchive)
+	UnarchiveSession(ctx context.Context, request UnarchiveSessionRequestObject) (UnarchiveSessionResponseObject, error)
+	// GetSessionUsage Get what a session has used
+	// (GET /v1/sessions/{sessionId}/usage)
+	GetSessionUsage(ctx context.Context, request GetSessionUsageRequestObject) (GetSessionUsageResponseObject, error)
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx context.Context, request GetVersionRequestObject) (GetVersionResponseObject, error)
@@ -8709,6 +12862,31 @@ func (sh *strictHandler) DeleteEncryptionKey(ctx echo.Context, keyVersion int32,
 	return nil
 }
 
+// FollowEvents operation middleware
+func (sh *strictHandler) FollowEvents(ctx echo.Context, params FollowEventsParams) error {
+	var request FollowEventsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.FollowEvents(ctx.Request().Context(), request.(FollowEventsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FollowEvents")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(FollowEventsResponseObject); ok {
+		return validResponse.VisitFollowEventsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // GetMe operation middleware
 func (sh *strictHandler) GetMe(ctx echo.Context) error {
 	var request GetMeRequestObject
@@ -9371,6 +13549,227 @@ func (sh *strictHandler) SetRetentionPolicy(ctx echo.Context, params SetRetentio
 	return nil
 }
 
+// ListRoles operation middleware
+func (sh *strictHandler) ListRoles(ctx echo.Context, params ListRolesParams) error {
+	var request ListRolesRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListRoles(ctx.Request().Context(), request.(ListRolesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListRoles")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListRolesResponseObject); ok {
+		return validResponse.VisitListRolesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateRole operation middleware
+func (sh *strictHandler) CreateRole(ctx echo.Context, params CreateRoleParams) error {
+	var request CreateRoleRequestObject
+
+	request.Params = params
+
+	var body CreateRoleJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateRole(ctx.Request().Context(), request.(CreateRoleRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateRole")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateRoleResponseObject); ok {
+		return validResponse.VisitCreateRoleResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// SyncRoles operation middleware
+func (sh *strictHandler) SyncRoles(ctx echo.Context, params SyncRolesParams) error {
+	var request SyncRolesRequestObject
+
+	request.Params = params
+
+	var body SyncRolesJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SyncRoles(ctx.Request().Context(), request.(SyncRolesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SyncRoles")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SyncRolesResponseObject); ok {
+		return validResponse.VisitSyncRolesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteRole operation middleware
+func (sh *strictHandler) DeleteRole(ctx echo.Context, roleId openapi_types.UUID, params DeleteRoleParams) error {
+	var request DeleteRoleRequestObject
+
+	request.RoleId = roleId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteRole(ctx.Request().Context(), request.(DeleteRoleRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteRole")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteRoleResponseObject); ok {
+		return validResponse.VisitDeleteRoleResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetRole operation middleware
+func (sh *strictHandler) GetRole(ctx echo.Context, roleId openapi_types.UUID) error {
+	var request GetRoleRequestObject
+
+	request.RoleId = roleId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetRole(ctx.Request().Context(), request.(GetRoleRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetRole")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetRoleResponseObject); ok {
+		return validResponse.VisitGetRoleResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdateRole operation middleware
+func (sh *strictHandler) UpdateRole(ctx echo.Context, roleId openapi_types.UUID, params UpdateRoleParams) error {
+	var request UpdateRoleRequestObject
+
+	request.RoleId = roleId
+	request.Params = params
+
+	var body UpdateRoleApplicationMergePatchPlusJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateRole(ctx.Request().Context(), request.(UpdateRoleRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateRole")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdateRoleResponseObject); ok {
+		return validResponse.VisitUpdateRoleResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // StartSecretRotation operation middleware
 func (sh *strictHandler) StartSecretRotation(ctx echo.Context, params StartSecretRotationParams) error {
 	var request StartSecretRotationRequestObject
@@ -9542,6 +13941,58 @@ func (sh *strictHandler) ImportSession(ctx echo.Context, params ImportSessionPar
 	return nil
 }
 
+// ImportSessionTree operation middleware
+func (sh *strictHandler) ImportSessionTree(ctx echo.Context, params ImportSessionTreeParams) error {
+	var request ImportSessionTreeRequestObject
+
+	request.Params = params
+
+	request.Body = ctx.Request().Body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ImportSessionTree(ctx.Request().Context(), request.(ImportSessionTreeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ImportSessionTree")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ImportSessionTreeResponseObject); ok {
+		return validResponse.VisitImportSessionTreeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// SearchSessions operation middleware
+func (sh *strictHandler) SearchSessions(ctx echo.Context, params SearchSessionsParams) error {
+	var request SearchSessionsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SearchSessions(ctx.Request().Context(), request.(SearchSessionsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SearchSessions")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SearchSessionsResponseObject); ok {
+		return validResponse.VisitSearchSessionsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // DeleteSession operation middleware
 func (sh *strictHandler) DeleteSession(ctx echo.Context, sessionId SessionId, params DeleteSessionParams) error {
 	var request DeleteSessionRequestObject
@@ -9642,6 +14093,58 @@ func (sh *strictHandler) UpdateSession(ctx echo.Context, sessionId SessionId, pa
 	return nil
 }
 
+// ArchiveSession operation middleware
+func (sh *strictHandler) ArchiveSession(ctx echo.Context, sessionId SessionId, params ArchiveSessionParams) error {
+	var request ArchiveSessionRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ArchiveSession(ctx.Request().Context(), request.(ArchiveSessionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ArchiveSession")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ArchiveSessionResponseObject); ok {
+		return validResponse.VisitArchiveSessionResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListChildSessions operation middleware
+func (sh *strictHandler) ListChildSessions(ctx echo.Context, sessionId SessionId, params ListChildSessionsParams) error {
+	var request ListChildSessionsRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListChildSessions(ctx.Request().Context(), request.(ListChildSessionsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListChildSessions")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListChildSessionsResponseObject); ok {
+		return validResponse.VisitListChildSessionsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // ExportSession operation middleware
 func (sh *strictHandler) ExportSession(ctx echo.Context, sessionId SessionId) error {
 	var request ExportSessionRequestObject
@@ -9661,6 +14164,80 @@ func (sh *strictHandler) ExportSession(ctx echo.Context, sessionId SessionId) er
 		return err
 	} else if validResponse, ok := response.(ExportSessionResponseObject); ok {
 		return validResponse.VisitExportSessionResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ExportSessionTree operation middleware
+func (sh *strictHandler) ExportSessionTree(ctx echo.Context, sessionId SessionId) error {
+	var request ExportSessionTreeRequestObject
+
+	request.SessionId = sessionId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ExportSessionTree(ctx.Request().Context(), request.(ExportSessionTreeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ExportSessionTree")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ExportSessionTreeResponseObject); ok {
+		return validResponse.VisitExportSessionTreeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ForkSession operation middleware
+func (sh *strictHandler) ForkSession(ctx echo.Context, sessionId SessionId, params ForkSessionParams) error {
+	var request ForkSessionRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	var body ForkSessionJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ForkSession(ctx.Request().Context(), request.(ForkSessionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ForkSession")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ForkSessionResponseObject); ok {
+		return validResponse.VisitForkSessionResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -9742,12 +14319,40 @@ func (sh *strictHandler) AppendMessage(ctx echo.Context, sessionId SessionId, pa
 	return nil
 }
 
+// DeleteMessage operation middleware
+func (sh *strictHandler) DeleteMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID, params DeleteMessageParams) error {
+	var request DeleteMessageRequestObject
+
+	request.SessionId = sessionId
+	request.MessageId = messageId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteMessage(ctx.Request().Context(), request.(DeleteMessageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteMessage")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteMessageResponseObject); ok {
+		return validResponse.VisitDeleteMessageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // GetMessage operation middleware
-func (sh *strictHandler) GetMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID) error {
+func (sh *strictHandler) GetMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID, params GetMessageParams) error {
 	var request GetMessageRequestObject
 
 	request.SessionId = sessionId
 	request.MessageId = messageId
+	request.Params = params
 
 	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
 		return sh.ssi.GetMessage(ctx.Request().Context(), request.(GetMessageRequestObject))
@@ -9762,6 +14367,286 @@ func (sh *strictHandler) GetMessage(ctx echo.Context, sessionId SessionId, messa
 		return err
 	} else if validResponse, ok := response.(GetMessageResponseObject); ok {
 		return validResponse.VisitGetMessageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListParts operation middleware
+func (sh *strictHandler) ListParts(ctx echo.Context, sessionId SessionId, params ListPartsParams) error {
+	var request ListPartsRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListParts(ctx.Request().Context(), request.(ListPartsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListParts")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListPartsResponseObject); ok {
+		return validResponse.VisitListPartsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AppendParts operation middleware
+func (sh *strictHandler) AppendParts(ctx echo.Context, sessionId SessionId, params AppendPartsParams) error {
+	var request AppendPartsRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	var body AppendPartsJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AppendParts(ctx.Request().Context(), request.(AppendPartsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AppendParts")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AppendPartsResponseObject); ok {
+		return validResponse.VisitAppendPartsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetPart operation middleware
+func (sh *strictHandler) GetPart(ctx echo.Context, sessionId SessionId, partId PartId, params GetPartParams) error {
+	var request GetPartRequestObject
+
+	request.SessionId = sessionId
+	request.PartId = partId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetPart(ctx.Request().Context(), request.(GetPartRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetPart")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetPartResponseObject); ok {
+		return validResponse.VisitGetPartResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdatePart operation middleware
+func (sh *strictHandler) UpdatePart(ctx echo.Context, sessionId SessionId, partId PartId, params UpdatePartParams) error {
+	var request UpdatePartRequestObject
+
+	request.SessionId = sessionId
+	request.PartId = partId
+	request.Params = params
+
+	var body UpdatePartApplicationMergePatchPlusJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdatePart(ctx.Request().Context(), request.(UpdatePartRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdatePart")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdatePartResponseObject); ok {
+		return validResponse.VisitUpdatePartResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AppendPartDelta operation middleware
+func (sh *strictHandler) AppendPartDelta(ctx echo.Context, sessionId SessionId, partId PartId, params AppendPartDeltaParams) error {
+	var request AppendPartDeltaRequestObject
+
+	request.SessionId = sessionId
+	request.PartId = partId
+	request.Params = params
+
+	var body AppendPartDeltaJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AppendPartDelta(ctx.Request().Context(), request.(AppendPartDeltaRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AppendPartDelta")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AppendPartDeltaResponseObject); ok {
+		return validResponse.VisitAppendPartDeltaResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetUIMessages operation middleware
+func (sh *strictHandler) GetUIMessages(ctx echo.Context, sessionId SessionId, params GetUIMessagesParams) error {
+	var request GetUIMessagesRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetUIMessages(ctx.Request().Context(), request.(GetUIMessagesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetUIMessages")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetUIMessagesResponseObject); ok {
+		return validResponse.VisitGetUIMessagesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UnarchiveSession operation middleware
+func (sh *strictHandler) UnarchiveSession(ctx echo.Context, sessionId SessionId, params UnarchiveSessionParams) error {
+	var request UnarchiveSessionRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UnarchiveSession(ctx.Request().Context(), request.(UnarchiveSessionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UnarchiveSession")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UnarchiveSessionResponseObject); ok {
+		return validResponse.VisitUnarchiveSessionResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetSessionUsage operation middleware
+func (sh *strictHandler) GetSessionUsage(ctx echo.Context, sessionId SessionId, params GetSessionUsageParams) error {
+	var request GetSessionUsageRequestObject
+
+	request.SessionId = sessionId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSessionUsage(ctx.Request().Context(), request.(GetSessionUsageRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSessionUsage")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetSessionUsageResponseObject); ok {
+		return validResponse.VisitGetSessionUsageResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

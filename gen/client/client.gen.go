@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -79,6 +80,21 @@ func (e AccountStatus) Valid() bool {
 	}
 }
 
+// Defines values for AgentPartType.
+const (
+	AgentPartTypeAgent AgentPartType = "agent"
+)
+
+// Valid indicates whether the value is a known member of the AgentPartType enum.
+func (e AgentPartType) Valid() bool {
+	switch e {
+	case AgentPartTypeAgent:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for AuditBreakHow.
 const (
 	AuditBreakHowAdded    AuditBreakHow = "added"
@@ -97,6 +113,126 @@ func (e AuditBreakHow) Valid() bool {
 	case AuditBreakHowMissing:
 		return true
 	case AuditBreakHowUnlinked:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CompactionPartType.
+const (
+	CompactionPartTypeCompaction CompactionPartType = "compaction"
+)
+
+// Valid indicates whether the value is a known member of the CompactionPartType enum.
+func (e CompactionPartType) Valid() bool {
+	switch e {
+	case CompactionPartTypeCompaction:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventAction.
+const (
+	EventActionCreated  EventAction = "created"
+	EventActionDeleted  EventAction = "deleted"
+	EventActionStreamed EventAction = "streamed"
+	EventActionUpdated  EventAction = "updated"
+)
+
+// Valid indicates whether the value is a known member of the EventAction enum.
+func (e EventAction) Valid() bool {
+	switch e {
+	case EventActionCreated:
+		return true
+	case EventActionDeleted:
+		return true
+	case EventActionStreamed:
+		return true
+	case EventActionUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for EventKind.
+const (
+	EventKindMessage EventKind = "message"
+	EventKindPart    EventKind = "part"
+	EventKindSession EventKind = "session"
+)
+
+// Valid indicates whether the value is a known member of the EventKind enum.
+func (e EventKind) Valid() bool {
+	switch e {
+	case EventKindMessage:
+		return true
+	case EventKindPart:
+		return true
+	case EventKindSession:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FilePartType.
+const (
+	FilePartTypeFile FilePartType = "file"
+)
+
+// Valid indicates whether the value is a known member of the FilePartType enum.
+func (e FilePartType) Valid() bool {
+	switch e {
+	case FilePartTypeFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceFileType.
+const (
+	FileSourceFileTypeFile FileSourceFileType = "file"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceFileType enum.
+func (e FileSourceFileType) Valid() bool {
+	switch e {
+	case FileSourceFileTypeFile:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceResourceType.
+const (
+	FileSourceResourceTypeResource FileSourceResourceType = "resource"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceResourceType enum.
+func (e FileSourceResourceType) Valid() bool {
+	switch e {
+	case FileSourceResourceTypeResource:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for FileSourceSymbolType.
+const (
+	FileSourceSymbolTypeSymbol FileSourceSymbolType = "symbol"
+)
+
+// Valid indicates whether the value is a known member of the FileSourceSymbolType enum.
+func (e FileSourceSymbolType) Valid() bool {
+	switch e {
+	case FileSourceSymbolTypeSymbol:
 		return true
 	default:
 		return false
@@ -157,6 +293,72 @@ func (e MessageRole) Valid() bool {
 	case MessageRoleSystem:
 		return true
 	case MessageRoleUser:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for PatchPartType.
+const (
+	PatchPartTypePatch PatchPartType = "patch"
+)
+
+// Valid indicates whether the value is a known member of the PatchPartType enum.
+func (e PatchPartType) Valid() bool {
+	switch e {
+	case PatchPartTypePatch:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ReasoningPartType.
+const (
+	ReasoningPartTypeReasoning ReasoningPartType = "reasoning"
+)
+
+// Valid indicates whether the value is a known member of the ReasoningPartType enum.
+func (e ReasoningPartType) Valid() bool {
+	switch e {
+	case ReasoningPartTypeReasoning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RetryPartType.
+const (
+	RetryPartTypeRetry RetryPartType = "retry"
+)
+
+// Valid indicates whether the value is a known member of the RetryPartType enum.
+func (e RetryPartType) Valid() bool {
+	switch e {
+	case RetryPartTypeRetry:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for RoleOrigin.
+const (
+	RoleOriginApi    RoleOrigin = "api"
+	RoleOriginFile   RoleOrigin = "file"
+	RoleOriginImport RoleOrigin = "import"
+)
+
+// Valid indicates whether the value is a known member of the RoleOrigin enum.
+func (e RoleOrigin) Valid() bool {
+	switch e {
+	case RoleOriginApi:
+		return true
+	case RoleOriginFile:
+		return true
+	case RoleOriginImport:
 		return true
 	default:
 		return false
@@ -229,6 +431,246 @@ func (e SessionImportResult) Valid() bool {
 	case SessionImportResultUnchanged:
 		return true
 	case SessionImportResultUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SnapshotPartType.
+const (
+	SnapshotPartTypeSnapshot SnapshotPartType = "snapshot"
+)
+
+// Valid indicates whether the value is a known member of the SnapshotPartType enum.
+func (e SnapshotPartType) Valid() bool {
+	switch e {
+	case SnapshotPartTypeSnapshot:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StepFinishPartType.
+const (
+	StepFinishPartTypeStepFinish StepFinishPartType = "step-finish"
+)
+
+// Valid indicates whether the value is a known member of the StepFinishPartType enum.
+func (e StepFinishPartType) Valid() bool {
+	switch e {
+	case StepFinishPartTypeStepFinish:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for StepStartPartType.
+const (
+	StepStartPartTypeStepStart StepStartPartType = "step-start"
+)
+
+// Valid indicates whether the value is a known member of the StepStartPartType enum.
+func (e StepStartPartType) Valid() bool {
+	switch e {
+	case StepStartPartTypeStepStart:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SubtaskPartType.
+const (
+	SubtaskPartTypeSubtask SubtaskPartType = "subtask"
+)
+
+// Valid indicates whether the value is a known member of the SubtaskPartType enum.
+func (e SubtaskPartType) Valid() bool {
+	switch e {
+	case SubtaskPartTypeSubtask:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TextPartType.
+const (
+	TextPartTypeText TextPartType = "text"
+)
+
+// Valid indicates whether the value is a known member of the TextPartType enum.
+func (e TextPartType) Valid() bool {
+	switch e {
+	case TextPartTypeText:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolPartType.
+const (
+	ToolPartTypeTool ToolPartType = "tool"
+)
+
+// Valid indicates whether the value is a known member of the ToolPartType enum.
+func (e ToolPartType) Valid() bool {
+	switch e {
+	case ToolPartTypeTool:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateCompletedStatus.
+const (
+	ToolStateCompletedStatusCompleted ToolStateCompletedStatus = "completed"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateCompletedStatus enum.
+func (e ToolStateCompletedStatus) Valid() bool {
+	switch e {
+	case ToolStateCompletedStatusCompleted:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateErrorStatus.
+const (
+	ToolStateErrorStatusError ToolStateErrorStatus = "error"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateErrorStatus enum.
+func (e ToolStateErrorStatus) Valid() bool {
+	switch e {
+	case ToolStateErrorStatusError:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStatePendingStatus.
+const (
+	ToolStatePendingStatusPending ToolStatePendingStatus = "pending"
+)
+
+// Valid indicates whether the value is a known member of the ToolStatePendingStatus enum.
+func (e ToolStatePendingStatus) Valid() bool {
+	switch e {
+	case ToolStatePendingStatusPending:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ToolStateRunningStatus.
+const (
+	ToolStateRunningStatusRunning ToolStateRunningStatus = "running"
+)
+
+// Valid indicates whether the value is a known member of the ToolStateRunningStatus enum.
+func (e ToolStateRunningStatus) Valid() bool {
+	switch e {
+	case ToolStateRunningStatusRunning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Content.
+const (
+	ContentFull    Content = "full"
+	ContentSummary Content = "summary"
+)
+
+// Valid indicates whether the value is a known member of the Content enum.
+func (e Content) Valid() bool {
+	switch e {
+	case ContentFull:
+		return true
+	case ContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListMessagesParamsContent.
+const (
+	ListMessagesParamsContentFull    ListMessagesParamsContent = "full"
+	ListMessagesParamsContentSummary ListMessagesParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the ListMessagesParamsContent enum.
+func (e ListMessagesParamsContent) Valid() bool {
+	switch e {
+	case ListMessagesParamsContentFull:
+		return true
+	case ListMessagesParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetMessageParamsContent.
+const (
+	GetMessageParamsContentFull    GetMessageParamsContent = "full"
+	GetMessageParamsContentSummary GetMessageParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the GetMessageParamsContent enum.
+func (e GetMessageParamsContent) Valid() bool {
+	switch e {
+	case GetMessageParamsContentFull:
+		return true
+	case GetMessageParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for ListPartsParamsContent.
+const (
+	ListPartsParamsContentFull    ListPartsParamsContent = "full"
+	ListPartsParamsContentSummary ListPartsParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the ListPartsParamsContent enum.
+func (e ListPartsParamsContent) Valid() bool {
+	switch e {
+	case ListPartsParamsContentFull:
+		return true
+	case ListPartsParamsContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetPartParamsContent.
+const (
+	GetPartParamsContentFull    GetPartParamsContent = "full"
+	GetPartParamsContentSummary GetPartParamsContent = "summary"
+)
+
+// Valid indicates whether the value is a known member of the GetPartParamsContent enum.
+func (e GetPartParamsContent) Valid() bool {
+	switch e {
+	case GetPartParamsContentFull:
+		return true
+	case GetPartParamsContentSummary:
 		return true
 	default:
 		return false
@@ -311,6 +753,23 @@ type AccountUpdate struct {
 
 	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject `json:"metadata,omitempty"`
+}
+
+// AgentPart defines model for AgentPart.
+type AgentPart struct {
+	Data AgentPartData `json:"data"`
+	Type AgentPartType `json:"type"`
+}
+
+// AgentPartType defines model for AgentPart.Type.
+type AgentPartType string
+
+// AgentPartData defines model for AgentPartData.
+type AgentPartData struct {
+	Name string `json:"name"`
+
+	// Source Where it stands in the message's text.
+	Source *TextSpan `json:"source,omitempty"`
 }
 
 // ApiKey defines model for ApiKey.
@@ -472,6 +931,21 @@ type AuditVerification struct {
 	Intact       bool  `json:"intact"`
 }
 
+// ChildSession defines model for ChildSession.
+type ChildSession struct {
+	// Depth 1 for a child, 2 for a child's child and so on.
+	Depth   int32   `json:"depth"`
+	Session Session `json:"session"`
+}
+
+// ChildSessionPage defines model for ChildSessionPage.
+type ChildSessionPage struct {
+	Items []ChildSession `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
 // ServiceClient defines model for Client.
 type ServiceClient struct {
 	// Config Any JSON object. It comes back with the values that were given.
@@ -609,6 +1083,28 @@ type ClientValidation struct {
 	Items []InvalidClient `json:"items"`
 }
 
+// CompactionPart defines model for CompactionPart.
+type CompactionPart struct {
+	Data CompactionPartData `json:"data"`
+	Type CompactionPartType `json:"type"`
+}
+
+// CompactionPartType defines model for CompactionPart.Type.
+type CompactionPartType string
+
+// CompactionPartData defines model for CompactionPartData.
+type CompactionPartData struct {
+	Auto        bool    `json:"auto"`
+	Overflow    *bool   `json:"overflow,omitempty"`
+	TailStartId *string `json:"tail_start_id,omitempty"`
+}
+
+// DayUsage defines model for DayUsage.
+type DayUsage struct {
+	Day   openapi_types.Date `json:"day"`
+	Usage Usage              `json:"usage"`
+}
+
 // DeactivatedAccount defines model for DeactivatedAccount.
 type DeactivatedAccount struct {
 	Account            Account        `json:"account"`
@@ -639,6 +1135,50 @@ type EncryptionKeyList struct {
 	Items []EncryptionKey `json:"items"`
 }
 
+// Event A change, as it stands in the `data` of the feed's events.
+type Event struct {
+	// Action streamed: text was added to a part, whose revision moves when the text ends.
+	Action EventAction `json:"action"`
+
+	// At When the transaction that made the change began.
+	At time.Time `json:"at"`
+
+	// Id The id of what has changed.
+	Id openapi_types.UUID `json:"id"`
+
+	// Kind What has changed.
+	Kind EventKind `json:"kind"`
+
+	// Offset Of a text that streams in, how long it is, in UTF-16 code units.
+	Offset *int64 `json:"offset,omitempty"`
+
+	// Position Its place in the feed, which counts up by one from event to event; also the id of the event.
+	Position int64 `json:"position"`
+
+	// ProjectId The project that it is in.
+	ProjectId *openapi_types.UUID `json:"projectId"`
+
+	// Revision Its revision after the change.
+	Revision int32 `json:"revision"`
+
+	// SessionId The session that it is, or is in.
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// EventAction streamed: text was added to a part, whose revision moves when the text ends.
+type EventAction string
+
+// EventKind What has changed.
+type EventKind string
+
+// EventReset What the `data` of the event `reset` says. The feed goes on behind its position, but what came before it is no longer kept.
+type EventReset struct {
+	Position int64 `json:"position"`
+
+	// Reread The paths of what may have changed meanwhile.
+	Reread []string `json:"reread"`
+}
+
 // FieldError defines model for FieldError.
 type FieldError struct {
 	Message string `json:"message"`
@@ -646,6 +1186,78 @@ type FieldError struct {
 	// Pointer A JSON pointer (RFC 6901) into the body, or `query:name`, `path:name`, `header:name`.
 	Pointer string `json:"pointer"`
 }
+
+// FilePart defines model for FilePart.
+type FilePart struct {
+	// Data A file, as a part of its own or attached to what a tool gave back.
+	Data FilePartData `json:"data"`
+	Type FilePartType `json:"type"`
+}
+
+// FilePartType defines model for FilePart.Type.
+type FilePartType string
+
+// FilePartData A file, as a part of its own or attached to what a tool gave back.
+type FilePartData struct {
+	Filename *string `json:"filename,omitempty"`
+	Mime     string  `json:"mime"`
+
+	// Source What of a file was meant.
+	Source *FileSource `json:"source,omitempty"`
+
+	// Url Where it is: `data:`, `file:`, `https:`.
+	Url string `json:"url"`
+}
+
+// FileSource What of a file was meant.
+type FileSource struct {
+	union json.RawMessage
+}
+
+// FileSourceFile defines model for FileSourceFile.
+type FileSourceFile struct {
+	Path string `json:"path"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan           `json:"text"`
+	Type FileSourceFileType `json:"type"`
+}
+
+// FileSourceFileType defines model for FileSourceFile.Type.
+type FileSourceFileType string
+
+// FileSourceResource defines model for FileSourceResource.
+type FileSourceResource struct {
+	// ClientName The MCP client's name.
+	ClientName string `json:"clientName"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan               `json:"text"`
+	Type FileSourceResourceType `json:"type"`
+	Uri  string                 `json:"uri"`
+}
+
+// FileSourceResourceType defines model for FileSourceResource.Type.
+type FileSourceResourceType string
+
+// FileSourceSymbol defines model for FileSourceSymbol.
+type FileSourceSymbol struct {
+	// Kind A SymbolKind of the Language Server Protocol.
+	Kind  float64 `json:"kind"`
+	Name  string  `json:"name"`
+	Path  string  `json:"path"`
+	Range struct {
+		End   TextPosition `json:"end"`
+		Start TextPosition `json:"start"`
+	} `json:"range"`
+
+	// Text Where it stands in the message's text.
+	Text TextSpan             `json:"text"`
+	Type FileSourceSymbolType `json:"type"`
+}
+
+// FileSourceSymbolType defines model for FileSourceSymbol.Type.
+type FileSourceSymbolType string
 
 // Health defines model for Health.
 type Health struct {
@@ -675,6 +1287,11 @@ type InvalidClient struct {
 
 // JSONObject Any JSON object. It comes back with the values that were given.
 type JSONObject = json.RawMessage
+
+// KnownPart A part of a type that opencode 1.18 knows.
+type KnownPart struct {
+	union json.RawMessage
+}
 
 // Me defines model for Me.
 type Me struct {
@@ -789,6 +1406,22 @@ type MessageRole string
 // Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 type Metadata = json.RawMessage
 
+// ModelUsage defines model for ModelUsage.
+type ModelUsage struct {
+	// ModelId Empty where the messages name none.
+	ModelId string `json:"modelId"`
+
+	// ProviderId Empty where the messages name none.
+	ProviderId string `json:"providerId"`
+	Usage      Usage  `json:"usage"`
+}
+
+// NewOtherPart defines model for NewOtherPart.
+type NewOtherPart struct {
+	Data *map[string]interface{} `json:"data,omitempty"`
+	Type string                  `json:"type"`
+}
+
 // OpencodeExport The file that `opencode export` writes.
 type OpencodeExport struct {
 	Info                 map[string]interface{}         `json:"info"`
@@ -873,13 +1506,20 @@ type OrganizationUpdate struct {
 	Slug *Slug `json:"slug,omitempty"`
 }
 
+// OtherPart A part of another type, or an imported one that is not what its type asks for.
+type OtherPart struct {
+	Data map[string]interface{} `json:"data"`
+	Type string                 `json:"type"`
+}
+
 // OwnershipTransfer defines model for OwnershipTransfer.
 type OwnershipTransfer struct {
 	// AccountId The new accountable owner, a member.
 	AccountId openapi_types.UUID `json:"accountId"`
 }
 
-// Part defines model for Part.
+// Part What a message consists of. Parts of the types that opencode 1.18 knows are `KnownPart`s; an import may bring others, and some that
+// are not quite what their type asks for: these come back as they came.
 type Part struct {
 	CreatedAt time.Time `json:"createdAt"`
 
@@ -895,19 +1535,86 @@ type Part struct {
 	// SourceId Its id in the program that it was imported from.
 	SourceId *string `json:"sourceId"`
 
+	// Truncated Present, and true, where `content=summary` has shortened `data`.
+	Truncated *bool `json:"truncated,omitempty"`
+
 	// Type text, reasoning, tool, file and so on; unknown types are kept.
 	Type      string    `json:"type"`
 	UpdatedAt time.Time `json:"updatedAt"`
+	union     json.RawMessage
 }
 
-// PartCreate defines model for PartCreate.
+// PartAppend defines model for PartAppend.
+type PartAppend struct {
+	MessageId openapi_types.UUID `json:"messageId"`
+	Parts     []PartCreate       `json:"parts"`
+}
+
+// PartCreate A part of a known type must be a `KnownPart`; parts of other types are kept as they are.
 type PartCreate struct {
 	// Data Any JSON object. It comes back with the values that were given.
 	Data *JSONObject `json:"data,omitempty"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 	Metadata *Metadata `json:"metadata,omitempty"`
-	Type     string    `json:"type"`
+	Type     *string   `json:"type,omitempty"`
+	union    json.RawMessage
+}
+
+// PartDelta defines model for PartDelta.
+type PartDelta struct {
+	// Offset Where it begins in UTF-16 code units.
+	Offset int64           `json:"offset"`
+	Text   json.RawMessage `json:"text"`
+}
+
+// PartDeltaResult defines model for PartDeltaResult.
+type PartDeltaResult struct {
+	// Offset Where the next delta begins.
+	Offset int64 `json:"offset"`
+}
+
+// PartList defines model for PartList.
+type PartList struct {
+	Items []Part `json:"items"`
+}
+
+// PartPage defines model for PartPage.
+type PartPage struct {
+	Items []Part `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// PartTime When it began and ended, in milliseconds since 1970.
+type PartTime struct {
+	End   *float64 `json:"end,omitempty"`
+	Start float64  `json:"start"`
+}
+
+// PartUpdate defines model for PartUpdate.
+type PartUpdate struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data *JSONObject `json:"data,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+}
+
+// PatchPart defines model for PatchPart.
+type PatchPart struct {
+	Data PatchPartData `json:"data"`
+	Type PatchPartType `json:"type"`
+}
+
+// PatchPartType defines model for PatchPart.Type.
+type PatchPartType string
+
+// PatchPartData defines model for PatchPartData.
+type PatchPartData struct {
+	Files []string `json:"files"`
+	Hash  string   `json:"hash"`
 }
 
 // Problem Why a request was refused (RFC 9457).
@@ -993,6 +1700,25 @@ type ProjectUpdate struct {
 	Slug *Slug `json:"slug,omitempty"`
 }
 
+// ReasoningPart defines model for ReasoningPart.
+type ReasoningPart struct {
+	Data ReasoningPartData `json:"data"`
+	Type ReasoningPartType `json:"type"`
+}
+
+// ReasoningPartType defines model for ReasoningPart.Type.
+type ReasoningPartType string
+
+// ReasoningPartData defines model for ReasoningPartData.
+type ReasoningPartData struct {
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+	Text     string                  `json:"text"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time PartTime `json:"time"`
+}
+
 // Resource project:<id>: the key is limited to this project and what belongs to it.
 type Resource = string
 
@@ -1003,9 +1729,12 @@ type RetentionPolicy struct {
 	CreatedAt time.Time `json:"createdAt"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
-	Metadata  Metadata  `json:"metadata"`
-	Revision  int32     `json:"revision"`
-	UpdatedAt time.Time `json:"updatedAt"`
+	Metadata Metadata `json:"metadata"`
+	Revision int32    `json:"revision"`
+
+	// SessionDays Days that archived sessions are kept, from when they were archived; null for ever.
+	SessionDays *int32    `json:"sessionDays"`
+	UpdatedAt   time.Time `json:"updatedAt"`
 }
 
 // RetentionPolicyUpdate defines model for RetentionPolicyUpdate.
@@ -1013,7 +1742,28 @@ type RetentionPolicyUpdate struct {
 	AuditDays nullable.Nullable[int32] `json:"auditDays,omitempty"`
 
 	// Metadata Any JSON object. It comes back with the values that were given.
-	Metadata *JSONObject `json:"metadata,omitempty"`
+	Metadata    *JSONObject              `json:"metadata,omitempty"`
+	SessionDays nullable.Nullable[int32] `json:"sessionDays,omitempty"`
+}
+
+// RetryPart defines model for RetryPart.
+type RetryPart struct {
+	Data RetryPartData `json:"data"`
+	Type RetryPartType `json:"type"`
+}
+
+// RetryPartType defines model for RetryPart.Type.
+type RetryPartType string
+
+// RetryPartData defines model for RetryPartData.
+type RetryPartData struct {
+	Attempt float64 `json:"attempt"`
+
+	// Error A name and data, as the provider reported it.
+	Error map[string]interface{} `json:"error"`
+	Time  struct {
+		Created float64 `json:"created"`
+	} `json:"time"`
 }
 
 // RevealedSecret defines model for RevealedSecret.
@@ -1025,12 +1775,110 @@ type RevealedSecret struct {
 	ValueChangedAt time.Time `json:"valueChangedAt"`
 }
 
+// Role What an agent is told to be in a session.
+type Role struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Data Any JSON object. It comes back with the values that were given.
+	Data        JSONObject `json:"data"`
+	Description string     `json:"description"`
+
+	// FileSet The set of files that it was synced from.
+	FileSet *string            `json:"fileSet"`
+	Id      openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Origin api: created by a caller. file: synced from role files. import: a name that an imported session used, until somebody defines it.
+	Origin RoleOrigin `json:"origin"`
+
+	// Prompt The system prompt.
+	Prompt    string    `json:"prompt"`
+	Revision  int32     `json:"revision"`
+	UpdatedAt time.Time `json:"updatedAt"`
+}
+
+// RoleCreate defines model for RoleCreate.
+type RoleCreate struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data        *JSONObject `json:"data,omitempty"`
+	Description *string     `json:"description,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+	Name     string    `json:"name"`
+	Prompt   *string   `json:"prompt,omitempty"`
+}
+
+// RoleFile defines model for RoleFile.
+type RoleFile struct {
+	Content string `json:"content"`
+	Path    string `json:"path"`
+}
+
+// RoleOrigin api: created by a caller. file: synced from role files. import: a name that an imported session used, until somebody defines it.
+type RoleOrigin string
+
+// RolePage defines model for RolePage.
+type RolePage struct {
+	Items []Role `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// RoleSync defines model for RoleSync.
+type RoleSync struct {
+	// FileSet The name of the set, for instance the repository's.
+	FileSet string `json:"fileSet"`
+
+	// Files All files of the set; none removes its roles.
+	Files []RoleFile `json:"files"`
+}
+
+// RoleSyncResult The names of the set's roles, by what became of them.
+type RoleSyncResult struct {
+	Created   []string `json:"created"`
+	Removed   []string `json:"removed"`
+	Unchanged []string `json:"unchanged"`
+	Updated   []string `json:"updated"`
+}
+
+// RoleUpdate defines model for RoleUpdate.
+type RoleUpdate struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data        *JSONObject `json:"data,omitempty"`
+	Description *string     `json:"description,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+	Name     *string     `json:"name,omitempty"`
+	Prompt   *string     `json:"prompt,omitempty"`
+}
+
 // RunState How a session is. idle: nothing is going on. running: an agent is at work. waiting: it waits for somebody. errored: the last
 // turn failed, and can be taken up again. ended: over for good; late messages are still taken.
 type RunState string
 
 // Scope noun:read, noun:write, noun:admin; * for all of those; platform:* for admin accounts.
 type Scope = string
+
+// SearchMatch defines model for SearchMatch.
+type SearchMatch struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// MessageId Null for the session's title.
+	MessageId *openapi_types.UUID `json:"messageId"`
+	PartId    *openapi_types.UUID `json:"partId"`
+
+	// Snippet What stands around the words, in pieces that join to one text.
+	Snippet []SnippetPiece `json:"snippet"`
+
+	// Type The part's type.
+	Type *string `json:"type"`
+}
 
 // SecretRotation defines model for SecretRotation.
 type SecretRotation struct {
@@ -1069,8 +1917,11 @@ type Session struct {
 	CreatedAt  time.Time           `json:"createdAt"`
 
 	// Data Any JSON object. It comes back with the values that were given.
-	Data JSONObject         `json:"data"`
-	Id   openapi_types.UUID `json:"id"`
+	Data JSONObject `json:"data"`
+
+	// ForkOfId The session that it was forked from.
+	ForkOfId *openapi_types.UUID `json:"forkOfId"`
+	Id       openapi_types.UUID  `json:"id"`
 
 	// LastActivityAt When a message or part last arrived. Moves without a new revision.
 	LastActivityAt time.Time `json:"lastActivityAt"`
@@ -1124,6 +1975,34 @@ type SessionCreate struct {
 	Version *string `json:"version,omitempty"`
 }
 
+// SessionFork defines model for SessionFork.
+type SessionFork struct {
+	// Before The fork ends before `messageId`: to say something else there.
+	Before *bool `json:"before,omitempty"`
+
+	// MessageId The last message that is copied; all are when it is absent.
+	MessageId *openapi_types.UUID `json:"messageId,omitempty"`
+
+	// Slug A short name: lower-case letters and digits in groups joined by dashes.
+	Slug *Slug `json:"slug,omitempty"`
+
+	// Title The original's with "(fork)" behind it when absent.
+	Title *string `json:"title,omitempty"`
+}
+
+// SessionHit defines model for SessionHit.
+type SessionHit struct {
+	// Best The best three of them.
+	Best []SearchMatch `json:"best"`
+
+	// Matches In how many parts the query was found, the title counted as one.
+	Matches int64 `json:"matches"`
+
+	// Rank Only good for comparing: the higher the better.
+	Rank    float32 `json:"rank"`
+	Session Session `json:"session"`
+}
+
 // SessionImport defines model for SessionImport.
 type SessionImport struct {
 	// Id The session's id in the hub.
@@ -1146,6 +2025,26 @@ type SessionPage struct {
 	NextCursor *string `json:"nextCursor,omitempty"`
 }
 
+// SessionSearchPage defines model for SessionSearchPage.
+type SessionSearchPage struct {
+	Items []SessionHit `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// SessionTreeImport defines model for SessionTreeImport.
+type SessionTreeImport struct {
+	Items []SessionTreeImportItem `json:"items"`
+}
+
+// SessionTreeImportItem defines model for SessionTreeImportItem.
+type SessionTreeImportItem struct {
+	// File The file's name in the archive.
+	File    string        `json:"file"`
+	Session SessionImport `json:"session"`
+}
+
 // SessionUpdate defines model for SessionUpdate.
 type SessionUpdate struct {
 	// Data Any JSON object. It comes back with the values that were given.
@@ -1164,11 +2063,280 @@ type SessionUpdate struct {
 	Title *string `json:"title,omitempty"`
 }
 
+// SessionUsage defines model for SessionUsage.
+type SessionUsage struct {
+	// ByDay In order.
+	ByDay []DayUsage `json:"byDay"`
+
+	// ByModel The dearest first.
+	ByModel []ModelUsage `json:"byModel"`
+
+	// Sessions How many sessions were counted: 1, or with its descendants.
+	Sessions int64 `json:"sessions"`
+	Total    Usage `json:"total"`
+}
+
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
 
+// SnapshotPart defines model for SnapshotPart.
+type SnapshotPart struct {
+	Data SnapshotPartData `json:"data"`
+	Type SnapshotPartType `json:"type"`
+}
+
+// SnapshotPartType defines model for SnapshotPart.Type.
+type SnapshotPartType string
+
+// SnapshotPartData defines model for SnapshotPartData.
+type SnapshotPartData struct {
+	// Snapshot The state of the work tree.
+	Snapshot string `json:"snapshot"`
+}
+
+// SnippetPiece defines model for SnippetPiece.
+type SnippetPiece struct {
+	// Match Whether this is a word that was looked for.
+	Match bool `json:"match"`
+
+	// Text Plain text, not HTML.
+	Text string `json:"text"`
+}
+
+// StepFinishPart defines model for StepFinishPart.
+type StepFinishPart struct {
+	Data StepFinishPartData `json:"data"`
+	Type StepFinishPartType `json:"type"`
+}
+
+// StepFinishPartType defines model for StepFinishPart.Type.
+type StepFinishPartType string
+
+// StepFinishPartData defines model for StepFinishPartData.
+type StepFinishPartData struct {
+	Cost   float64 `json:"cost"`
+	Reason string  `json:"reason"`
+
+	// Snapshot The state of the work tree.
+	Snapshot *string `json:"snapshot,omitempty"`
+	Tokens   Tokens  `json:"tokens"`
+}
+
+// StepStartPart defines model for StepStartPart.
+type StepStartPart struct {
+	Data StepStartPartData `json:"data"`
+	Type StepStartPartType `json:"type"`
+}
+
+// StepStartPartType defines model for StepStartPart.Type.
+type StepStartPartType string
+
+// StepStartPartData defines model for StepStartPartData.
+type StepStartPartData struct {
+	// Snapshot The state of the work tree.
+	Snapshot *string `json:"snapshot,omitempty"`
+}
+
+// SubtaskPart defines model for SubtaskPart.
+type SubtaskPart struct {
+	Data SubtaskPartData `json:"data"`
+	Type SubtaskPartType `json:"type"`
+}
+
+// SubtaskPartType defines model for SubtaskPart.Type.
+type SubtaskPartType string
+
+// SubtaskPartData defines model for SubtaskPartData.
+type SubtaskPartData struct {
+	Agent       string  `json:"agent"`
+	Command     *string `json:"command,omitempty"`
+	Description string  `json:"description"`
+	Model       *struct {
+		ModelID    string `json:"modelID"`
+		ProviderID string `json:"providerID"`
+	} `json:"model,omitempty"`
+	Prompt string `json:"prompt"`
+}
+
 // Tag A label of the organisation's own.
 type Tag = string
+
+// TextPart defines model for TextPart.
+type TextPart struct {
+	Data TextPartData `json:"data"`
+	Type TextPartType `json:"type"`
+}
+
+// TextPartType defines model for TextPart.Type.
+type TextPartType string
+
+// TextPartData defines model for TextPartData.
+type TextPartData struct {
+	// Ignored Not for the model.
+	Ignored *bool `json:"ignored,omitempty"`
+
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// Synthetic Written by the program, not by the author of the message.
+	Synthetic *bool  `json:"synthetic,omitempty"`
+	Text      string `json:"text"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time *PartTime `json:"time,omitempty"`
+}
+
+// TextPosition defines model for TextPosition.
+type TextPosition struct {
+	Character float64 `json:"character"`
+	Line      float64 `json:"line"`
+}
+
+// TextSpan Where it stands in the message's text.
+type TextSpan struct {
+	End   float64 `json:"end"`
+	Start float64 `json:"start"`
+	Value string  `json:"value"`
+}
+
+// TokenUsage defines model for TokenUsage.
+type TokenUsage struct {
+	CacheRead  int64 `json:"cacheRead"`
+	CacheWrite int64 `json:"cacheWrite"`
+	Input      int64 `json:"input"`
+	Output     int64 `json:"output"`
+	Reasoning  int64 `json:"reasoning"`
+}
+
+// Tokens defines model for Tokens.
+type Tokens struct {
+	Cache struct {
+		Read  float64 `json:"read"`
+		Write float64 `json:"write"`
+	} `json:"cache"`
+	Input     float64  `json:"input"`
+	Output    float64  `json:"output"`
+	Reasoning float64  `json:"reasoning"`
+	Total     *float64 `json:"total,omitempty"`
+}
+
+// ToolPart defines model for ToolPart.
+type ToolPart struct {
+	Data ToolPartData `json:"data"`
+	Type ToolPartType `json:"type"`
+}
+
+// ToolPartType defines model for ToolPart.Type.
+type ToolPartType string
+
+// ToolPartData defines model for ToolPartData.
+type ToolPartData struct {
+	CallID string `json:"callID"`
+
+	// Metadata The provider's.
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// State How a tool call is. What may follow what is said at updatePart.
+	State ToolState `json:"state"`
+	Tool  string    `json:"tool"`
+}
+
+// ToolState How a tool call is. What may follow what is said at updatePart.
+type ToolState struct {
+	union json.RawMessage
+}
+
+// ToolStateCompleted The tool has answered. A command that failed has answered too.
+type ToolStateCompleted struct {
+	Attachments *[]FilePartData          `json:"attachments,omitempty"`
+	Input       map[string]interface{}   `json:"input"`
+	Metadata    map[string]interface{}   `json:"metadata"`
+	Output      string                   `json:"output"`
+	Status      ToolStateCompletedStatus `json:"status"`
+	Time        struct {
+		// Compacted When the output was taken out of the model's context.
+		Compacted *float64 `json:"compacted,omitempty"`
+		End       float64  `json:"end"`
+		Start     float64  `json:"start"`
+	} `json:"time"`
+	Title string `json:"title"`
+}
+
+// ToolStateCompletedStatus defines model for ToolStateCompleted.Status.
+type ToolStateCompletedStatus string
+
+// ToolStateError defines model for ToolStateError.
+type ToolStateError struct {
+	Error    string                  `json:"error"`
+	Input    map[string]interface{}  `json:"input"`
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+	Status   ToolStateErrorStatus    `json:"status"`
+	Time     struct {
+		End   float64 `json:"end"`
+		Start float64 `json:"start"`
+	} `json:"time"`
+}
+
+// ToolStateErrorStatus defines model for ToolStateError.Status.
+type ToolStateErrorStatus string
+
+// ToolStatePending The model is still writing the call.
+type ToolStatePending struct {
+	Input map[string]interface{} `json:"input"`
+
+	// Raw The input so far, as the model writes it.
+	Raw    string                 `json:"raw"`
+	Status ToolStatePendingStatus `json:"status"`
+}
+
+// ToolStatePendingStatus defines model for ToolStatePending.Status.
+type ToolStatePendingStatus string
+
+// ToolStateRunning defines model for ToolStateRunning.
+type ToolStateRunning struct {
+	Input    map[string]interface{}  `json:"input"`
+	Metadata *map[string]interface{} `json:"metadata,omitempty"`
+
+	// Output The output so far.
+	Output *string                `json:"output,omitempty"`
+	Status ToolStateRunningStatus `json:"status"`
+
+	// Time When it began and ended, in milliseconds since 1970.
+	Time  PartTime `json:"time"`
+	Title *string  `json:"title,omitempty"`
+}
+
+// ToolStateRunningStatus defines model for ToolStateRunning.Status.
+type ToolStateRunningStatus string
+
+// UIMessage defines model for UIMessage.
+type UIMessage struct {
+	// Id The message's id.
+	Id string `json:"id"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata JSONObject   `json:"metadata"`
+	Parts    []JSONObject `json:"parts"`
+	Role     MessageRole  `json:"role"`
+}
+
+// UIMessagePage defines model for UIMessagePage.
+type UIMessagePage struct {
+	Items []UIMessage `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// Usage defines model for Usage.
+type Usage struct {
+	// Cost As the messages state it: opencode counts US dollars.
+	Cost float64 `json:"cost"`
+
+	// Messages Assistant messages.
+	Messages int64      `json:"messages"`
+	Tokens   TokenUsage `json:"tokens"`
+}
 
 // Version defines model for Version.
 type Version struct {
@@ -1194,8 +2362,14 @@ type ApiKeyId = openapi_types.UUID
 // ClientId defines model for ClientId.
 type ClientId = openapi_types.UUID
 
+// Content defines model for Content.
+type Content string
+
 // Cursor defines model for Cursor.
 type Cursor = string
+
+// Descendants defines model for Descendants.
+type Descendants = bool
 
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
@@ -1208,6 +2382,9 @@ type Limit = int32
 
 // OrganizationId defines model for OrganizationId.
 type OrganizationId = openapi_types.UUID
+
+// PartId defines model for PartId.
+type PartId = openapi_types.UUID
 
 // ProjectId defines model for ProjectId.
 type ProjectId = openapi_types.UUID
@@ -1471,6 +2648,24 @@ type DeleteEncryptionKeyParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
+// FollowEventsParams defines parameters for FollowEvents.
+type FollowEventsParams struct {
+	// SessionId Only what happens in this session.
+	SessionId *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+
+	// ProjectId Only what happens in this project.
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+
+	// Kind Only changes of these kinds, separated by commas.
+	Kind *[]EventKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// After As `Last-Event-ID`, which goes first.
+	After *int64 `form:"after,omitempty" json:"after,omitempty"`
+
+	// LastEventID The `id` of the last event that was received.
+	LastEventID *int64 `json:"Last-Event-ID,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -1572,6 +2767,46 @@ type SetRetentionPolicyParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
+// ListRolesParams defines parameters for ListRoles.
+type ListRolesParams struct {
+	// Name Only the role with this name.
+	Name   *string     `form:"name,omitempty" json:"name,omitempty"`
+	Origin *RoleOrigin `form:"origin,omitempty" json:"origin,omitempty"`
+
+	// FileSet Only roles that were synced from this set of files.
+	FileSet *string `form:"fileSet,omitempty" json:"fileSet,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateRoleParams defines parameters for CreateRole.
+type CreateRoleParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// SyncRolesParams defines parameters for SyncRoles.
+type SyncRolesParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteRoleParams defines parameters for DeleteRole.
+type DeleteRoleParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateRoleParams defines parameters for UpdateRole.
+type UpdateRoleParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // StartSecretRotationParams defines parameters for StartSecretRotation.
 type StartSecretRotationParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
@@ -1613,8 +2848,41 @@ type ImportSessionParams struct {
 	ProjectId openapi_types.UUID `form:"projectId" json:"projectId"`
 }
 
+// ImportSessionTreeParams defines parameters for ImportSessionTree.
+type ImportSessionTreeParams struct {
+	// ProjectId The project that new sessions go to. Sessions that are here already must be in it.
+	ProjectId openapi_types.UUID `form:"projectId" json:"projectId"`
+}
+
+// SearchSessionsParams defines parameters for SearchSessions.
+type SearchSessionsParams struct {
+	// Q What to look for.
+	Q         string              `form:"q" json:"q"`
+	ProjectId *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+	RoleName  *string             `form:"roleName,omitempty" json:"roleName,omitempty"`
+	AccountId *openapi_types.UUID `form:"accountId,omitempty" json:"accountId,omitempty"`
+
+	// Archived Only archived sessions, or only those in use. Both when absent.
+	Archived *bool `form:"archived,omitempty" json:"archived,omitempty"`
+
+	// Since Only what was written at this time or later.
+	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
+
+	// Until Only what was written before this time.
+	Until *time.Time `form:"until,omitempty" json:"until,omitempty"`
+
+	// Limit How many sessions to return at most.
+	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
 // DeleteSessionParams defines parameters for DeleteSession.
 type DeleteSessionParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
@@ -1625,8 +2893,20 @@ type UpdateSessionParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
-// ListMessagesParams defines parameters for ListMessages.
-type ListMessagesParams struct {
+// ArchiveSessionParams defines parameters for ArchiveSession.
+type ArchiveSessionParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListChildSessionsParams defines parameters for ListChildSessions.
+type ListChildSessionsParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
 	// Limit How many items to return at most.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
 
@@ -1634,10 +2914,123 @@ type ListMessagesParams struct {
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
+// ForkSessionParams defines parameters for ForkSession.
+type ForkSessionParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListMessagesParams defines parameters for ListMessages.
+type ListMessagesParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *ListMessagesParamsContent `form:"content,omitempty" json:"content,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ListMessagesParamsContent defines parameters for ListMessages.
+type ListMessagesParamsContent string
+
 // AppendMessageParams defines parameters for AppendMessage.
 type AppendMessageParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteMessageParams defines parameters for DeleteMessage.
+type DeleteMessageParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// GetMessageParams defines parameters for GetMessage.
+type GetMessageParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *GetMessageParamsContent `form:"content,omitempty" json:"content,omitempty"`
+}
+
+// GetMessageParamsContent defines parameters for GetMessage.
+type GetMessageParamsContent string
+
+// ListPartsParams defines parameters for ListParts.
+type ListPartsParams struct {
+	// Type Only parts of this type.
+	Type *string `form:"type,omitempty" json:"type,omitempty"`
+
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *ListPartsParamsContent `form:"content,omitempty" json:"content,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ListPartsParamsContent defines parameters for ListParts.
+type ListPartsParamsContent string
+
+// AppendPartsParams defines parameters for AppendParts.
+type AppendPartsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetPartParams defines parameters for GetPart.
+type GetPartParams struct {
+	// Content `summary`: parts whose `data` is longer than 2,048 bytes come with it shortened, and with `truncated`. Long strings are cut behind 200
+	// characters, long arrays and objects end early, and text that is still streaming in is left out. Large parts are not even read
+	// for it.
+	Content *GetPartParamsContent `form:"content,omitempty" json:"content,omitempty"`
+}
+
+// GetPartParamsContent defines parameters for GetPart.
+type GetPartParamsContent string
+
+// UpdatePartParams defines parameters for UpdatePart.
+type UpdatePartParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// AppendPartDeltaParams defines parameters for AppendPartDelta.
+type AppendPartDeltaParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetUIMessagesParams defines parameters for GetUIMessages.
+type GetUIMessagesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// UnarchiveSessionParams defines parameters for UnarchiveSession.
+type UnarchiveSessionParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
+
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetSessionUsageParams defines parameters for GetSessionUsage.
+type GetSessionUsageParams struct {
+	// Descendants Whether the session's children, their children and so on are meant as well.
+	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
 }
 
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
@@ -1688,6 +3081,15 @@ type UpdateProjectApplicationMergePatchPlusJSONRequestBody = ProjectUpdate
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
 
+// CreateRoleJSONRequestBody defines body for CreateRole for application/json ContentType.
+type CreateRoleJSONRequestBody = RoleCreate
+
+// SyncRolesJSONRequestBody defines body for SyncRoles for application/json ContentType.
+type SyncRolesJSONRequestBody = RoleSync
+
+// UpdateRoleApplicationMergePatchPlusJSONRequestBody defines body for UpdateRole for application/merge-patch+json ContentType.
+type UpdateRoleApplicationMergePatchPlusJSONRequestBody = RoleUpdate
+
 // CreateSessionJSONRequestBody defines body for CreateSession for application/json ContentType.
 type CreateSessionJSONRequestBody = SessionCreate
 
@@ -1697,8 +3099,20 @@ type ImportSessionJSONRequestBody = OpencodeExport
 // UpdateSessionApplicationMergePatchPlusJSONRequestBody defines body for UpdateSession for application/merge-patch+json ContentType.
 type UpdateSessionApplicationMergePatchPlusJSONRequestBody = SessionUpdate
 
+// ForkSessionJSONRequestBody defines body for ForkSession for application/json ContentType.
+type ForkSessionJSONRequestBody = SessionFork
+
 // AppendMessageJSONRequestBody defines body for AppendMessage for application/json ContentType.
 type AppendMessageJSONRequestBody = MessageAppend
+
+// AppendPartsJSONRequestBody defines body for AppendParts for application/json ContentType.
+type AppendPartsJSONRequestBody = PartAppend
+
+// UpdatePartApplicationMergePatchPlusJSONRequestBody defines body for UpdatePart for application/merge-patch+json ContentType.
+type UpdatePartApplicationMergePatchPlusJSONRequestBody = PartUpdate
+
+// AppendPartDeltaJSONRequestBody defines body for AppendPartDelta for application/json ContentType.
+type AppendPartDeltaJSONRequestBody = PartDelta
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -1864,6 +3278,1106 @@ func (a OpencodeExport_Messages_Item) MarshalJSON() ([]byte, error) {
 		}
 	}
 	return json.Marshal(object)
+}
+
+// AsFileSourceFile returns the union data inside the FileSource as a FileSourceFile
+func (t FileSource) AsFileSourceFile() (FileSourceFile, error) {
+	var body FileSourceFile
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceFile overwrites any union data inside the FileSource as the provided FileSourceFile
+func (t *FileSource) FromFileSourceFile(v FileSourceFile) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceFile performs a merge with any union data inside the FileSource, using the provided FileSourceFile
+func (t *FileSource) MergeFileSourceFile(v FileSourceFile) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFileSourceSymbol returns the union data inside the FileSource as a FileSourceSymbol
+func (t FileSource) AsFileSourceSymbol() (FileSourceSymbol, error) {
+	var body FileSourceSymbol
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceSymbol overwrites any union data inside the FileSource as the provided FileSourceSymbol
+func (t *FileSource) FromFileSourceSymbol(v FileSourceSymbol) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"symbol"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceSymbol performs a merge with any union data inside the FileSource, using the provided FileSourceSymbol
+func (t *FileSource) MergeFileSourceSymbol(v FileSourceSymbol) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"symbol"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFileSourceResource returns the union data inside the FileSource as a FileSourceResource
+func (t FileSource) AsFileSourceResource() (FileSourceResource, error) {
+	var body FileSourceResource
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFileSourceResource overwrites any union data inside the FileSource as the provided FileSourceResource
+func (t *FileSource) FromFileSourceResource(v FileSourceResource) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"resource"}`))
+	t.union = b
+	return err
+}
+
+// MergeFileSourceResource performs a merge with any union data inside the FileSource, using the provided FileSourceResource
+func (t *FileSource) MergeFileSourceResource(v FileSourceResource) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"resource"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t FileSource) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"type"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t FileSource) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "file":
+		return t.AsFileSourceFile()
+	case "resource":
+		return t.AsFileSourceResource()
+	case "symbol":
+		return t.AsFileSourceSymbol()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t FileSource) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *FileSource) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsTextPart returns the union data inside the KnownPart as a TextPart
+func (t KnownPart) AsTextPart() (TextPart, error) {
+	var body TextPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromTextPart overwrites any union data inside the KnownPart as the provided TextPart
+func (t *KnownPart) FromTextPart(v TextPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"text"}`))
+	t.union = b
+	return err
+}
+
+// MergeTextPart performs a merge with any union data inside the KnownPart, using the provided TextPart
+func (t *KnownPart) MergeTextPart(v TextPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"text"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsReasoningPart returns the union data inside the KnownPart as a ReasoningPart
+func (t KnownPart) AsReasoningPart() (ReasoningPart, error) {
+	var body ReasoningPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromReasoningPart overwrites any union data inside the KnownPart as the provided ReasoningPart
+func (t *KnownPart) FromReasoningPart(v ReasoningPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"reasoning"}`))
+	t.union = b
+	return err
+}
+
+// MergeReasoningPart performs a merge with any union data inside the KnownPart, using the provided ReasoningPart
+func (t *KnownPart) MergeReasoningPart(v ReasoningPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"reasoning"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsFilePart returns the union data inside the KnownPart as a FilePart
+func (t KnownPart) AsFilePart() (FilePart, error) {
+	var body FilePart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromFilePart overwrites any union data inside the KnownPart as the provided FilePart
+func (t *KnownPart) FromFilePart(v FilePart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	t.union = b
+	return err
+}
+
+// MergeFilePart performs a merge with any union data inside the KnownPart, using the provided FilePart
+func (t *KnownPart) MergeFilePart(v FilePart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"file"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolPart returns the union data inside the KnownPart as a ToolPart
+func (t KnownPart) AsToolPart() (ToolPart, error) {
+	var body ToolPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolPart overwrites any union data inside the KnownPart as the provided ToolPart
+func (t *KnownPart) FromToolPart(v ToolPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"tool"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolPart performs a merge with any union data inside the KnownPart, using the provided ToolPart
+func (t *KnownPart) MergeToolPart(v ToolPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"tool"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsStepStartPart returns the union data inside the KnownPart as a StepStartPart
+func (t KnownPart) AsStepStartPart() (StepStartPart, error) {
+	var body StepStartPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromStepStartPart overwrites any union data inside the KnownPart as the provided StepStartPart
+func (t *KnownPart) FromStepStartPart(v StepStartPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-start"}`))
+	t.union = b
+	return err
+}
+
+// MergeStepStartPart performs a merge with any union data inside the KnownPart, using the provided StepStartPart
+func (t *KnownPart) MergeStepStartPart(v StepStartPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-start"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsStepFinishPart returns the union data inside the KnownPart as a StepFinishPart
+func (t KnownPart) AsStepFinishPart() (StepFinishPart, error) {
+	var body StepFinishPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromStepFinishPart overwrites any union data inside the KnownPart as the provided StepFinishPart
+func (t *KnownPart) FromStepFinishPart(v StepFinishPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-finish"}`))
+	t.union = b
+	return err
+}
+
+// MergeStepFinishPart performs a merge with any union data inside the KnownPart, using the provided StepFinishPart
+func (t *KnownPart) MergeStepFinishPart(v StepFinishPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"step-finish"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsSnapshotPart returns the union data inside the KnownPart as a SnapshotPart
+func (t KnownPart) AsSnapshotPart() (SnapshotPart, error) {
+	var body SnapshotPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromSnapshotPart overwrites any union data inside the KnownPart as the provided SnapshotPart
+func (t *KnownPart) FromSnapshotPart(v SnapshotPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"snapshot"}`))
+	t.union = b
+	return err
+}
+
+// MergeSnapshotPart performs a merge with any union data inside the KnownPart, using the provided SnapshotPart
+func (t *KnownPart) MergeSnapshotPart(v SnapshotPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"snapshot"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsPatchPart returns the union data inside the KnownPart as a PatchPart
+func (t KnownPart) AsPatchPart() (PatchPart, error) {
+	var body PatchPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromPatchPart overwrites any union data inside the KnownPart as the provided PatchPart
+func (t *KnownPart) FromPatchPart(v PatchPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"patch"}`))
+	t.union = b
+	return err
+}
+
+// MergePatchPart performs a merge with any union data inside the KnownPart, using the provided PatchPart
+func (t *KnownPart) MergePatchPart(v PatchPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"patch"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsAgentPart returns the union data inside the KnownPart as a AgentPart
+func (t KnownPart) AsAgentPart() (AgentPart, error) {
+	var body AgentPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromAgentPart overwrites any union data inside the KnownPart as the provided AgentPart
+func (t *KnownPart) FromAgentPart(v AgentPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"agent"}`))
+	t.union = b
+	return err
+}
+
+// MergeAgentPart performs a merge with any union data inside the KnownPart, using the provided AgentPart
+func (t *KnownPart) MergeAgentPart(v AgentPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"agent"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsSubtaskPart returns the union data inside the KnownPart as a SubtaskPart
+func (t KnownPart) AsSubtaskPart() (SubtaskPart, error) {
+	var body SubtaskPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromSubtaskPart overwrites any union data inside the KnownPart as the provided SubtaskPart
+func (t *KnownPart) FromSubtaskPart(v SubtaskPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"subtask"}`))
+	t.union = b
+	return err
+}
+
+// MergeSubtaskPart performs a merge with any union data inside the KnownPart, using the provided SubtaskPart
+func (t *KnownPart) MergeSubtaskPart(v SubtaskPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"subtask"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsCompactionPart returns the union data inside the KnownPart as a CompactionPart
+func (t KnownPart) AsCompactionPart() (CompactionPart, error) {
+	var body CompactionPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromCompactionPart overwrites any union data inside the KnownPart as the provided CompactionPart
+func (t *KnownPart) FromCompactionPart(v CompactionPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"compaction"}`))
+	t.union = b
+	return err
+}
+
+// MergeCompactionPart performs a merge with any union data inside the KnownPart, using the provided CompactionPart
+func (t *KnownPart) MergeCompactionPart(v CompactionPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"compaction"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsRetryPart returns the union data inside the KnownPart as a RetryPart
+func (t KnownPart) AsRetryPart() (RetryPart, error) {
+	var body RetryPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromRetryPart overwrites any union data inside the KnownPart as the provided RetryPart
+func (t *KnownPart) FromRetryPart(v RetryPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"retry"}`))
+	t.union = b
+	return err
+}
+
+// MergeRetryPart performs a merge with any union data inside the KnownPart, using the provided RetryPart
+func (t *KnownPart) MergeRetryPart(v RetryPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"type":"retry"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t KnownPart) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"type"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t KnownPart) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "agent":
+		return t.AsAgentPart()
+	case "compaction":
+		return t.AsCompactionPart()
+	case "file":
+		return t.AsFilePart()
+	case "patch":
+		return t.AsPatchPart()
+	case "reasoning":
+		return t.AsReasoningPart()
+	case "retry":
+		return t.AsRetryPart()
+	case "snapshot":
+		return t.AsSnapshotPart()
+	case "step-finish":
+		return t.AsStepFinishPart()
+	case "step-start":
+		return t.AsStepStartPart()
+	case "subtask":
+		return t.AsSubtaskPart()
+	case "text":
+		return t.AsTextPart()
+	case "tool":
+		return t.AsToolPart()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t KnownPart) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *KnownPart) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
+}
+
+// AsKnownPart returns the union data inside the Part as a KnownPart
+func (t Part) AsKnownPart() (KnownPart, error) {
+	var body KnownPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromKnownPart overwrites any union data inside the Part as the provided KnownPart
+func (t *Part) FromKnownPart(v KnownPart) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeKnownPart performs a merge with any union data inside the Part, using the provided KnownPart
+func (t *Part) MergeKnownPart(v KnownPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsOtherPart returns the union data inside the Part as a OtherPart
+func (t Part) AsOtherPart() (OtherPart, error) {
+	var body OtherPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromOtherPart overwrites any union data inside the Part as the provided OtherPart
+func (t *Part) FromOtherPart(v OtherPart) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeOtherPart performs a merge with any union data inside the Part, using the provided OtherPart
+func (t *Part) MergeOtherPart(v OtherPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t Part) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	object := make(map[string]json.RawMessage)
+	if t.union != nil {
+		err = json.Unmarshal(b, &object)
+		if err != nil {
+			return nil, err
+		}
+	}
+
+	object["createdAt"], err = json.Marshal(t.CreatedAt)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'createdAt': %w", err)
+	}
+
+	object["data"], err = json.Marshal(t.Data)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'data': %w", err)
+	}
+
+	object["id"], err = json.Marshal(t.Id)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'id': %w", err)
+	}
+
+	object["messageId"], err = json.Marshal(t.MessageId)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'messageId': %w", err)
+	}
+
+	object["metadata"], err = json.Marshal(t.Metadata)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'metadata': %w", err)
+	}
+
+	object["revision"], err = json.Marshal(t.Revision)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'revision': %w", err)
+	}
+
+	object["sourceId"], err = json.Marshal(t.SourceId)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'sourceId': %w", err)
+	}
+
+	if t.Truncated != nil {
+		object["truncated"], err = json.Marshal(t.Truncated)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'truncated': %w", err)
+		}
+	}
+
+	object["type"], err = json.Marshal(t.Type)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'type': %w", err)
+	}
+
+	object["updatedAt"], err = json.Marshal(t.UpdatedAt)
+	if err != nil {
+		return nil, fmt.Errorf("error marshaling 'updatedAt': %w", err)
+	}
+
+	b, err = json.Marshal(object)
+	return b, err
+}
+
+func (t *Part) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	if err != nil {
+		return err
+	}
+	object := make(map[string]json.RawMessage)
+	err = json.Unmarshal(b, &object)
+	if err != nil {
+		return err
+	}
+
+	if raw, found := object["createdAt"]; found {
+		err = json.Unmarshal(raw, &t.CreatedAt)
+		if err != nil {
+			return fmt.Errorf("error reading 'createdAt': %w", err)
+		}
+	}
+
+	if raw, found := object["data"]; found {
+		err = json.Unmarshal(raw, &t.Data)
+		if err != nil {
+			return fmt.Errorf("error reading 'data': %w", err)
+		}
+	}
+
+	if raw, found := object["id"]; found {
+		err = json.Unmarshal(raw, &t.Id)
+		if err != nil {
+			return fmt.Errorf("error reading 'id': %w", err)
+		}
+	}
+
+	if raw, found := object["messageId"]; found {
+		err = json.Unmarshal(raw, &t.MessageId)
+		if err != nil {
+			return fmt.Errorf("error reading 'messageId': %w", err)
+		}
+	}
+
+	if raw, found := object["metadata"]; found {
+		err = json.Unmarshal(raw, &t.Metadata)
+		if err != nil {
+			return fmt.Errorf("error reading 'metadata': %w", err)
+		}
+	}
+
+	if raw, found := object["revision"]; found {
+		err = json.Unmarshal(raw, &t.Revision)
+		if err != nil {
+			return fmt.Errorf("error reading 'revision': %w", err)
+		}
+	}
+
+	if raw, found := object["sourceId"]; found {
+		err = json.Unmarshal(raw, &t.SourceId)
+		if err != nil {
+			return fmt.Errorf("error reading 'sourceId': %w", err)
+		}
+	}
+
+	if raw, found := object["truncated"]; found {
+		err = json.Unmarshal(raw, &t.Truncated)
+		if err != nil {
+			return fmt.Errorf("error reading 'truncated': %w", err)
+		}
+	}
+
+	if raw, found := object["type"]; found {
+		err = json.Unmarshal(raw, &t.Type)
+		if err != nil {
+			return fmt.Errorf("error reading 'type': %w", err)
+		}
+	}
+
+	if raw, found := object["updatedAt"]; found {
+		err = json.Unmarshal(raw, &t.UpdatedAt)
+		if err != nil {
+			return fmt.Errorf("error reading 'updatedAt': %w", err)
+		}
+	}
+
+	return err
+}
+
+// AsKnownPart returns the union data inside the PartCreate as a KnownPart
+func (t PartCreate) AsKnownPart() (KnownPart, error) {
+	var body KnownPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromKnownPart overwrites any union data inside the PartCreate as the provided KnownPart
+func (t *PartCreate) FromKnownPart(v KnownPart) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeKnownPart performs a merge with any union data inside the PartCreate, using the provided KnownPart
+func (t *PartCreate) MergeKnownPart(v KnownPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsNewOtherPart returns the union data inside the PartCreate as a NewOtherPart
+func (t PartCreate) AsNewOtherPart() (NewOtherPart, error) {
+	var body NewOtherPart
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromNewOtherPart overwrites any union data inside the PartCreate as the provided NewOtherPart
+func (t *PartCreate) FromNewOtherPart(v NewOtherPart) error {
+	b, err := json.Marshal(v)
+	t.union = b
+	return err
+}
+
+// MergeNewOtherPart performs a merge with any union data inside the PartCreate, using the provided NewOtherPart
+func (t *PartCreate) MergeNewOtherPart(v NewOtherPart) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t PartCreate) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	if err != nil {
+		return nil, err
+	}
+	object := make(map[string]json.RawMessage)
+	if t.union != nil {
+		err = json.Unmarshal(b, &object)
+		if err != nil {
+			return nil, err
+		}
+	}
+
+	if t.Data != nil {
+		object["data"], err = json.Marshal(t.Data)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'data': %w", err)
+		}
+	}
+
+	if t.Metadata != nil {
+		object["metadata"], err = json.Marshal(t.Metadata)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'metadata': %w", err)
+		}
+	}
+
+	if t.Type != nil {
+		object["type"], err = json.Marshal(t.Type)
+		if err != nil {
+			return nil, fmt.Errorf("error marshaling 'type': %w", err)
+		}
+	}
+	b, err = json.Marshal(object)
+	return b, err
+}
+
+func (t *PartCreate) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	if err != nil {
+		return err
+	}
+	object := make(map[string]json.RawMessage)
+	err = json.Unmarshal(b, &object)
+	if err != nil {
+		return err
+	}
+
+	if raw, found := object["data"]; found {
+		err = json.Unmarshal(raw, &t.Data)
+		if err != nil {
+			return fmt.Errorf("error reading 'data': %w", err)
+		}
+	}
+
+	if raw, found := object["metadata"]; found {
+		err = json.Unmarshal(raw, &t.Metadata)
+		if err != nil {
+			return fmt.Errorf("error reading 'metadata': %w", err)
+		}
+	}
+
+	if raw, found := object["type"]; found {
+		err = json.Unmarshal(raw, &t.Type)
+		if err != nil {
+			return fmt.Errorf("error reading 'type': %w", err)
+		}
+	}
+
+	return err
+}
+
+// AsToolStatePending returns the union data inside the ToolState as a ToolStatePending
+func (t ToolState) AsToolStatePending() (ToolStatePending, error) {
+	var body ToolStatePending
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStatePending overwrites any union data inside the ToolState as the provided ToolStatePending
+func (t *ToolState) FromToolStatePending(v ToolStatePending) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"pending"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStatePending performs a merge with any union data inside the ToolState, using the provided ToolStatePending
+func (t *ToolState) MergeToolStatePending(v ToolStatePending) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"pending"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateRunning returns the union data inside the ToolState as a ToolStateRunning
+func (t ToolState) AsToolStateRunning() (ToolStateRunning, error) {
+	var body ToolStateRunning
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateRunning overwrites any union data inside the ToolState as the provided ToolStateRunning
+func (t *ToolState) FromToolStateRunning(v ToolStateRunning) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"running"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateRunning performs a merge with any union data inside the ToolState, using the provided ToolStateRunning
+func (t *ToolState) MergeToolStateRunning(v ToolStateRunning) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"running"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateCompleted returns the union data inside the ToolState as a ToolStateCompleted
+func (t ToolState) AsToolStateCompleted() (ToolStateCompleted, error) {
+	var body ToolStateCompleted
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateCompleted overwrites any union data inside the ToolState as the provided ToolStateCompleted
+func (t *ToolState) FromToolStateCompleted(v ToolStateCompleted) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"completed"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateCompleted performs a merge with any union data inside the ToolState, using the provided ToolStateCompleted
+func (t *ToolState) MergeToolStateCompleted(v ToolStateCompleted) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"completed"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+// AsToolStateError returns the union data inside the ToolState as a ToolStateError
+func (t ToolState) AsToolStateError() (ToolStateError, error) {
+	var body ToolStateError
+	err := json.Unmarshal(t.union, &body)
+	return body, err
+}
+
+// FromToolStateError overwrites any union data inside the ToolState as the provided ToolStateError
+func (t *ToolState) FromToolStateError(v ToolStateError) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"error"}`))
+	t.union = b
+	return err
+}
+
+// MergeToolStateError performs a merge with any union data inside the ToolState, using the provided ToolStateError
+func (t *ToolState) MergeToolStateError(v ToolStateError) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	b, err = runtime.JSONMerge(b, []byte(`{"status":"error"}`))
+	if err != nil {
+		return err
+	}
+
+	merged, err := runtime.JSONMerge(t.union, b)
+	t.union = merged
+	return err
+}
+
+func (t ToolState) Discriminator() (string, error) {
+	var discriminator struct {
+		Discriminator string `json:"status"`
+	}
+	err := json.Unmarshal(t.union, &discriminator)
+	return discriminator.Discriminator, err
+}
+
+func (t ToolState) ValueByDiscriminator() (interface{}, error) {
+	discriminator, err := t.Discriminator()
+	if err != nil {
+		return nil, err
+	}
+	switch discriminator {
+	case "completed":
+		return t.AsToolStateCompleted()
+	case "error":
+		return t.AsToolStateError()
+	case "pending":
+		return t.AsToolStatePending()
+	case "running":
+		return t.AsToolStateRunning()
+	default:
+		return nil, errors.New("unknown discriminator value: " + discriminator)
+	}
+}
+
+func (t ToolState) MarshalJSON() ([]byte, error) {
+	b, err := t.union.MarshalJSON()
+	return b, err
+}
+
+func (t *ToolState) UnmarshalJSON(b []byte) error {
+	err := t.union.UnmarshalJSON(b)
+	return err
 }
 
 // RequestEditorFn is the function signature for the RequestEditor callback function
@@ -2361,6 +4875,27 @@ type ClientInterface interface {
 	// Corresponds with DELETE /v1/encryption-keys/{keyVersion} (the `DeleteEncryptionKey` operationId).
 	DeleteEncryptionKey(ctx context.Context, keyVersion int32, params *DeleteEncryptionKeyParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// FollowEvents Follow what changes
+	//
+	// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+	// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+	// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+	// streams in comes, several times a second at most, how long it is by now.
+	//
+	// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+	// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+	// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+	// far the feed has come, also past what the filters hold back.
+	//
+	// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+	// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+	// and may come back at once; one whose key is revoked, within seconds and for good.
+	//
+	// Scope: `events:read`.
+	//
+	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetMe Say who is asking
 	//
 	// Any valid key may ask.
@@ -2612,6 +5147,107 @@ type ClientInterface interface {
 	// Corresponds with PATCH /v1/retention-policy (the `SetRetentionPolicy` operationId).
 	SetRetentionPolicyWithApplicationMergePatchPlusJSONBody(ctx context.Context, params *SetRetentionPolicyParams, body SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListRoles List roles
+	//
+	// In the order of their names.
+	//
+	// Scope: `roles:read`.
+	//
+	// Corresponds with GET /v1/roles (the `ListRoles` operationId).
+	ListRoles(ctx context.Context, params *ListRolesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateRoleWithBody Create a role
+	//
+	// A name that only imported sessions have used so far (origin `import`) is defined by this.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+	CreateRoleWithBody(ctx context.Context, params *CreateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateRole Create a role
+	//
+	// A name that only imported sessions have used so far (origin `import`) is defined by this.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+	CreateRole(ctx context.Context, params *CreateRoleParams, body CreateRoleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SyncRolesWithBody Make a set of roles what its files say
+	//
+	// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+	// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+	// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+	//
+	// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+	// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+	SyncRolesWithBody(ctx context.Context, params *SyncRolesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SyncRoles Make a set of roles what its files say
+	//
+	// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+	// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+	// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+	//
+	// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+	// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+	SyncRoles(ctx context.Context, params *SyncRolesParams, body SyncRolesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteRole Delete a role
+	//
+	// Sessions that had it stay, without a role.
+	//
+	// Scope: `roles:write`.
+	//
+	// Corresponds with DELETE /v1/roles/{roleId} (the `DeleteRole` operationId).
+	DeleteRole(ctx context.Context, roleId openapi_types.UUID, params *DeleteRoleParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetRole Get a role
+	//
+	// Scope: `roles:read`.
+	//
+	// Corresponds with GET /v1/roles/{roleId} (the `GetRole` operationId).
+	GetRole(ctx context.Context, roleId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateRoleWithBody Change a role
+	//
+	// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+	UpdateRoleWithBody(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateRoleWithApplicationMergePatchPlusJSONBody Change a role
+	//
+	// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+	UpdateRoleWithApplicationMergePatchPlusJSONBody(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, body UpdateRoleApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// StartSecretRotation Encrypt all secrets with the present key
 	//
 	// Starts a sweep over the secrets of all organisations, which all replicas of the hub work on, or joins the one that is running. One to another key ends it. It survives restarts; readers are not disturbed.
@@ -2681,9 +5317,34 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/sessions/import (the `ImportSession` operationId).
 	ImportSession(ctx context.Context, params *ImportSessionParams, body ImportSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ImportSessionTreeWithBody Import an archive of opencode exports
+	//
+	// A zip archive of files that `opencode export` or `exportSessionTree` wrote, in any order and any folders; other files than `*.json` are passed over. All of it or
+	// nothing. Each file is imported as `importSession` does it; children and parents find each other, also those of earlier imports.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
+	ImportSessionTreeWithBody(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SearchSessions Search all sessions
+	//
+	// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+	// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+	// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+	// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+	SearchSessions(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// DeleteSession Delete a session with its messages
 	//
-	// Its child sessions stay, without a parent.
+	// Its child sessions stay, without a parent, unless `descendants` says that they go as well. A session is gone at once, however long it is; the rows of a
+	// long one are taken away in the background, and until then its project still counts as used.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -2715,6 +5376,24 @@ type ClientInterface interface {
 	// Corresponds with PATCH /v1/sessions/{sessionId} (the `UpdateSession` operationId).
 	UpdateSessionWithApplicationMergePatchPlusJSONBody(ctx context.Context, sessionId SessionId, params *UpdateSessionParams, body UpdateSessionApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ArchiveSession Put a session aside
+	//
+	// It can still be read, and taken up again. One that is archived already keeps its time. Retention counts from that time.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/archive (the `ArchiveSession` operationId).
+	ArchiveSession(ctx context.Context, sessionId SessionId, params *ArchiveSessionParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListChildSessions List a session's children, or its whole tree
+	//
+	// The nearest first (by depth, then id, so that each parent comes before its children). `parentId` says how they hang together.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/children (the `ListChildSessions` operationId).
+	ListChildSessions(ctx context.Context, sessionId SessionId, params *ListChildSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ExportSession Export a session as an opencode file
 	//
 	// An imported session comes back equal to its file in every value, but for what was changed here since. A session born here
@@ -2724,6 +5403,39 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/export (the `ExportSession` operationId).
 	ExportSession(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ExportSessionTree Export a session with all its descendants
+	//
+	// A zip archive with one opencode file for each session, as `exportSession` gives it, parents before their children. From one moment.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/export/tree (the `ExportSessionTree` operationId).
+	ExportSessionTree(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ForkSessionWithBody Begin a session with a copy of another one's messages
+	//
+	// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+	// with ids of their own; child sessions are not copied.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+	ForkSessionWithBody(ctx context.Context, sessionId SessionId, params *ForkSessionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ForkSession Begin a session with a copy of another one's messages
+	//
+	// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+	// with ids of their own; child sessions are not copied.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+	ForkSession(ctx context.Context, sessionId SessionId, params *ForkSessionParams, body ForkSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListMessages List a session's messages with their parts
 	//
@@ -2737,7 +5449,8 @@ type ClientInterface interface {
 	// AppendMessageWithBody Append messages with their parts
 	//
 	// One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-	// messages and parts sort by id.
+	// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+	// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -2749,7 +5462,8 @@ type ClientInterface interface {
 	// AppendMessage Append messages with their parts
 	//
 	// One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-	// messages and parts sort by id.
+	// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+	// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -2758,12 +5472,149 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/sessions/{sessionId}/messages (the `AppendMessage` operationId).
 	AppendMessage(ctx context.Context, sessionId SessionId, params *AppendMessageParams, body AppendMessageJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// DeleteMessage Delete a message with its parts
+	//
+	// Scope: `sessions:write`.
+	//
+	// Corresponds with DELETE /v1/sessions/{sessionId}/messages/{messageId} (the `DeleteMessage` operationId).
+	DeleteMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *DeleteMessageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetMessage Get a message with its parts
 	//
 	// Scope: `sessions:read`.
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
-	GetMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+	GetMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *GetMessageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListParts List a session's parts
+	//
+	// The oldest first (by id), over all messages.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
+	ListParts(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AppendPartsWithBody Append parts to a message
+	//
+	// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+	AppendPartsWithBody(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AppendParts Append parts to a message
+	//
+	// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+	AppendParts(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetPart Get a part
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/parts/{partId} (the `GetPart` operationId).
+	GetPart(ctx context.Context, sessionId SessionId, partId PartId, params *GetPartParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdatePartWithBody Change a part
+	//
+	// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+	// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+	// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+	UpdatePartWithBody(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdatePartWithApplicationMergePatchPlusJSONBody Change a part
+	//
+	// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+	// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+	// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+	UpdatePartWithApplicationMergePatchPlusJSONBody(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, body UpdatePartApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AppendPartDeltaWithBody Let a part's text grow
+	//
+	// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+	// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+	// whatever number of deltas it comes in.
+	//
+	// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+	// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+	// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+	// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+	// code units.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+	AppendPartDeltaWithBody(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AppendPartDelta Let a part's text grow
+	//
+	// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+	// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+	// whatever number of deltas it comes in.
+	//
+	// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+	// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+	// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+	// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+	// code units.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+	AppendPartDelta(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetUIMessages Get a session's messages as the AI SDK shows them
+	//
+	// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+	// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+	// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+	GetUIMessages(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UnarchiveSession Take an archived session up again
+	//
+	// Scope: `sessions:write`.
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/unarchive (the `UnarchiveSession` operationId).
+	UnarchiveSession(ctx context.Context, sessionId SessionId, params *UnarchiveSessionParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetSessionUsage Get what a session has used
+	//
+	// The sums of `tokens` and `cost` of its assistant messages, by model and by day (UTC). Numbers that are none, negative or beyond 10^12 count as 0. What a message of
+	// a fork was copied from is the original's usage, and not the fork's.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
+	GetSessionUsage(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetVersion Which hub this is
 	//
@@ -3644,6 +6495,37 @@ func (c *Client) DeleteEncryptionKey(ctx context.Context, keyVersion int32, para
 	return c.Client.Do(req)
 }
 
+// FollowEvents Follow what changes
+//
+// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+// streams in comes, several times a second at most, how long it is by now.
+//
+// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+// far the feed has come, also past what the filters hold back.
+//
+// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+// and may come back at once; one whose key is revoked, within seconds and for good.
+//
+// Scope: `events:read`.
+//
+// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFollowEventsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetMe Say who is asking
 //
 // Any valid key may ask.
@@ -4165,6 +7047,197 @@ func (c *Client) SetRetentionPolicyWithApplicationMergePatchPlusJSONBody(ctx con
 	return c.Client.Do(req)
 }
 
+// ListRoles List roles
+//
+// In the order of their names.
+//
+// Scope: `roles:read`.
+//
+// Corresponds with GET /v1/roles (the `ListRoles` operationId).
+func (c *Client) ListRoles(ctx context.Context, params *ListRolesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListRolesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateRoleWithBody Create a role
+//
+// A name that only imported sessions have used so far (origin `import`) is defined by this.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+func (c *Client) CreateRoleWithBody(ctx context.Context, params *CreateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRoleRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateRole Create a role
+//
+// A name that only imported sessions have used so far (origin `import`) is defined by this.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+func (c *Client) CreateRole(ctx context.Context, params *CreateRoleParams, body CreateRoleJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateRoleRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SyncRolesWithBody Make a set of roles what its files say
+//
+// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+//
+// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+func (c *Client) SyncRolesWithBody(ctx context.Context, params *SyncRolesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSyncRolesRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SyncRoles Make a set of roles what its files say
+//
+// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+//
+// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+func (c *Client) SyncRoles(ctx context.Context, params *SyncRolesParams, body SyncRolesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSyncRolesRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteRole Delete a role
+//
+// Sessions that had it stay, without a role.
+//
+// Scope: `roles:write`.
+//
+// Corresponds with DELETE /v1/roles/{roleId} (the `DeleteRole` operationId).
+func (c *Client) DeleteRole(ctx context.Context, roleId openapi_types.UUID, params *DeleteRoleParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteRoleRequest(c.Server, roleId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetRole Get a role
+//
+// Scope: `roles:read`.
+//
+// Corresponds with GET /v1/roles/{roleId} (the `GetRole` operationId).
+func (c *Client) GetRole(ctx context.Context, roleId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetRoleRequest(c.Server, roleId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateRoleWithBody Change a role
+//
+// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+func (c *Client) UpdateRoleWithBody(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateRoleRequestWithBody(c.Server, roleId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateRoleWithApplicationMergePatchPlusJSONBody Change a role
+//
+// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+func (c *Client) UpdateRoleWithApplicationMergePatchPlusJSONBody(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, body UpdateRoleApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateRoleRequestWithApplicationMergePatchPlusJSONBody(c.Server, roleId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // StartSecretRotation Encrypt all secrets with the present key
 //
 // Starts a sweep over the secrets of all organisations, which all replicas of the hub work on, or joins the one that is running. One to another key ends it. It survives restarts; readers are not disturbed.
@@ -4304,9 +7377,54 @@ func (c *Client) ImportSession(ctx context.Context, params *ImportSessionParams,
 	return c.Client.Do(req)
 }
 
+// ImportSessionTreeWithBody Import an archive of opencode exports
+//
+// A zip archive of files that `opencode export` or `exportSessionTree` wrote, in any order and any folders; other files than `*.json` are passed over. All of it or
+// nothing. Each file is imported as `importSession` does it; children and parents find each other, also those of earlier imports.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
+func (c *Client) ImportSessionTreeWithBody(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewImportSessionTreeRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SearchSessions Search all sessions
+//
+// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+func (c *Client) SearchSessions(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSearchSessionsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // DeleteSession Delete a session with its messages
 //
-// Its child sessions stay, without a parent.
+// Its child sessions stay, without a parent, unless `descendants` says that they go as well. A session is gone at once, however long it is; the rows of a
+// long one are taken away in the background, and until then its project still counts as used.
 //
 // Scope: `sessions:write`.
 //
@@ -4378,6 +7496,44 @@ func (c *Client) UpdateSessionWithApplicationMergePatchPlusJSONBody(ctx context.
 	return c.Client.Do(req)
 }
 
+// ArchiveSession Put a session aside
+//
+// It can still be read, and taken up again. One that is archived already keeps its time. Retention counts from that time.
+//
+// Scope: `sessions:write`.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/archive (the `ArchiveSession` operationId).
+func (c *Client) ArchiveSession(ctx context.Context, sessionId SessionId, params *ArchiveSessionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewArchiveSessionRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListChildSessions List a session's children, or its whole tree
+//
+// The nearest first (by depth, then id, so that each parent comes before its children). `parentId` says how they hang together.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/children (the `ListChildSessions` operationId).
+func (c *Client) ListChildSessions(ctx context.Context, sessionId SessionId, params *ListChildSessionsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListChildSessionsRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ExportSession Export a session as an opencode file
 //
 // An imported session comes back equal to its file in every value, but for what was changed here since. A session born here
@@ -4388,6 +7544,69 @@ func (c *Client) UpdateSessionWithApplicationMergePatchPlusJSONBody(ctx context.
 // Corresponds with GET /v1/sessions/{sessionId}/export (the `ExportSession` operationId).
 func (c *Client) ExportSession(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewExportSessionRequest(c.Server, sessionId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ExportSessionTree Export a session with all its descendants
+//
+// A zip archive with one opencode file for each session, as `exportSession` gives it, parents before their children. From one moment.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/export/tree (the `ExportSessionTree` operationId).
+func (c *Client) ExportSessionTree(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewExportSessionTreeRequest(c.Server, sessionId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ForkSessionWithBody Begin a session with a copy of another one's messages
+//
+// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+// with ids of their own; child sessions are not copied.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+func (c *Client) ForkSessionWithBody(ctx context.Context, sessionId SessionId, params *ForkSessionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewForkSessionRequestWithBody(c.Server, sessionId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ForkSession Begin a session with a copy of another one's messages
+//
+// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+// with ids of their own; child sessions are not copied.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+func (c *Client) ForkSession(ctx context.Context, sessionId SessionId, params *ForkSessionParams, body ForkSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewForkSessionRequest(c.Server, sessionId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -4420,7 +7639,8 @@ func (c *Client) ListMessages(ctx context.Context, sessionId SessionId, params *
 // AppendMessageWithBody Append messages with their parts
 //
 // One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-// messages and parts sort by id.
+// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 //
 // Scope: `sessions:write`.
 //
@@ -4442,7 +7662,8 @@ func (c *Client) AppendMessageWithBody(ctx context.Context, sessionId SessionId,
 // AppendMessage Append messages with their parts
 //
 // One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-// messages and parts sort by id.
+// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 //
 // Scope: `sessions:write`.
 //
@@ -4461,13 +7682,270 @@ func (c *Client) AppendMessage(ctx context.Context, sessionId SessionId, params 
 	return c.Client.Do(req)
 }
 
+// DeleteMessage Delete a message with its parts
+//
+// Scope: `sessions:write`.
+//
+// Corresponds with DELETE /v1/sessions/{sessionId}/messages/{messageId} (the `DeleteMessage` operationId).
+func (c *Client) DeleteMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *DeleteMessageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteMessageRequest(c.Server, sessionId, messageId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetMessage Get a message with its parts
 //
 // Scope: `sessions:read`.
 //
 // Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
-func (c *Client) GetMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
-	req, err := NewGetMessageRequest(c.Server, sessionId, messageId)
+func (c *Client) GetMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *GetMessageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetMessageRequest(c.Server, sessionId, messageId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListParts List a session's parts
+//
+// The oldest first (by id), over all messages.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
+func (c *Client) ListParts(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListPartsRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AppendPartsWithBody Append parts to a message
+//
+// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+func (c *Client) AppendPartsWithBody(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartsRequestWithBody(c.Server, sessionId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AppendParts Append parts to a message
+//
+// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+func (c *Client) AppendParts(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartsRequest(c.Server, sessionId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetPart Get a part
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/parts/{partId} (the `GetPart` operationId).
+func (c *Client) GetPart(ctx context.Context, sessionId SessionId, partId PartId, params *GetPartParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetPartRequest(c.Server, sessionId, partId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdatePartWithBody Change a part
+//
+// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+func (c *Client) UpdatePartWithBody(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdatePartRequestWithBody(c.Server, sessionId, partId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdatePartWithApplicationMergePatchPlusJSONBody Change a part
+//
+// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+func (c *Client) UpdatePartWithApplicationMergePatchPlusJSONBody(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, body UpdatePartApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdatePartRequestWithApplicationMergePatchPlusJSONBody(c.Server, sessionId, partId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AppendPartDeltaWithBody Let a part's text grow
+//
+// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+// whatever number of deltas it comes in.
+//
+// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+// code units.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+func (c *Client) AppendPartDeltaWithBody(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartDeltaRequestWithBody(c.Server, sessionId, partId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AppendPartDelta Let a part's text grow
+//
+// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+// whatever number of deltas it comes in.
+//
+// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+// code units.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+func (c *Client) AppendPartDelta(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAppendPartDeltaRequest(c.Server, sessionId, partId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetUIMessages Get a session's messages as the AI SDK shows them
+//
+// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+func (c *Client) GetUIMessages(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetUIMessagesRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UnarchiveSession Take an archived session up again
+//
+// Scope: `sessions:write`.
+//
+// Corresponds with POST /v1/sessions/{sessionId}/unarchive (the `UnarchiveSession` operationId).
+func (c *Client) UnarchiveSession(ctx context.Context, sessionId SessionId, params *UnarchiveSessionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUnarchiveSessionRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetSessionUsage Get what a session has used
+//
+// The sums of `tokens` and `cost` of its assistant messages, by model and by day (UTC). Numbers that are none, negative or beyond 10^12 count as 0. What a message of
+// a fork was copied from is the original's usage, and not the fork's.
+//
+// Scope: `sessions:read`.
+//
+// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
+func (c *Client) GetSessionUsage(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetSessionUsageRequest(c.Server, sessionId, params)
 	if err != nil {
 		return nil, err
 	}
@@ -6642,6 +10120,111 @@ func NewDeleteEncryptionKeyRequest(server string, keyVersion int32, params *Dele
 	return req, nil
 }
 
+// NewFollowEventsRequest constructs an http.Request for the FollowEvents method
+func NewFollowEventsRequest(server string, params *FollowEventsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/events")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.SessionId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "sessionId", *params.SessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ProjectId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "projectId", *params.ProjectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Kind != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", false, "kind", *params.Kind, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "array", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.After != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "after", *params.After, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int64"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.LastEventID != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Last-Event-ID", *params.LastEventID, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "integer", Format: "int64"})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Last-Event-ID", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetMeRequest constructs an http.Request for the GetMe method
 func NewGetMeRequest(server string) (*http.Request, error) {
 	var err error
@@ -7647,6 +11230,363 @@ func NewSetRetentionPolicyRequestWithBody(server string, params *SetRetentionPol
 	return req, nil
 }
 
+// NewListRolesRequest constructs an http.Request for the ListRoles method
+func NewListRolesRequest(server string, params *ListRolesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Name != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "name", *params.Name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Origin != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "origin", *params.Origin, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.FileSet != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "fileSet", *params.FileSet, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateRoleRequest calls the generic CreateRole builder with application/json body
+func NewCreateRoleRequest(server string, params *CreateRoleParams, body CreateRoleJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateRoleRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateRoleRequestWithBody constructs an http.Request for the CreateRole method, with any body, and a specified content type
+func NewCreateRoleRequestWithBody(server string, params *CreateRoleParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewSyncRolesRequest calls the generic SyncRoles builder with application/json body
+func NewSyncRolesRequest(server string, params *SyncRolesParams, body SyncRolesJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSyncRolesRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewSyncRolesRequestWithBody constructs an http.Request for the SyncRoles method, with any body, and a specified content type
+func NewSyncRolesRequestWithBody(server string, params *SyncRolesParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles/sync")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteRoleRequest constructs an http.Request for the DeleteRole method
+func NewDeleteRoleRequest(server string, roleId openapi_types.UUID, params *DeleteRoleParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "roleId", roleId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetRoleRequest constructs an http.Request for the GetRole method
+func NewGetRoleRequest(server string, roleId openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "roleId", roleId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateRoleRequestWithApplicationMergePatchPlusJSONBody calls the generic UpdateRole builder with application/merge-patch+json body
+func NewUpdateRoleRequestWithApplicationMergePatchPlusJSONBody(server string, roleId openapi_types.UUID, params *UpdateRoleParams, body UpdateRoleApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateRoleRequestWithBody(server, roleId, params, "application/merge-patch+json", bodyReader)
+}
+
+// NewUpdateRoleRequestWithBody constructs an http.Request for the UpdateRole method, with any body, and a specified content type
+func NewUpdateRoleRequestWithBody(server string, roleId openapi_types.UUID, params *UpdateRoleParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "roleId", roleId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/roles/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewStartSecretRotationRequest constructs an http.Request for the StartSecretRotation method
 func NewStartSecretRotationRequest(server string, params *StartSecretRotationParams) (*http.Request, error) {
 	var err error
@@ -7991,6 +11931,204 @@ func NewImportSessionRequestWithBody(server string, params *ImportSessionParams,
 	return req, nil
 }
 
+// NewImportSessionTreeRequestWithBody constructs an http.Request for the ImportSessionTree method, with any body, and a specified content type
+func NewImportSessionTreeRequestWithBody(server string, params *ImportSessionTreeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/import/tree")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "projectId", params.ProjectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewSearchSessionsRequest constructs an http.Request for the SearchSessions method
+func NewSearchSessionsRequest(server string, params *SearchSessionsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/search")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "q", params.Q, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.ProjectId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "projectId", *params.ProjectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.RoleName != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "roleName", *params.RoleName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.AccountId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "accountId", *params.AccountId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Archived != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "archived", *params.Archived, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Since != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Until != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", *params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewDeleteSessionRequest constructs an http.Request for the DeleteSession method
 func NewDeleteSessionRequest(server string, sessionId SessionId, params *DeleteSessionParams) (*http.Request, error) {
 	var err error
@@ -8015,6 +12153,33 @@ func NewDeleteSessionRequest(server string, sessionId SessionId, params *DeleteS
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Descendants != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "descendants", *params.Descendants, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
@@ -8136,6 +12301,167 @@ func NewUpdateSessionRequestWithBody(server string, sessionId SessionId, params 
 	return req, nil
 }
 
+// NewArchiveSessionRequest constructs an http.Request for the ArchiveSession method
+func NewArchiveSessionRequest(server string, sessionId SessionId, params *ArchiveSessionParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/archive", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Descendants != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "descendants", *params.Descendants, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListChildSessionsRequest constructs an http.Request for the ListChildSessions method
+func NewListChildSessionsRequest(server string, sessionId SessionId, params *ListChildSessionsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/children", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Descendants != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "descendants", *params.Descendants, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewExportSessionRequest constructs an http.Request for the ExportSession method
 func NewExportSessionRequest(server string, sessionId SessionId) (*http.Request, error) {
 	var err error
@@ -8165,6 +12491,102 @@ func NewExportSessionRequest(server string, sessionId SessionId) (*http.Request,
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
 	if err != nil {
 		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewExportSessionTreeRequest constructs an http.Request for the ExportSessionTree method
+func NewExportSessionTreeRequest(server string, sessionId SessionId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/export/tree", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewForkSessionRequest calls the generic ForkSession builder with application/json body
+func NewForkSessionRequest(server string, sessionId SessionId, params *ForkSessionParams, body ForkSessionJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewForkSessionRequestWithBody(server, sessionId, params, "application/json", bodyReader)
+}
+
+// NewForkSessionRequestWithBody constructs an http.Request for the ForkSession method, with any body, and a specified content type
+func NewForkSessionRequestWithBody(server string, sessionId SessionId, params *ForkSessionParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/fork", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
 	}
 
 	return req, nil
@@ -8204,6 +12626,18 @@ func NewListMessagesRequest(server string, sessionId SessionId, params *ListMess
 		// styled parameters, preserving literal commas as delimiters
 		// per the OpenAPI spec (e.g. "color=blue,black,brown").
 		var rawQueryFragments []string
+
+		if params.Content != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "content", *params.Content, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
 
 		if params.Limit != nil {
 
@@ -8305,8 +12739,8 @@ func NewAppendMessageRequestWithBody(server string, sessionId SessionId, params 
 	return req, nil
 }
 
-// NewGetMessageRequest constructs an http.Request for the GetMessage method
-func NewGetMessageRequest(server string, sessionId SessionId, messageId openapi_types.UUID) (*http.Request, error) {
+// NewDeleteMessageRequest constructs an http.Request for the DeleteMessage method
+func NewDeleteMessageRequest(server string, sessionId SessionId, messageId openapi_types.UUID, params *DeleteMessageParams) (*http.Request, error) {
 	var err error
 
 	var pathParam0 string
@@ -8336,6 +12770,664 @@ func NewGetMessageRequest(server string, sessionId SessionId, messageId openapi_
 	queryURL, err := serverURL.Parse(operationPath)
 	if err != nil {
 		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetMessageRequest constructs an http.Request for the GetMessage method
+func NewGetMessageRequest(server string, sessionId SessionId, messageId openapi_types.UUID, params *GetMessageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "messageId", messageId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/messages/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Content != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "content", *params.Content, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListPartsRequest constructs an http.Request for the ListParts method
+func NewListPartsRequest(server string, sessionId SessionId, params *ListPartsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/parts", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Type != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "type", *params.Type, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Content != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "content", *params.Content, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAppendPartsRequest calls the generic AppendParts builder with application/json body
+func NewAppendPartsRequest(server string, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAppendPartsRequestWithBody(server, sessionId, params, "application/json", bodyReader)
+}
+
+// NewAppendPartsRequestWithBody constructs an http.Request for the AppendParts method, with any body, and a specified content type
+func NewAppendPartsRequestWithBody(server string, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/parts", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetPartRequest constructs an http.Request for the GetPart method
+func NewGetPartRequest(server string, sessionId SessionId, partId PartId, params *GetPartParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "partId", partId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/parts/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Content != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "content", *params.Content, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdatePartRequestWithApplicationMergePatchPlusJSONBody calls the generic UpdatePart builder with application/merge-patch+json body
+func NewUpdatePartRequestWithApplicationMergePatchPlusJSONBody(server string, sessionId SessionId, partId PartId, params *UpdatePartParams, body UpdatePartApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdatePartRequestWithBody(server, sessionId, partId, params, "application/merge-patch+json", bodyReader)
+}
+
+// NewUpdatePartRequestWithBody constructs an http.Request for the UpdatePart method, with any body, and a specified content type
+func NewUpdatePartRequestWithBody(server string, sessionId SessionId, partId PartId, params *UpdatePartParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "partId", partId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/parts/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewAppendPartDeltaRequest calls the generic AppendPartDelta builder with application/json body
+func NewAppendPartDeltaRequest(server string, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAppendPartDeltaRequestWithBody(server, sessionId, partId, params, "application/json", bodyReader)
+}
+
+// NewAppendPartDeltaRequestWithBody constructs an http.Request for the AppendPartDelta method, with any body, and a specified content type
+func NewAppendPartDeltaRequestWithBody(server string, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "partId", partId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/parts/%s/deltas", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetUIMessagesRequest constructs an http.Request for the GetUIMessages method
+func NewGetUIMessagesRequest(server string, sessionId SessionId, params *GetUIMessagesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/ui-messages", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUnarchiveSessionRequest constructs an http.Request for the UnarchiveSession method
+func NewUnarchiveSessionRequest(server string, sessionId SessionId, params *UnarchiveSessionParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/unarchive", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Descendants != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "descendants", *params.Descendants, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetSessionUsageRequest constructs an http.Request for the GetSessionUsage method
+func NewGetSessionUsageRequest(server string, sessionId SessionId, params *GetSessionUsageParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "sessionId", sessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/sessions/%s/usage", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Descendants != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "descendants", *params.Descendants, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
 	}
 
 	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
@@ -8896,6 +13988,29 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with DELETE /v1/encryption-keys/{keyVersion} (the `DeleteEncryptionKey` operationId).
 	DeleteEncryptionKeyWithResponse(ctx context.Context, keyVersion int32, params *DeleteEncryptionKeyParams, reqEditors ...RequestEditorFn) (*DeleteEncryptionKeyResponse, error)
 
+	// FollowEventsWithResponse Follow what changes
+	//
+	// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+	// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+	// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+	// streams in comes, several times a second at most, how long it is by now.
+	//
+	// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+	// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+	// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+	// far the feed has come, also past what the filters hold back.
+	//
+	// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+	// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+	// and may come back at once; one whose key is revoked, within seconds and for good.
+	//
+	// Scope: `events:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+	FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error)
+
 	// GetMeWithResponse Say who is asking
 	//
 	// Any valid key may ask.
@@ -9169,6 +14284,113 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /v1/retention-policy (the `SetRetentionPolicy` operationId).
 	SetRetentionPolicyWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, params *SetRetentionPolicyParams, body SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*SetRetentionPolicyResponse, error)
 
+	// ListRolesWithResponse List roles
+	//
+	// In the order of their names.
+	//
+	// Scope: `roles:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/roles (the `ListRoles` operationId).
+	ListRolesWithResponse(ctx context.Context, params *ListRolesParams, reqEditors ...RequestEditorFn) (*ListRolesResponse, error)
+
+	// CreateRoleWithBodyWithResponse Create a role
+	//
+	// A name that only imported sessions have used so far (origin `import`) is defined by this.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+	CreateRoleWithBodyWithResponse(ctx context.Context, params *CreateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRoleResponse, error)
+
+	// CreateRoleWithResponse Create a role
+	//
+	// A name that only imported sessions have used so far (origin `import`) is defined by this.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+	CreateRoleWithResponse(ctx context.Context, params *CreateRoleParams, body CreateRoleJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRoleResponse, error)
+
+	// SyncRolesWithBodyWithResponse Make a set of roles what its files say
+	//
+	// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+	// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+	// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+	//
+	// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+	// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+	SyncRolesWithBodyWithResponse(ctx context.Context, params *SyncRolesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SyncRolesResponse, error)
+
+	// SyncRolesWithResponse Make a set of roles what its files say
+	//
+	// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+	// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+	// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+	//
+	// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+	// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+	SyncRolesWithResponse(ctx context.Context, params *SyncRolesParams, body SyncRolesJSONRequestBody, reqEditors ...RequestEditorFn) (*SyncRolesResponse, error)
+
+	// DeleteRoleWithResponse Delete a role
+	//
+	// Sessions that had it stay, without a role.
+	//
+	// Scope: `roles:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/roles/{roleId} (the `DeleteRole` operationId).
+	DeleteRoleWithResponse(ctx context.Context, roleId openapi_types.UUID, params *DeleteRoleParams, reqEditors ...RequestEditorFn) (*DeleteRoleResponse, error)
+
+	// GetRoleWithResponse Get a role
+	//
+	// Scope: `roles:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/roles/{roleId} (the `GetRole` operationId).
+	GetRoleWithResponse(ctx context.Context, roleId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetRoleResponse, error)
+
+	// UpdateRoleWithBodyWithResponse Change a role
+	//
+	// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+	UpdateRoleWithBodyWithResponse(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateRoleResponse, error)
+
+	// UpdateRoleWithApplicationMergePatchPlusJSONBodyWithResponse Change a role
+	//
+	// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+	//
+	// Scope: `roles:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+	UpdateRoleWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, body UpdateRoleApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateRoleResponse, error)
+
 	// StartSecretRotationWithResponse Encrypt all secrets with the present key
 	//
 	// Starts a sweep over the secrets of all organisations, which all replicas of the hub work on, or joins the one that is running. One to another key ends it. It survives restarts; readers are not disturbed.
@@ -9244,9 +14466,36 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/sessions/import (the `ImportSession` operationId).
 	ImportSessionWithResponse(ctx context.Context, params *ImportSessionParams, body ImportSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*ImportSessionResponse, error)
 
+	// ImportSessionTreeWithBodyWithResponse Import an archive of opencode exports
+	//
+	// A zip archive of files that `opencode export` or `exportSessionTree` wrote, in any order and any folders; other files than `*.json` are passed over. All of it or
+	// nothing. Each file is imported as `importSession` does it; children and parents find each other, also those of earlier imports.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
+	ImportSessionTreeWithBodyWithResponse(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportSessionTreeResponse, error)
+
+	// SearchSessionsWithResponse Search all sessions
+	//
+	// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+	// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+	// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+	// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+	SearchSessionsWithResponse(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*SearchSessionsResponse, error)
+
 	// DeleteSessionWithResponse Delete a session with its messages
 	//
-	// Its child sessions stay, without a parent.
+	// Its child sessions stay, without a parent, unless `descendants` says that they go as well. A session is gone at once, however long it is; the rows of a
+	// long one are taken away in the background, and until then its project still counts as used.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -9282,6 +14531,28 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /v1/sessions/{sessionId} (the `UpdateSession` operationId).
 	UpdateSessionWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, sessionId SessionId, params *UpdateSessionParams, body UpdateSessionApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateSessionResponse, error)
 
+	// ArchiveSessionWithResponse Put a session aside
+	//
+	// It can still be read, and taken up again. One that is archived already keeps its time. Retention counts from that time.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/archive (the `ArchiveSession` operationId).
+	ArchiveSessionWithResponse(ctx context.Context, sessionId SessionId, params *ArchiveSessionParams, reqEditors ...RequestEditorFn) (*ArchiveSessionResponse, error)
+
+	// ListChildSessionsWithResponse List a session's children, or its whole tree
+	//
+	// The nearest first (by depth, then id, so that each parent comes before its children). `parentId` says how they hang together.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/children (the `ListChildSessions` operationId).
+	ListChildSessionsWithResponse(ctx context.Context, sessionId SessionId, params *ListChildSessionsParams, reqEditors ...RequestEditorFn) (*ListChildSessionsResponse, error)
+
 	// ExportSessionWithResponse Export a session as an opencode file
 	//
 	// An imported session comes back equal to its file in every value, but for what was changed here since. A session born here
@@ -9293,6 +14564,41 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/export (the `ExportSession` operationId).
 	ExportSessionWithResponse(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*ExportSessionResponse, error)
+
+	// ExportSessionTreeWithResponse Export a session with all its descendants
+	//
+	// A zip archive with one opencode file for each session, as `exportSession` gives it, parents before their children. From one moment.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/export/tree (the `ExportSessionTree` operationId).
+	ExportSessionTreeWithResponse(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*ExportSessionTreeResponse, error)
+
+	// ForkSessionWithBodyWithResponse Begin a session with a copy of another one's messages
+	//
+	// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+	// with ids of their own; child sessions are not copied.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+	ForkSessionWithBodyWithResponse(ctx context.Context, sessionId SessionId, params *ForkSessionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ForkSessionResponse, error)
+
+	// ForkSessionWithResponse Begin a session with a copy of another one's messages
+	//
+	// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+	// with ids of their own; child sessions are not copied.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+	ForkSessionWithResponse(ctx context.Context, sessionId SessionId, params *ForkSessionParams, body ForkSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*ForkSessionResponse, error)
 
 	// ListMessagesWithResponse List a session's messages with their parts
 	//
@@ -9308,7 +14614,8 @@ type ClientWithResponsesInterface interface {
 	// AppendMessageWithBodyWithResponse Append messages with their parts
 	//
 	// One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-	// messages and parts sort by id.
+	// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+	// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -9320,7 +14627,8 @@ type ClientWithResponsesInterface interface {
 	// AppendMessageWithResponse Append messages with their parts
 	//
 	// One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-	// messages and parts sort by id.
+	// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+	// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 	//
 	// Scope: `sessions:write`.
 	//
@@ -9329,6 +14637,15 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/sessions/{sessionId}/messages (the `AppendMessage` operationId).
 	AppendMessageWithResponse(ctx context.Context, sessionId SessionId, params *AppendMessageParams, body AppendMessageJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendMessageResponse, error)
 
+	// DeleteMessageWithResponse Delete a message with its parts
+	//
+	// Scope: `sessions:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/sessions/{sessionId}/messages/{messageId} (the `DeleteMessage` operationId).
+	DeleteMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *DeleteMessageParams, reqEditors ...RequestEditorFn) (*DeleteMessageResponse, error)
+
 	// GetMessageWithResponse Get a message with its parts
 	//
 	// Scope: `sessions:read`.
@@ -9336,7 +14653,147 @@ type ClientWithResponsesInterface interface {
 	// Returns a wrapper object for the known response body format(s).
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
-	GetMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetMessageResponse, error)
+	GetMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *GetMessageParams, reqEditors ...RequestEditorFn) (*GetMessageResponse, error)
+
+	// ListPartsWithResponse List a session's parts
+	//
+	// The oldest first (by id), over all messages.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
+	ListPartsWithResponse(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*ListPartsResponse, error)
+
+	// AppendPartsWithBodyWithResponse Append parts to a message
+	//
+	// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+	AppendPartsWithBodyWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error)
+
+	// AppendPartsWithResponse Append parts to a message
+	//
+	// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+	AppendPartsWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error)
+
+	// GetPartWithResponse Get a part
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/parts/{partId} (the `GetPart` operationId).
+	GetPartWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *GetPartParams, reqEditors ...RequestEditorFn) (*GetPartResponse, error)
+
+	// UpdatePartWithBodyWithResponse Change a part
+	//
+	// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+	// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+	// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+	UpdatePartWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdatePartResponse, error)
+
+	// UpdatePartWithApplicationMergePatchPlusJSONBodyWithResponse Change a part
+	//
+	// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+	// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+	// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+	UpdatePartWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, body UpdatePartApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdatePartResponse, error)
+
+	// AppendPartDeltaWithBodyWithResponse Let a part's text grow
+	//
+	// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+	// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+	// whatever number of deltas it comes in.
+	//
+	// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+	// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+	// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+	// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+	// code units.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+	AppendPartDeltaWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error)
+
+	// AppendPartDeltaWithResponse Let a part's text grow
+	//
+	// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+	// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+	// whatever number of deltas it comes in.
+	//
+	// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+	// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+	// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+	// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+	// code units.
+	//
+	// Scope: `sessions:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+	AppendPartDeltaWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error)
+
+	// GetUIMessagesWithResponse Get a session's messages as the AI SDK shows them
+	//
+	// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+	// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+	// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+	GetUIMessagesWithResponse(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*GetUIMessagesResponse, error)
+
+	// UnarchiveSessionWithResponse Take an archived session up again
+	//
+	// Scope: `sessions:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/sessions/{sessionId}/unarchive (the `UnarchiveSession` operationId).
+	UnarchiveSessionWithResponse(ctx context.Context, sessionId SessionId, params *UnarchiveSessionParams, reqEditors ...RequestEditorFn) (*UnarchiveSessionResponse, error)
+
+	// GetSessionUsageWithResponse Get what a session has used
+	//
+	// The sums of `tokens` and `cost` of its assistant messages, by model and by day (UTC). Numbers that are none, negative or beyond 10^12 count as 0. What a message of
+	// a fork was copied from is the original's usage, and not the fork's.
+	//
+	// Scope: `sessions:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
+	GetSessionUsageWithResponse(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*GetSessionUsageResponse, error)
 
 	// GetVersionWithResponse Which hub this is
 	//
@@ -11242,6 +16699,47 @@ func (r DeleteEncryptionKeyResponse) ContentType() string {
 	return ""
 }
 
+type FollowEventsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r FollowEventsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r FollowEventsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r FollowEventsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FollowEventsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r FollowEventsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetMeResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -12220,6 +17718,309 @@ func (r SetRetentionPolicyResponse) ContentType() string {
 	return ""
 }
 
+type ListRolesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RolePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListRolesResponse) GetJSON200() *RolePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListRolesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListRolesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListRolesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListRolesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListRolesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateRoleResponse201Headers the declared response headers of an HTTP 201 response for CreateRole
+type CreateRoleResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type CreateRoleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Role
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateRoleResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateRoleResponse) GetJSON201() *Role {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateRoleResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateRoleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateRoleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateRoleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateRoleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SyncRolesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RoleSyncResult
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SyncRolesResponse) GetJSON200() *RoleSyncResult {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SyncRolesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SyncRolesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SyncRolesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SyncRolesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SyncRolesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteRoleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteRoleResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteRoleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteRoleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteRoleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteRoleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetRoleResponse200Headers the declared response headers of an HTTP 200 response for GetRole
+type GetRoleResponse200Headers struct {
+	ETag string
+}
+
+type GetRoleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Role
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetRoleResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetRoleResponse) GetJSON200() *Role {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetRoleResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetRoleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetRoleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetRoleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetRoleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UpdateRoleResponse200Headers the declared response headers of an HTTP 200 response for UpdateRole
+type UpdateRoleResponse200Headers struct {
+	ETag string
+}
+
+type UpdateRoleResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Role
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UpdateRoleResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateRoleResponse) GetJSON200() *Role {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateRoleResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateRoleResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateRoleResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateRoleResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateRoleResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // StartSecretRotationResponse202Headers the declared response headers of an HTTP 202 response for StartSecretRotation
 type StartSecretRotationResponse202Headers struct {
 	Location string
@@ -12489,6 +18290,102 @@ func (r ImportSessionResponse) ContentType() string {
 	return ""
 }
 
+type ImportSessionTreeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SessionTreeImport
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ImportSessionTreeResponse) GetJSON200() *SessionTreeImport {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ImportSessionTreeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ImportSessionTreeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ImportSessionTreeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ImportSessionTreeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ImportSessionTreeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SearchSessionsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SessionSearchPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SearchSessionsResponse) GetJSON200() *SessionSearchPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SearchSessionsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SearchSessionsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SearchSessionsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SearchSessionsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SearchSessionsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type DeleteSessionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -12640,6 +18537,109 @@ func (r UpdateSessionResponse) ContentType() string {
 	return ""
 }
 
+// ArchiveSessionResponse200Headers the declared response headers of an HTTP 200 response for ArchiveSession
+type ArchiveSessionResponse200Headers struct {
+	ETag string
+}
+
+type ArchiveSessionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Session
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ArchiveSessionResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ArchiveSessionResponse) GetJSON200() *Session {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ArchiveSessionResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ArchiveSessionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ArchiveSessionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ArchiveSessionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ArchiveSessionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListChildSessionsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ChildSessionPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListChildSessionsResponse) GetJSON200() *ChildSessionPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListChildSessionsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListChildSessionsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListChildSessionsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListChildSessionsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListChildSessionsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ExportSessionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -12682,6 +18682,103 @@ func (r ExportSessionResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ExportSessionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ExportSessionTreeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ExportSessionTreeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ExportSessionTreeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ExportSessionTreeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ExportSessionTreeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ExportSessionTreeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ForkSessionResponse201Headers the declared response headers of an HTTP 201 response for ForkSession
+type ForkSessionResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type ForkSessionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Session
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *ForkSessionResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r ForkSessionResponse) GetJSON201() *Session {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ForkSessionResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ForkSessionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ForkSessionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ForkSessionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ForkSessionResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -12784,6 +18881,47 @@ func (r AppendMessageResponse) ContentType() string {
 	return ""
 }
 
+type DeleteMessageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteMessageResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteMessageResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteMessageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteMessageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteMessageResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetMessageResponse200Headers the declared response headers of an HTTP 200 response for GetMessage
 type GetMessageResponse200Headers struct {
 	ETag string
@@ -12833,6 +18971,411 @@ func (r GetMessageResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetMessageResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListPartsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PartPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListPartsResponse) GetJSON200() *PartPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListPartsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListPartsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListPartsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListPartsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListPartsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AppendPartsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *PartList
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r AppendPartsResponse) GetJSON201() *PartList {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AppendPartsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AppendPartsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AppendPartsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AppendPartsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AppendPartsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetPartResponse200Headers the declared response headers of an HTTP 200 response for GetPart
+type GetPartResponse200Headers struct {
+	ETag string
+}
+
+type GetPartResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Part
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetPartResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetPartResponse) GetJSON200() *Part {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetPartResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetPartResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetPartResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetPartResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetPartResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UpdatePartResponse200Headers the declared response headers of an HTTP 200 response for UpdatePart
+type UpdatePartResponse200Headers struct {
+	ETag string
+}
+
+type UpdatePartResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Part
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UpdatePartResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdatePartResponse) GetJSON200() *Part {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdatePartResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdatePartResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdatePartResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdatePartResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdatePartResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AppendPartDeltaResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *PartDeltaResult
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r AppendPartDeltaResponse) GetJSON200() *PartDeltaResult {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AppendPartDeltaResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AppendPartDeltaResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AppendPartDeltaResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AppendPartDeltaResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AppendPartDeltaResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetUIMessagesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *UIMessagePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetUIMessagesResponse) GetJSON200() *UIMessagePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetUIMessagesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetUIMessagesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetUIMessagesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetUIMessagesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetUIMessagesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UnarchiveSessionResponse200Headers the declared response headers of an HTTP 200 response for UnarchiveSession
+type UnarchiveSessionResponse200Headers struct {
+	ETag string
+}
+
+type UnarchiveSessionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Session
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UnarchiveSessionResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UnarchiveSessionResponse) GetJSON200() *Session {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UnarchiveSessionResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UnarchiveSessionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UnarchiveSessionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UnarchiveSessionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UnarchiveSessionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetSessionUsageResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SessionUsage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetSessionUsageResponse) GetJSON200() *SessionUsage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetSessionUsageResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetSessionUsageResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetSessionUsageResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetSessionUsageResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetSessionUsageResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -13636,6 +20179,35 @@ func (c *ClientWithResponses) DeleteEncryptionKeyWithResponse(ctx context.Contex
 	return ParseDeleteEncryptionKeyResponse(rsp)
 }
 
+// FollowEventsWithResponse Follow what changes
+//
+// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
+// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
+// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
+// streams in comes, several times a second at most, how long it is by now.
+//
+// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
+// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
+// line says where that is: subscribe first, then read what is there. A line every 15 seconds keeps the connection alive and tells how
+// far the feed has come, also past what the filters hold back.
+//
+// Events are kept for seven days. Who comes back later gets an event named `reset`, whose `data` is an `EventReset` that names what
+// is to be read anew, and then what happens next. A client that reads too slowly is cut off, as is everybody when the server stops,
+// and may come back at once; one whose key is revoked, within seconds and for good.
+//
+// Scope: `events:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/events (the `FollowEvents` operationId).
+func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error) {
+	rsp, err := c.FollowEvents(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFollowEventsResponse(rsp)
+}
+
 // GetMeWithResponse Say who is asking
 //
 // Any valid key may ask.
@@ -14071,6 +20643,167 @@ func (c *ClientWithResponses) SetRetentionPolicyWithApplicationMergePatchPlusJSO
 	return ParseSetRetentionPolicyResponse(rsp)
 }
 
+// ListRolesWithResponse List roles
+//
+// In the order of their names.
+//
+// Scope: `roles:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/roles (the `ListRoles` operationId).
+func (c *ClientWithResponses) ListRolesWithResponse(ctx context.Context, params *ListRolesParams, reqEditors ...RequestEditorFn) (*ListRolesResponse, error) {
+	rsp, err := c.ListRoles(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListRolesResponse(rsp)
+}
+
+// CreateRoleWithBodyWithResponse Create a role
+//
+// A name that only imported sessions have used so far (origin `import`) is defined by this.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+func (c *ClientWithResponses) CreateRoleWithBodyWithResponse(ctx context.Context, params *CreateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateRoleResponse, error) {
+	rsp, err := c.CreateRoleWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateRoleResponse(rsp)
+}
+
+// CreateRoleWithResponse Create a role
+//
+// A name that only imported sessions have used so far (origin `import`) is defined by this.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/roles (the `CreateRole` operationId).
+func (c *ClientWithResponses) CreateRoleWithResponse(ctx context.Context, params *CreateRoleParams, body CreateRoleJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateRoleResponse, error) {
+	rsp, err := c.CreateRole(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateRoleResponse(rsp)
+}
+
+// SyncRolesWithBodyWithResponse Make a set of roles what its files say
+//
+// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+//
+// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+func (c *ClientWithResponses) SyncRolesWithBodyWithResponse(ctx context.Context, params *SyncRolesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SyncRolesResponse, error) {
+	rsp, err := c.SyncRolesWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSyncRolesResponse(rsp)
+}
+
+// SyncRolesWithResponse Make a set of roles what its files say
+//
+// The body holds all role files of one set, usually a repository's `.opencode/agents/**/*.md`. A file's role is named after its path
+// below `agents/` (or `agent/`), folders included: `.opencode/agents/review/security.md` is `review/security`. Its frontmatter's
+// `description` and the text behind it become the role's description and prompt; all other keys, known or not, its `data`.
+//
+// Roles that the set had and has no more are removed; other sets' roles are not touched. A role that was created through the API, or
+// that only an import has named, is taken over by a file of its name. Whole or not at all: a file that cannot be read, or a name that another set has, refuses all.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/roles/sync (the `SyncRoles` operationId).
+func (c *ClientWithResponses) SyncRolesWithResponse(ctx context.Context, params *SyncRolesParams, body SyncRolesJSONRequestBody, reqEditors ...RequestEditorFn) (*SyncRolesResponse, error) {
+	rsp, err := c.SyncRoles(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSyncRolesResponse(rsp)
+}
+
+// DeleteRoleWithResponse Delete a role
+//
+// Sessions that had it stay, without a role.
+//
+// Scope: `roles:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/roles/{roleId} (the `DeleteRole` operationId).
+func (c *ClientWithResponses) DeleteRoleWithResponse(ctx context.Context, roleId openapi_types.UUID, params *DeleteRoleParams, reqEditors ...RequestEditorFn) (*DeleteRoleResponse, error) {
+	rsp, err := c.DeleteRole(ctx, roleId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteRoleResponse(rsp)
+}
+
+// GetRoleWithResponse Get a role
+//
+// Scope: `roles:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/roles/{roleId} (the `GetRole` operationId).
+func (c *ClientWithResponses) GetRoleWithResponse(ctx context.Context, roleId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetRoleResponse, error) {
+	rsp, err := c.GetRole(ctx, roleId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetRoleResponse(rsp)
+}
+
+// UpdateRoleWithBodyWithResponse Change a role
+//
+// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+//
+// Scope: `roles:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+func (c *ClientWithResponses) UpdateRoleWithBodyWithResponse(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateRoleResponse, error) {
+	rsp, err := c.UpdateRoleWithBody(ctx, roleId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateRoleResponse(rsp)
+}
+
+// UpdateRoleWithApplicationMergePatchPlusJSONBodyWithResponse Change a role
+//
+// Sessions follow a new name. What a file has defined, the next sync of its set makes as the file says.
+//
+// Scope: `roles:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/roles/{roleId} (the `UpdateRole` operationId).
+func (c *ClientWithResponses) UpdateRoleWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, roleId openapi_types.UUID, params *UpdateRoleParams, body UpdateRoleApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateRoleResponse, error) {
+	rsp, err := c.UpdateRoleWithApplicationMergePatchPlusJSONBody(ctx, roleId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateRoleResponse(rsp)
+}
+
 // StartSecretRotationWithResponse Encrypt all secrets with the present key
 //
 // Starts a sweep over the secrets of all organisations, which all replicas of the hub work on, or joins the one that is running. One to another key ends it. It survives restarts; readers are not disturbed.
@@ -14188,9 +20921,48 @@ func (c *ClientWithResponses) ImportSessionWithResponse(ctx context.Context, par
 	return ParseImportSessionResponse(rsp)
 }
 
+// ImportSessionTreeWithBodyWithResponse Import an archive of opencode exports
+//
+// A zip archive of files that `opencode export` or `exportSessionTree` wrote, in any order and any folders; other files than `*.json` are passed over. All of it or
+// nothing. Each file is imported as `importSession` does it; children and parents find each other, also those of earlier imports.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/import/tree (the `ImportSessionTree` operationId).
+func (c *ClientWithResponses) ImportSessionTreeWithBodyWithResponse(ctx context.Context, params *ImportSessionTreeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ImportSessionTreeResponse, error) {
+	rsp, err := c.ImportSessionTreeWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseImportSessionTreeResponse(rsp)
+}
+
+// SearchSessionsWithResponse Search all sessions
+//
+// Full text over titles and parts: text, reasoning, tool calls with their input, output and errors, names of files. All words must be in the same part;
+// `"a phrase"`, `-not`, `this or that` and `begin*` do what one expects. English words are found in all their forms, words of other languages as they are written;
+// in Chinese, Japanese, Korean, Thai and other languages without spaces any two letters. Upper and lower case are the same, and punctuation counts for nothing: a
+// path or an identifier is found by its words. The best first. Of a part a million characters can be found; of a query that matches more than 20,000 passages the newest count.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/search (the `SearchSessions` operationId).
+func (c *ClientWithResponses) SearchSessionsWithResponse(ctx context.Context, params *SearchSessionsParams, reqEditors ...RequestEditorFn) (*SearchSessionsResponse, error) {
+	rsp, err := c.SearchSessions(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSearchSessionsResponse(rsp)
+}
+
 // DeleteSessionWithResponse Delete a session with its messages
 //
-// Its child sessions stay, without a parent.
+// Its child sessions stay, without a parent, unless `descendants` says that they go as well. A session is gone at once, however long it is; the rows of a
+// long one are taken away in the background, and until then its project still counts as used.
 //
 // Scope: `sessions:write`.
 //
@@ -14250,6 +21022,40 @@ func (c *ClientWithResponses) UpdateSessionWithApplicationMergePatchPlusJSONBody
 	return ParseUpdateSessionResponse(rsp)
 }
 
+// ArchiveSessionWithResponse Put a session aside
+//
+// It can still be read, and taken up again. One that is archived already keeps its time. Retention counts from that time.
+//
+// Scope: `sessions:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/archive (the `ArchiveSession` operationId).
+func (c *ClientWithResponses) ArchiveSessionWithResponse(ctx context.Context, sessionId SessionId, params *ArchiveSessionParams, reqEditors ...RequestEditorFn) (*ArchiveSessionResponse, error) {
+	rsp, err := c.ArchiveSession(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseArchiveSessionResponse(rsp)
+}
+
+// ListChildSessionsWithResponse List a session's children, or its whole tree
+//
+// The nearest first (by depth, then id, so that each parent comes before its children). `parentId` says how they hang together.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/children (the `ListChildSessions` operationId).
+func (c *ClientWithResponses) ListChildSessionsWithResponse(ctx context.Context, sessionId SessionId, params *ListChildSessionsParams, reqEditors ...RequestEditorFn) (*ListChildSessionsResponse, error) {
+	rsp, err := c.ListChildSessions(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListChildSessionsResponse(rsp)
+}
+
 // ExportSessionWithResponse Export a session as an opencode file
 //
 // An imported session comes back equal to its file in every value, but for what was changed here since. A session born here
@@ -14266,6 +21072,59 @@ func (c *ClientWithResponses) ExportSessionWithResponse(ctx context.Context, ses
 		return nil, err
 	}
 	return ParseExportSessionResponse(rsp)
+}
+
+// ExportSessionTreeWithResponse Export a session with all its descendants
+//
+// A zip archive with one opencode file for each session, as `exportSession` gives it, parents before their children. From one moment.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/export/tree (the `ExportSessionTree` operationId).
+func (c *ClientWithResponses) ExportSessionTreeWithResponse(ctx context.Context, sessionId SessionId, reqEditors ...RequestEditorFn) (*ExportSessionTreeResponse, error) {
+	rsp, err := c.ExportSessionTree(ctx, sessionId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseExportSessionTreeResponse(rsp)
+}
+
+// ForkSessionWithBodyWithResponse Begin a session with a copy of another one's messages
+//
+// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+// with ids of their own; child sessions are not copied.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+func (c *ClientWithResponses) ForkSessionWithBodyWithResponse(ctx context.Context, sessionId SessionId, params *ForkSessionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ForkSessionResponse, error) {
+	rsp, err := c.ForkSessionWithBody(ctx, sessionId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseForkSessionResponse(rsp)
+}
+
+// ForkSessionWithResponse Begin a session with a copy of another one's messages
+//
+// The new session is the caller's, idle, in the same project, with the same role, and has no parent. Its messages and parts are copies
+// with ids of their own; child sessions are not copied.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/fork (the `ForkSession` operationId).
+func (c *ClientWithResponses) ForkSessionWithResponse(ctx context.Context, sessionId SessionId, params *ForkSessionParams, body ForkSessionJSONRequestBody, reqEditors ...RequestEditorFn) (*ForkSessionResponse, error) {
+	rsp, err := c.ForkSession(ctx, sessionId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseForkSessionResponse(rsp)
 }
 
 // ListMessagesWithResponse List a session's messages with their parts
@@ -14288,7 +21147,8 @@ func (c *ClientWithResponses) ListMessagesWithResponse(ctx context.Context, sess
 // AppendMessageWithBodyWithResponse Append messages with their parts
 //
 // One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-// messages and parts sort by id.
+// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 //
 // Scope: `sessions:write`.
 //
@@ -14306,7 +21166,8 @@ func (c *ClientWithResponses) AppendMessageWithBodyWithResponse(ctx context.Cont
 // AppendMessageWithResponse Append messages with their parts
 //
 // One message or many, each with all its parts, in one transaction. Ids follow the order of writing: within a session,
-// messages and parts sort by id.
+// messages and parts sort by id. A part of a type that opencode 1.18 knows must be what that type asks for (`KnownPart`); parts
+// of other types are kept as they are. A part is as large as a body may be: 16 MiB, unless `HUB_MAX_BODY` says otherwise.
 //
 // Scope: `sessions:write`.
 //
@@ -14321,6 +21182,21 @@ func (c *ClientWithResponses) AppendMessageWithResponse(ctx context.Context, ses
 	return ParseAppendMessageResponse(rsp)
 }
 
+// DeleteMessageWithResponse Delete a message with its parts
+//
+// Scope: `sessions:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/sessions/{sessionId}/messages/{messageId} (the `DeleteMessage` operationId).
+func (c *ClientWithResponses) DeleteMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *DeleteMessageParams, reqEditors ...RequestEditorFn) (*DeleteMessageResponse, error) {
+	rsp, err := c.DeleteMessage(ctx, sessionId, messageId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteMessageResponse(rsp)
+}
+
 // GetMessageWithResponse Get a message with its parts
 //
 // Scope: `sessions:read`.
@@ -14328,12 +21204,218 @@ func (c *ClientWithResponses) AppendMessageWithResponse(ctx context.Context, ses
 // Returns a wrapper object for the known response body format(s).
 //
 // Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
-func (c *ClientWithResponses) GetMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetMessageResponse, error) {
-	rsp, err := c.GetMessage(ctx, sessionId, messageId, reqEditors...)
+func (c *ClientWithResponses) GetMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, params *GetMessageParams, reqEditors ...RequestEditorFn) (*GetMessageResponse, error) {
+	rsp, err := c.GetMessage(ctx, sessionId, messageId, params, reqEditors...)
 	if err != nil {
 		return nil, err
 	}
 	return ParseGetMessageResponse(rsp)
+}
+
+// ListPartsWithResponse List a session's parts
+//
+// The oldest first (by id), over all messages.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/parts (the `ListParts` operationId).
+func (c *ClientWithResponses) ListPartsWithResponse(ctx context.Context, sessionId SessionId, params *ListPartsParams, reqEditors ...RequestEditorFn) (*ListPartsResponse, error) {
+	rsp, err := c.ListParts(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListPartsResponse(rsp)
+}
+
+// AppendPartsWithBodyWithResponse Append parts to a message
+//
+// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+func (c *ClientWithResponses) AppendPartsWithBodyWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error) {
+	rsp, err := c.AppendPartsWithBody(ctx, sessionId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAppendPartsResponse(rsp)
+}
+
+// AppendPartsWithResponse Append parts to a message
+//
+// One part or many, in one transaction, behind all parts that the session has. What appendMessage says of parts holds here too.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts (the `AppendParts` operationId).
+func (c *ClientWithResponses) AppendPartsWithResponse(ctx context.Context, sessionId SessionId, params *AppendPartsParams, body AppendPartsJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartsResponse, error) {
+	rsp, err := c.AppendParts(ctx, sessionId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAppendPartsResponse(rsp)
+}
+
+// GetPartWithResponse Get a part
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/parts/{partId} (the `GetPart` operationId).
+func (c *ClientWithResponses) GetPartWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *GetPartParams, reqEditors ...RequestEditorFn) (*GetPartResponse, error) {
+	rsp, err := c.GetPart(ctx, sessionId, partId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetPartResponse(rsp)
+}
+
+// UpdatePartWithBodyWithResponse Change a part
+//
+// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+func (c *ClientWithResponses) UpdatePartWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdatePartResponse, error) {
+	rsp, err := c.UpdatePartWithBody(ctx, sessionId, partId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdatePartResponse(rsp)
+}
+
+// UpdatePartWithApplicationMergePatchPlusJSONBodyWithResponse Change a part
+//
+// `data` is patched as it stands, the text included that has streamed in. What comes of it must be what the part's type asks
+// for. A tool goes from `pending` to `running`, and from there to `completed` or `error` (from `pending` to `error` too, where
+// it never ran); any other step is refused. The state of an imported tool part is its source's affair.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/sessions/{sessionId}/parts/{partId} (the `UpdatePart` operationId).
+func (c *ClientWithResponses) UpdatePartWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *UpdatePartParams, body UpdatePartApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdatePartResponse, error) {
+	rsp, err := c.UpdatePartWithApplicationMergePatchPlusJSONBody(ctx, sessionId, partId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdatePartResponse(rsp)
+}
+
+// AppendPartDeltaWithBodyWithResponse Let a part's text grow
+//
+// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+// whatever number of deltas it comes in.
+//
+// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+// code units.
+//
+// Scope: `sessions:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+func (c *ClientWithResponses) AppendPartDeltaWithBodyWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error) {
+	rsp, err := c.AppendPartDeltaWithBody(ctx, sessionId, partId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAppendPartDeltaResponse(rsp)
+}
+
+// AppendPartDeltaWithResponse Let a part's text grow
+//
+// Appends to `data.text` of a text or reasoning part or of a type that is not known here, to `data.state.raw` of a tool that is
+// pending, and to `data.state.output` of one that is running. A part that streams in costs its content, not its history,
+// whatever number of deltas it comes in.
+//
+// `offset` is where the delta begins: the length of the text so far, in UTF-16 code units, as JavaScript counts; it is also what
+// the answer to the delta before said. A delta that is there already, word for word, changes nothing and is answered as it was,
+// so that a retry is safe. One that leaves a gap, or says something else than what is there, is refused with the offset that is
+// expected. The part's `revision` moves when the text ends, by updatePart, not with each delta. A text has at most 16,777,216
+// code units.
+//
+// Scope: `sessions:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/parts/{partId}/deltas (the `AppendPartDelta` operationId).
+func (c *ClientWithResponses) AppendPartDeltaWithResponse(ctx context.Context, sessionId SessionId, partId PartId, params *AppendPartDeltaParams, body AppendPartDeltaJSONRequestBody, reqEditors ...RequestEditorFn) (*AppendPartDeltaResponse, error) {
+	rsp, err := c.AppendPartDelta(ctx, sessionId, partId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAppendPartDeltaResponse(rsp)
+}
+
+// GetUIMessagesWithResponse Get a session's messages as the AI SDK shows them
+//
+// `items` are UIMessages of npm's `ai` 7: what `useChat` takes and `validateUIMessages` accepts. The oldest first (by id). Text, reasoning, files, tool calls (as `dynamic-tool`) and
+// step-starts become parts of these names; a tool result's attachments become files behind it; patch, agent, subtask, compaction, retry and unknown types become
+// `data-<type>`; step-finish and snapshot are left out. A message's model, cost, tokens and error are in its `metadata`. A user's message without parts has an empty text.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/ui-messages (the `GetUIMessages` operationId).
+func (c *ClientWithResponses) GetUIMessagesWithResponse(ctx context.Context, sessionId SessionId, params *GetUIMessagesParams, reqEditors ...RequestEditorFn) (*GetUIMessagesResponse, error) {
+	rsp, err := c.GetUIMessages(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetUIMessagesResponse(rsp)
+}
+
+// UnarchiveSessionWithResponse Take an archived session up again
+//
+// Scope: `sessions:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/sessions/{sessionId}/unarchive (the `UnarchiveSession` operationId).
+func (c *ClientWithResponses) UnarchiveSessionWithResponse(ctx context.Context, sessionId SessionId, params *UnarchiveSessionParams, reqEditors ...RequestEditorFn) (*UnarchiveSessionResponse, error) {
+	rsp, err := c.UnarchiveSession(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUnarchiveSessionResponse(rsp)
+}
+
+// GetSessionUsageWithResponse Get what a session has used
+//
+// The sums of `tokens` and `cost` of its assistant messages, by model and by day (UTC). Numbers that are none, negative or beyond 10^12 count as 0. What a message of
+// a fork was copied from is the original's usage, and not the fork's.
+//
+// Scope: `sessions:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
+func (c *ClientWithResponses) GetSessionUsageWithResponse(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*GetSessionUsageResponse, error) {
+	rsp, err := c.GetSessionUsage(ctx, sessionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetSessionUsageResponse(rsp)
 }
 
 // GetVersionWithResponse Which hub this is
@@ -15855,6 +22937,32 @@ func ParseDeleteEncryptionKeyResponse(rsp *http.Response) (*DeleteEncryptionKeyR
 	return response, nil
 }
 
+// ParseFollowEventsResponse parses an HTTP response from a FollowEventsWithResponse call
+func ParseFollowEventsResponse(rsp *http.Response) (*FollowEventsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FollowEventsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetMeResponse parses an HTTP response from a GetMeWithResponse call
 func ParseGetMeResponse(rsp *http.Response) (*GetMeResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -16647,6 +23755,246 @@ func ParseSetRetentionPolicyResponse(rsp *http.Response) (*SetRetentionPolicyRes
 	return response, nil
 }
 
+// ParseListRolesResponse parses an HTTP response from a ListRolesWithResponse call
+func ParseListRolesResponse(rsp *http.Response) (*ListRolesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListRolesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RolePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateRoleResponse parses an HTTP response from a CreateRoleWithResponse call
+func ParseCreateRoleResponse(rsp *http.Response) (*CreateRoleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateRoleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Role
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateRoleResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseSyncRolesResponse parses an HTTP response from a SyncRolesWithResponse call
+func ParseSyncRolesResponse(rsp *http.Response) (*SyncRolesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SyncRolesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RoleSyncResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteRoleResponse parses an HTTP response from a DeleteRoleWithResponse call
+func ParseDeleteRoleResponse(rsp *http.Response) (*DeleteRoleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteRoleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetRoleResponse parses an HTTP response from a GetRoleWithResponse call
+func ParseGetRoleResponse(rsp *http.Response) (*GetRoleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetRoleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Role
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetRoleResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdateRoleResponse parses an HTTP response from a UpdateRoleWithResponse call
+func ParseUpdateRoleResponse(rsp *http.Response) (*UpdateRoleResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateRoleResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Role
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UpdateRoleResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseStartSecretRotationResponse parses an HTTP response from a StartSecretRotationWithResponse call
 func ParseStartSecretRotationResponse(rsp *http.Response) (*StartSecretRotationResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -16865,6 +24213,72 @@ func ParseImportSessionResponse(rsp *http.Response) (*ImportSessionResponse, err
 	return response, nil
 }
 
+// ParseImportSessionTreeResponse parses an HTTP response from a ImportSessionTreeWithResponse call
+func ParseImportSessionTreeResponse(rsp *http.Response) (*ImportSessionTreeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ImportSessionTreeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SessionTreeImport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSearchSessionsResponse parses an HTTP response from a SearchSessionsWithResponse call
+func ParseSearchSessionsResponse(rsp *http.Response) (*SearchSessionsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SearchSessionsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SessionSearchPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseDeleteSessionResponse parses an HTTP response from a DeleteSessionWithResponse call
 func ParseDeleteSessionResponse(rsp *http.Response) (*DeleteSessionResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -16986,6 +24400,85 @@ func ParseUpdateSessionResponse(rsp *http.Response) (*UpdateSessionResponse, err
 	return response, nil
 }
 
+// ParseArchiveSessionResponse parses an HTTP response from a ArchiveSessionWithResponse call
+func ParseArchiveSessionResponse(rsp *http.Response) (*ArchiveSessionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ArchiveSessionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Session
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ArchiveSessionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListChildSessionsResponse parses an HTTP response from a ListChildSessionsWithResponse call
+func ParseListChildSessionsResponse(rsp *http.Response) (*ListChildSessionsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListChildSessionsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ChildSessionPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseExportSessionResponse parses an HTTP response from a ExportSessionWithResponse call
 func ParseExportSessionResponse(rsp *http.Response) (*ExportSessionResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -17014,6 +24507,85 @@ func ParseExportSessionResponse(rsp *http.Response) (*ExportSessionResponse, err
 		}
 		response.ApplicationproblemJSONDefault = &dest
 
+	}
+
+	return response, nil
+}
+
+// ParseExportSessionTreeResponse parses an HTTP response from a ExportSessionTreeWithResponse call
+func ParseExportSessionTreeResponse(rsp *http.Response) (*ExportSessionTreeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ExportSessionTreeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseForkSessionResponse parses an HTTP response from a ForkSessionWithResponse call
+func ParseForkSessionResponse(rsp *http.Response) (*ForkSessionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ForkSessionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Session
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers ForkSessionResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
 	}
 
 	return response, nil
@@ -17085,6 +24657,35 @@ func ParseAppendMessageResponse(rsp *http.Response) (*AppendMessageResponse, err
 	return response, nil
 }
 
+// ParseDeleteMessageResponse parses an HTTP response from a DeleteMessageWithResponse call
+func ParseDeleteMessageResponse(rsp *http.Response) (*DeleteMessageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteMessageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetMessageResponse parses an HTTP response from a GetMessageWithResponse call
 func ParseGetMessageResponse(rsp *http.Response) (*GetMessageResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -17126,6 +24727,309 @@ func ParseGetMessageResponse(rsp *http.Response) (*GetMessageResponse, error) {
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListPartsResponse parses an HTTP response from a ListPartsWithResponse call
+func ParseListPartsResponse(rsp *http.Response) (*ListPartsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListPartsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PartPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAppendPartsResponse parses an HTTP response from a AppendPartsWithResponse call
+func ParseAppendPartsResponse(rsp *http.Response) (*AppendPartsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AppendPartsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest PartList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetPartResponse parses an HTTP response from a GetPartWithResponse call
+func ParseGetPartResponse(rsp *http.Response) (*GetPartResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetPartResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Part
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetPartResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdatePartResponse parses an HTTP response from a UpdatePartWithResponse call
+func ParseUpdatePartResponse(rsp *http.Response) (*UpdatePartResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdatePartResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Part
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UpdatePartResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseAppendPartDeltaResponse parses an HTTP response from a AppendPartDeltaWithResponse call
+func ParseAppendPartDeltaResponse(rsp *http.Response) (*AppendPartDeltaResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AppendPartDeltaResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest PartDeltaResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetUIMessagesResponse parses an HTTP response from a GetUIMessagesWithResponse call
+func ParseGetUIMessagesResponse(rsp *http.Response) (*GetUIMessagesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetUIMessagesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest UIMessagePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUnarchiveSessionResponse parses an HTTP response from a UnarchiveSessionWithResponse call
+func ParseUnarchiveSessionResponse(rsp *http.Response) (*UnarchiveSessionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UnarchiveSessionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Session
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UnarchiveSessionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetSessionUsageResponse parses an HTTP response from a GetSessionUsageWithResponse call
+func ParseGetSessionUsageResponse(rsp *http.Response) (*GetSessionUsageResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetSessionUsageResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SessionUsage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
 	}
 
 	return response, nil

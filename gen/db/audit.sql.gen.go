@@ -94,7 +94,7 @@ func (q *Queries) ExportAuditLogs(ctx context.Context, arg ExportAuditLogsParams
 }
 
 const getRetentionPolicy = `-- name: GetRetentionPolicy :one
-SELECT org_id, audit_days, metadata, revision, created_at, updated_at FROM retention_policies WHERE org_id = current_org_id()
+SELECT org_id, audit_days, session_days, metadata, revision, created_at, updated_at FROM retention_policies WHERE org_id = current_org_id()
 `
 
 func (q *Queries) GetRetentionPolicy(ctx context.Context) (RetentionPolicy, error) {
@@ -103,6 +103,7 @@ func (q *Queries) GetRetentionPolicy(ctx context.Context) (RetentionPolicy, erro
 	err := row.Scan(
 		&i.OrgID,
 		&i.AuditDays,
+		&i.SessionDays,
 		&i.Metadata,
 		&i.Revision,
 		&i.CreatedAt,
@@ -194,23 +195,28 @@ func (q *Queries) ListAuditLogs(ctx context.Context, arg ListAuditLogsParams) ([
 const setRetentionPolicy = `-- name: SetRetentionPolicy :one
 UPDATE retention_policies SET
     audit_days = CASE WHEN $1::boolean THEN $2 ELSE audit_days END,
-    metadata   = jsonb_merge_patch(metadata, $3::jsonb)
+    session_days = CASE WHEN $3::boolean THEN $4 ELSE session_days END,
+    metadata   = jsonb_merge_patch(metadata, $5::jsonb)
 WHERE org_id = current_org_id()
-  AND revision = coalesce($4::integer, revision)
-RETURNING org_id, audit_days, metadata, revision, created_at, updated_at
+  AND revision = coalesce($6::integer, revision)
+RETURNING org_id, audit_days, session_days, metadata, revision, created_at, updated_at
 `
 
 type SetRetentionPolicyParams struct {
-	SetAuditDays  bool
-	AuditDays     *int32
-	MetadataPatch json.RawMessage
-	IfMatch       *int32
+	SetAuditDays   bool
+	AuditDays      *int32
+	SetSessionDays bool
+	SessionDays    *int32
+	MetadataPatch  json.RawMessage
+	IfMatch        *int32
 }
 
 func (q *Queries) SetRetentionPolicy(ctx context.Context, arg SetRetentionPolicyParams) (RetentionPolicy, error) {
 	row := q.db.QueryRow(ctx, setRetentionPolicy,
 		arg.SetAuditDays,
 		arg.AuditDays,
+		arg.SetSessionDays,
+		arg.SessionDays,
 		arg.MetadataPatch,
 		arg.IfMatch,
 	)
@@ -218,6 +224,7 @@ func (q *Queries) SetRetentionPolicy(ctx context.Context, arg SetRetentionPolicy
 	err := row.Scan(
 		&i.OrgID,
 		&i.AuditDays,
+		&i.SessionDays,
 		&i.Metadata,
 		&i.Revision,
 		&i.CreatedAt,

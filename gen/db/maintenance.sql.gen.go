@@ -12,6 +12,82 @@ import (
 	"github.com/google/uuid"
 )
 
+const eventPositions = `-- name: EventPositions :many
+SELECT p.org_id::uuid AS org_id, p.last_position::bigint AS last_position FROM event_positions($1::uuid[]) p
+`
+
+type EventPositionsRow struct {
+	OrgID        uuid.UUID
+	LastPosition int64
+}
+
+func (q *Queries) EventPositions(ctx context.Context, orgIds []uuid.UUID) ([]EventPositionsRow, error) {
+	rows, err := q.db.Query(ctx, eventPositions, orgIds)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []EventPositionsRow{}
+	for rows.Next() {
+		var i EventPositionsRow
+		if err := rows.Scan(&i.OrgID, &i.LastPosition); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const expireSessions = `-- name: ExpireSessions :one
+SELECT expire_sessions($1)
+`
+
+func (q *Queries) ExpireSessions(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, expireSessions, rowLimit)
+	var expire_sessions int64
+	err := row.Scan(&expire_sessions)
+	return expire_sessions, err
+}
+
+const foldPartDeltas = `-- name: FoldPartDeltas :one
+SELECT fold_part_deltas($1)
+`
+
+func (q *Queries) FoldPartDeltas(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, foldPartDeltas, rowLimit)
+	var fold_part_deltas int64
+	err := row.Scan(&fold_part_deltas)
+	return fold_part_deltas, err
+}
+
+const leaveEventOffice = `-- name: LeaveEventOffice :exec
+SELECT leave_event_office($1)
+`
+
+func (q *Queries) LeaveEventOffice(ctx context.Context, holder uuid.UUID) error {
+	_, err := q.db.Exec(ctx, leaveEventOffice, holder)
+	return err
+}
+
+const numberEvents = `-- name: NumberEvents :one
+SELECT number_events($1, $2)
+`
+
+type NumberEventsParams struct {
+	Holder   uuid.UUID
+	RowLimit int32
+}
+
+func (q *Queries) NumberEvents(ctx context.Context, arg NumberEventsParams) (int32, error) {
+	row := q.db.QueryRow(ctx, numberEvents, arg.Holder, arg.RowLimit)
+	var number_events int32
+	err := row.Scan(&number_events)
+	return number_events, err
+}
+
 const purgeAuditLogs = `-- name: PurgeAuditLogs :one
 SELECT purge_audit_logs($1)
 `
@@ -21,6 +97,28 @@ func (q *Queries) PurgeAuditLogs(ctx context.Context, rowLimit int32) (int64, er
 	var purge_audit_logs int64
 	err := row.Scan(&purge_audit_logs)
 	return purge_audit_logs, err
+}
+
+const purgeDeletedSessions = `-- name: PurgeDeletedSessions :one
+SELECT purge_deleted_sessions($1)
+`
+
+func (q *Queries) PurgeDeletedSessions(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, purgeDeletedSessions, rowLimit)
+	var purge_deleted_sessions int64
+	err := row.Scan(&purge_deleted_sessions)
+	return purge_deleted_sessions, err
+}
+
+const purgeEvents = `-- name: PurgeEvents :one
+SELECT purge_events($1)
+`
+
+func (q *Queries) PurgeEvents(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, purgeEvents, rowLimit)
+	var purge_events int64
+	err := row.Scan(&purge_events)
+	return purge_events, err
 }
 
 const purgeIdempotencyKeys = `-- name: PurgeIdempotencyKeys :one

@@ -154,6 +154,30 @@ type RetentionPolicy struct {
 	OrgID uuid.UUID
 	// Days that audit entries are kept; NULL for ever.
 	AuditDays *int32
+	// Days that archived sessions are kept, from when they were archived; NULL for ever.
+	SessionDays *int32
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// Agent roles: what an LLM is told to be in a session. Neither an access level nor a membership level (W14).
+type Role struct {
+	OrgID       uuid.UUID
+	ID          uuid.UUID
+	Name        string
+	Description string
+	// The system prompt.
+	Prompt string
+	// api: created by a caller; file: synced from role files; import: a name that an imported session used, until somebody defines it.
+	Origin string
+	// C05: the set of role files that the role was synced from, usually one repository's: a sync of a set removes what the set has no more, and touches no other set.
+	FileSet *string
+	// W01: structured settings of the role (model, tools, permissions), typed in the contract.
+	Data json.RawMessage
 	// W01: opaque, one object per subsystem.
 	Metadata json.RawMessage
 	// Counts changes: the ETag.
@@ -187,6 +211,8 @@ type Session struct {
 	ProjectID uuid.UUID
 	// S11: a sub-agent is a child session. Set once: at creation, or when an imported session's parent arrives.
 	ParentID *uuid.UUID
+	// The session that this one was forked from: it began with a copy of its messages.
+	ForkOfID *uuid.UUID
 	// C01: who the session belongs to. NULL once that account has left the organisation or is gone.
 	AccountID *uuid.UUID
 	// C05: the agent role, by name.
@@ -202,6 +228,8 @@ type Session struct {
 	LastActivityAt time.Time
 	// When the session was put aside; NULL while it is in use.
 	ArchivedAt *time.Time
+	// When a long session was deleted: nobody sees it or writes to it since, and purge_deleted_sessions() takes its rows away in batches. Only delete_session() sets it.
+	DeletedAt *time.Time
 	// C02: the program that the session was imported from; NULL for a session born here.
 	Source *string
 	// C02: the session's id in its source.

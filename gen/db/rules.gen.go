@@ -114,6 +114,12 @@ const (
 	EncryptionKeysForAdmins                      = "encryption_keys_for_admins"
 	EncryptionKeysPkey                           = "encryption_keys_pkey"
 	EncryptionKeysVersionCheck                   = "encryption_keys_version_check"
+	EventHeadsPkey                               = "event_heads_pkey"
+	EventHeadsPurgedBehindLastCheck              = "event_heads_purged_behind_last_check"
+	EventSequencersPkey                          = "event_sequencers_pkey"
+	EventSequencersSingletonCheck                = "event_sequencers_singleton_check"
+	EventsAppendOnly                             = "events_append_only"
+	EventsPkey                                   = "events_pkey"
 	IdempotencyKeysAccountIDFkey                 = "idempotency_keys_account_id_fkey"
 	IdempotencyKeysAccountIDFkeyInUse            = "idempotency_keys_account_id_fkey_in_use"
 	IdempotencyKeysIDVersionCheck                = "idempotency_keys_id_version_check"
@@ -164,6 +170,14 @@ const (
 	OrganizationsSlugKey                         = "organizations_slug_key"
 	OrganizationsSlugShapeCheck                  = "organizations_slug_shape_check"
 	OrganizationsTransferredByOwner              = "organizations_transferred_by_owner"
+	PartDeltasAppendOnly                         = "part_deltas_append_only"
+	PartDeltasContiguous                         = "part_deltas_contiguous"
+	PartDeltasPartIDFkey                         = "part_deltas_part_id_fkey"
+	PartDeltasPartIDFkeyInUse                    = "part_deltas_part_id_fkey_in_use"
+	PartDeltasPkey                               = "part_deltas_pkey"
+	PartDeltasTextLengthCheck                    = "part_deltas_text_length_check"
+	PartDeltasWholeLengthCheck                   = "part_deltas_whole_length_check"
+	PartTakesNoDeltas                            = "part_takes_no_deltas"
 	PartsDataObjectCheck                         = "parts_data_object_check"
 	PartsIDVersionCheck                          = "parts_id_version_check"
 	PartsIdentityImmutable                       = "parts_identity_immutable"
@@ -177,7 +191,13 @@ const (
 	PartsSourceShapeCheck                        = "parts_source_shape_check"
 	PartsSourceSourceIDKey                       = "parts_source_source_id_key"
 	PartsSourceWholeCheck                        = "parts_source_whole_check"
+	PartsToolStateFkey                           = "parts_tool_state_fkey"
+	PartsToolStateFkeyInUse                      = "parts_tool_state_fkey_in_use"
+	PartsToolStateTransition                     = "parts_tool_state_transition"
 	PartsTypeLengthCheck                         = "parts_type_length_check"
+	PendingEventsActionCheck                     = "pending_events_action_check"
+	PendingEventsKindCheck                       = "pending_events_kind_check"
+	PendingEventsPkey                            = "pending_events_pkey"
 	ProjectsDataObjectCheck                      = "projects_data_object_check"
 	ProjectsDescriptionLengthCheck               = "projects_description_length_check"
 	ProjectsIDVersionCheck                       = "projects_id_version_check"
@@ -197,7 +217,11 @@ const (
 	RetentionPoliciesOrgIDFkey                   = "retention_policies_org_id_fkey"
 	RetentionPoliciesOrgIDFkeyInUse              = "retention_policies_org_id_fkey_in_use"
 	RetentionPoliciesPkey                        = "retention_policies_pkey"
+	RetentionPoliciesSessionDaysCheck            = "retention_policies_session_days_check"
+	RolesBeyondLimits                            = "roles_beyond_limits"
 	RolesDataObjectCheck                         = "roles_data_object_check"
+	RolesFileSetCheck                            = "roles_file_set_check"
+	RolesFileSetLengthCheck                      = "roles_file_set_length_check"
 	RolesIDVersionCheck                          = "roles_id_version_check"
 	RolesIdentityImmutable                       = "roles_identity_immutable"
 	RolesMetadataCheck                           = "roles_metadata_check"
@@ -207,6 +231,15 @@ const (
 	RolesOrgIDFkeyInUse                          = "roles_org_id_fkey_in_use"
 	RolesOriginCheck                             = "roles_origin_check"
 	RolesPkey                                    = "roles_pkey"
+	SearchEntriesChunkRangeCheck                 = "search_entries_chunk_range_check"
+	SearchEntriesIDVersionCheck                  = "search_entries_id_version_check"
+	SearchEntriesPartIDChunkKey                  = "search_entries_part_id_chunk_key"
+	SearchEntriesPartIDFkey                      = "search_entries_part_id_fkey"
+	SearchEntriesPartIDFkeyInUse                 = "search_entries_part_id_fkey_in_use"
+	SearchEntriesPkey                            = "search_entries_pkey"
+	SearchEntriesSessionIDFkey                   = "search_entries_session_id_fkey"
+	SearchEntriesSessionIDFkeyInUse              = "search_entries_session_id_fkey_in_use"
+	SearchQueryEmpty                             = "search_query_empty"
 	SecretRotationsCountsCheck                   = "secret_rotations_counts_check"
 	SecretRotationsEndedFixed                    = "secret_rotations_ended_fixed"
 	SecretRotationsEndedHasTimeCheck             = "secret_rotations_ended_has_time_check"
@@ -226,6 +259,8 @@ const (
 	SessionsAccountIDFkey                        = "sessions_account_id_fkey"
 	SessionsAccountIDFkeyInUse                   = "sessions_account_id_fkey_in_use"
 	SessionsDataObjectCheck                      = "sessions_data_object_check"
+	SessionsForkOfIDFkey                         = "sessions_fork_of_id_fkey"
+	SessionsForkOfIDFkeyInUse                    = "sessions_fork_of_id_fkey_in_use"
 	SessionsIDVersionCheck                       = "sessions_id_version_check"
 	SessionsIdentityImmutable                    = "sessions_identity_immutable"
 	SessionsMetadataCheck                        = "sessions_metadata_check"
@@ -253,6 +288,12 @@ const (
 	SessionsTitleLengthCheck                     = "sessions_title_length_check"
 	SessionsVersionFkey                          = "sessions_version_fkey"
 	SessionsVersionFkeyInUse                     = "sessions_version_fkey_in_use"
+	ToolStateTransitionsFromStateFkey            = "tool_state_transitions_from_state_fkey"
+	ToolStateTransitionsFromStateFkeyInUse       = "tool_state_transitions_from_state_fkey_in_use"
+	ToolStateTransitionsPkey                     = "tool_state_transitions_pkey"
+	ToolStateTransitionsToStateFkey              = "tool_state_transitions_to_state_fkey"
+	ToolStateTransitionsToStateFkeyInUse         = "tool_state_transitions_to_state_fkey_in_use"
+	ToolStatesPkey                               = "tool_states_pkey"
 	Unauthenticated                              = "unauthenticated"
 )
 
@@ -369,6 +410,12 @@ var Rules = []string{
 	EncryptionKeysForAdmins,
 	EncryptionKeysPkey,
 	EncryptionKeysVersionCheck,
+	EventHeadsPkey,
+	EventHeadsPurgedBehindLastCheck,
+	EventSequencersPkey,
+	EventSequencersSingletonCheck,
+	EventsAppendOnly,
+	EventsPkey,
 	IdempotencyKeysAccountIDFkey,
 	IdempotencyKeysAccountIDFkeyInUse,
 	IdempotencyKeysIDVersionCheck,
@@ -419,6 +466,14 @@ var Rules = []string{
 	OrganizationsSlugKey,
 	OrganizationsSlugShapeCheck,
 	OrganizationsTransferredByOwner,
+	PartDeltasAppendOnly,
+	PartDeltasContiguous,
+	PartDeltasPartIDFkey,
+	PartDeltasPartIDFkeyInUse,
+	PartDeltasPkey,
+	PartDeltasTextLengthCheck,
+	PartDeltasWholeLengthCheck,
+	PartTakesNoDeltas,
 	PartsDataObjectCheck,
 	PartsIDVersionCheck,
 	PartsIdentityImmutable,
@@ -432,7 +487,13 @@ var Rules = []string{
 	PartsSourceShapeCheck,
 	PartsSourceSourceIDKey,
 	PartsSourceWholeCheck,
+	PartsToolStateFkey,
+	PartsToolStateFkeyInUse,
+	PartsToolStateTransition,
 	PartsTypeLengthCheck,
+	PendingEventsActionCheck,
+	PendingEventsKindCheck,
+	PendingEventsPkey,
 	ProjectsDataObjectCheck,
 	ProjectsDescriptionLengthCheck,
 	ProjectsIDVersionCheck,
@@ -452,7 +513,11 @@ var Rules = []string{
 	RetentionPoliciesOrgIDFkey,
 	RetentionPoliciesOrgIDFkeyInUse,
 	RetentionPoliciesPkey,
+	RetentionPoliciesSessionDaysCheck,
+	RolesBeyondLimits,
 	RolesDataObjectCheck,
+	RolesFileSetCheck,
+	RolesFileSetLengthCheck,
 	RolesIDVersionCheck,
 	RolesIdentityImmutable,
 	RolesMetadataCheck,
@@ -462,6 +527,15 @@ var Rules = []string{
 	RolesOrgIDFkeyInUse,
 	RolesOriginCheck,
 	RolesPkey,
+	SearchEntriesChunkRangeCheck,
+	SearchEntriesIDVersionCheck,
+	SearchEntriesPartIDChunkKey,
+	SearchEntriesPartIDFkey,
+	SearchEntriesPartIDFkeyInUse,
+	SearchEntriesPkey,
+	SearchEntriesSessionIDFkey,
+	SearchEntriesSessionIDFkeyInUse,
+	SearchQueryEmpty,
 	SecretRotationsCountsCheck,
 	SecretRotationsEndedFixed,
 	SecretRotationsEndedHasTimeCheck,
@@ -481,6 +555,8 @@ var Rules = []string{
 	SessionsAccountIDFkey,
 	SessionsAccountIDFkeyInUse,
 	SessionsDataObjectCheck,
+	SessionsForkOfIDFkey,
+	SessionsForkOfIDFkeyInUse,
 	SessionsIDVersionCheck,
 	SessionsIdentityImmutable,
 	SessionsMetadataCheck,
@@ -508,5 +584,11 @@ var Rules = []string{
 	SessionsTitleLengthCheck,
 	SessionsVersionFkey,
 	SessionsVersionFkeyInUse,
+	ToolStateTransitionsFromStateFkey,
+	ToolStateTransitionsFromStateFkeyInUse,
+	ToolStateTransitionsPkey,
+	ToolStateTransitionsToStateFkey,
+	ToolStateTransitionsToStateFkeyInUse,
+	ToolStatesPkey,
 	Unauthenticated,
 }

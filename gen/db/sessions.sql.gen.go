@@ -103,11 +103,99 @@ func (q *Queries) AppendMessages(ctx context.Context, arg AppendMessagesParams) 
 	return items, nil
 }
 
+const appendPartDelta = `-- name: AppendPartDelta :one
+INSERT INTO part_deltas (org_id, part_id, start_offset, text)
+SELECT p.org_id, p.id, $1, $2::text FROM parts p
+WHERE p.org_id = current_org_id() AND p.session_id = $3 AND p.id = $4
+RETURNING end_offset
+`
+
+type AppendPartDeltaParams struct {
+	StartOffset int64
+	Text        string
+	SessionID   uuid.UUID
+	ID          uuid.UUID
+}
+
+func (q *Queries) AppendPartDelta(ctx context.Context, arg AppendPartDeltaParams) (int64, error) {
+	row := q.db.QueryRow(ctx, appendPartDelta,
+		arg.StartOffset,
+		arg.Text,
+		arg.SessionID,
+		arg.ID,
+	)
+	var end_offset int64
+	err := row.Scan(&end_offset)
+	return end_offset, err
+}
+
+const appendParts = `-- name: AppendParts :many
+WITH session AS (
+    SELECT s.org_id, s.id FROM sessions s WHERE s.org_id = current_org_id() AND s.id = $6 FOR NO KEY UPDATE
+)
+INSERT INTO parts (org_id, session_id, message_id, type, data, raw, metadata)
+SELECT s.org_id, s.id, $1, i.type, i.data, i.raw, i.metadata
+FROM session s, (
+    SELECT unnest($2::text[]) AS type, unnest($3::jsonb[]) AS data, nullif(unnest($4::text[]), '') AS raw,
+           unnest($5::jsonb[]) AS metadata, generate_subscripts($2::text[], 1) AS n) i
+ORDER BY i.n
+RETURNING id, revision, created_at, updated_at
+`
+
+type AppendPartsParams struct {
+	MessageID uuid.UUID
+	Types     []string
+	Data      []json.RawMessage
+	Raw       []string
+	Metadata  []json.RawMessage
+	SessionID uuid.UUID
+}
+
+type AppendPartsRow struct {
+	ID        uuid.UUID
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// The arrays run in step, as in AppendMessages; ids ascend in the order of insertion (C02).
+func (q *Queries) AppendParts(ctx context.Context, arg AppendPartsParams) ([]AppendPartsRow, error) {
+	rows, err := q.db.Query(ctx, appendParts,
+		arg.MessageID,
+		arg.Types,
+		arg.Data,
+		arg.Raw,
+		arg.Metadata,
+		arg.SessionID,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []AppendPartsRow{}
+	for rows.Next() {
+		var i AppendPartsRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Revision,
+			&i.CreatedAt,
+			&i.UpdatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const createSession = `-- name: CreateSession :one
 INSERT INTO sessions (org_id, project_id, parent_id, account_id, role_name, slug, title, version, data, raw, metadata)
 VALUES (current_org_id(), $1, $2, current_account_id(), $3,
         $4, $5, $6, $7, $8, $9)
-RETURNING org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at
+RETURNING org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at
 `
 
 type CreateSessionParams struct {
@@ -140,6 +228,7 @@ func (q *Queries) CreateSession(ctx context.Context, arg CreateSessionParams) (S
 		&i.ID,
 		&i.ProjectID,
 		&i.ParentID,
+		&i.ForkOfID,
 		&i.AccountID,
 		&i.RoleName,
 		&i.Slug,
@@ -148,6 +237,7 @@ func (q *Queries) CreateSession(ctx context.Context, arg CreateSessionParams) (S
 		&i.RunState,
 		&i.LastActivityAt,
 		&i.ArchivedAt,
+		&i.DeletedAt,
 		&i.Source,
 		&i.SourceID,
 		&i.SourceParentID,
@@ -162,6 +252,26 @@ func (q *Queries) CreateSession(ctx context.Context, arg CreateSessionParams) (S
 		&i.UpdatedAt,
 	)
 	return i, err
+}
+
+const deleteMessage = `-- name: DeleteMessage :execrows
+DELETE FROM messages
+WHERE org_id = current_org_id() AND session_id = $1 AND id = $2
+  AND revision = coalesce($3::integer, revision)
+`
+
+type DeleteMessageParams struct {
+	SessionID uuid.UUID
+	MessageID uuid.UUID
+	IfMatch   *int32
+}
+
+func (q *Queries) DeleteMessage(ctx context.Context, arg DeleteMessageParams) (int64, error) {
+	result, err := q.db.Exec(ctx, deleteMessage, arg.SessionID, arg.MessageID, arg.IfMatch)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
 }
 
 const deleteMessagesMissingFromImport = `-- name: DeleteMessagesMissingFromImport :one
@@ -219,33 +329,70 @@ func (q *Queries) DeletePartsMissingFromImport(ctx context.Context, arg DeletePa
 	return result.RowsAffected(), nil
 }
 
-const deleteSession = `-- name: DeleteSession :execrows
-DELETE FROM sessions
-WHERE org_id = current_org_id() AND id = $1
-  AND revision = coalesce($2::integer, revision)
+const deleteSession = `-- name: DeleteSession :many
+WITH session AS MATERIALIZED (
+    SELECT s.id FROM sessions s
+    WHERE s.org_id = current_org_id() AND s.id = $2
+      AND s.revision = coalesce($3::integer, s.revision)
+    FOR UPDATE
+)
+SELECT delete_session(s.id, $1::boolean)::integer AS deleted FROM session s
 `
 
 type DeleteSessionParams struct {
-	ID      uuid.UUID
-	IfMatch *int32
+	Descendants bool
+	ID          uuid.UUID
+	IfMatch     *int32
 }
 
-func (q *Queries) DeleteSession(ctx context.Context, arg DeleteSessionParams) (int64, error) {
-	result, err := q.db.Exec(ctx, deleteSession, arg.ID, arg.IfMatch)
+// What delete_session() returned, of the session that the caller sees.
+func (q *Queries) DeleteSession(ctx context.Context, arg DeleteSessionParams) ([]int32, error) {
+	rows, err := q.db.Query(ctx, deleteSession, arg.Descendants, arg.ID, arg.IfMatch)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	return result.RowsAffected(), nil
+	defer rows.Close()
+	items := []int32{}
+	for rows.Next() {
+		var deleted int32
+		if err := rows.Scan(&deleted); err != nil {
+			return nil, err
+		}
+		items = append(items, deleted)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const getGrowingText = `-- name: GetGrowingText :one
+SELECT coalesce(p.content::jsonb #>> growing_text_path(p.type, p.data), '')::text AS text FROM part_contents p
+WHERE p.org_id = current_org_id() AND p.session_id = $1 AND p.id = $2
+`
+
+type GetGrowingTextParams struct {
+	SessionID uuid.UUID
+	ID        uuid.UUID
+}
+
+// The text that deltas are added to, escaped.
+func (q *Queries) GetGrowingText(ctx context.Context, arg GetGrowingTextParams) (string, error) {
+	row := q.db.QueryRow(ctx, getGrowingText, arg.SessionID, arg.ID)
+	var text string
+	err := row.Scan(&text)
+	return text, err
 }
 
 const getMessage = `-- name: GetMessage :many
 SELECT m.id AS message_id, '00000000-0000-0000-0000-000000000000'::uuid AS part_id, m.role AS kind, m.source_id,
-       coalesce(m.raw, m.data::text)::text AS data, m.metadata, m.revision, m.created_at, m.updated_at
+       coalesce(m.raw, m.data::text)::text AS data, false AS truncated, m.metadata, m.revision, m.created_at, m.updated_at
 FROM messages m
 WHERE m.org_id = current_org_id() AND m.session_id = $1 AND m.id = $2
 UNION ALL
-SELECT p.message_id, p.id, p.type, p.source_id, coalesce(p.raw, p.data::text), p.metadata, p.revision, p.created_at, p.updated_at
-FROM parts p
+SELECT p.message_id, p.id, p.type, p.source_id, CASE WHEN $3::boolean AND p.summary IS NOT NULL THEN p.summary::text ELSE p.content END,
+       $3::boolean AND p.summary IS NOT NULL, p.metadata, p.revision, p.created_at, p.updated_at
+FROM part_contents p
 WHERE p.org_id = current_org_id() AND p.session_id = $1 AND p.message_id = $2
 ORDER BY message_id, part_id
 `
@@ -253,6 +400,7 @@ ORDER BY message_id, part_id
 type GetMessageParams struct {
 	SessionID uuid.UUID
 	MessageID uuid.UUID
+	Summary   bool
 }
 
 type GetMessageRow struct {
@@ -261,6 +409,7 @@ type GetMessageRow struct {
 	Kind      string
 	SourceID  *string
 	Data      string
+	Truncated bool
 	Metadata  json.RawMessage
 	Revision  int32
 	CreatedAt time.Time
@@ -269,7 +418,7 @@ type GetMessageRow struct {
 
 // As ListMessages, for one.
 func (q *Queries) GetMessage(ctx context.Context, arg GetMessageParams) ([]GetMessageRow, error) {
-	rows, err := q.db.Query(ctx, getMessage, arg.SessionID, arg.MessageID)
+	rows, err := q.db.Query(ctx, getMessage, arg.SessionID, arg.MessageID, arg.Summary)
 	if err != nil {
 		return nil, err
 	}
@@ -283,6 +432,7 @@ func (q *Queries) GetMessage(ctx context.Context, arg GetMessageParams) ([]GetMe
 			&i.Kind,
 			&i.SourceID,
 			&i.Data,
+			&i.Truncated,
 			&i.Metadata,
 			&i.Revision,
 			&i.CreatedAt,
@@ -298,8 +448,53 @@ func (q *Queries) GetMessage(ctx context.Context, arg GetMessageParams) ([]GetMe
 	return items, nil
 }
 
+const getPart = `-- name: GetPart :one
+SELECT p.message_id, p.id AS part_id, p.type AS kind, p.source_id,
+       CASE WHEN $1::boolean AND p.summary IS NOT NULL THEN p.summary::text ELSE p.content END::text AS data,
+       ($1::boolean AND p.summary IS NOT NULL)::boolean AS truncated, p.metadata, p.revision, p.created_at, p.updated_at
+FROM part_contents p
+WHERE p.org_id = current_org_id() AND p.session_id = $2 AND p.id = $3
+`
+
+type GetPartParams struct {
+	Summary   bool
+	SessionID uuid.UUID
+	ID        uuid.UUID
+}
+
+type GetPartRow struct {
+	MessageID uuid.UUID
+	PartID    uuid.UUID
+	Kind      string
+	SourceID  *string
+	Data      string
+	Truncated bool
+	Metadata  json.RawMessage
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+func (q *Queries) GetPart(ctx context.Context, arg GetPartParams) (GetPartRow, error) {
+	row := q.db.QueryRow(ctx, getPart, arg.Summary, arg.SessionID, arg.ID)
+	var i GetPartRow
+	err := row.Scan(
+		&i.MessageID,
+		&i.PartID,
+		&i.Kind,
+		&i.SourceID,
+		&i.Data,
+		&i.Truncated,
+		&i.Metadata,
+		&i.Revision,
+		&i.CreatedAt,
+		&i.UpdatedAt,
+	)
+	return i, err
+}
+
 const getSession = `-- name: GetSession :one
-SELECT org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND id = $1
+SELECT org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND id = $1
 `
 
 func (q *Queries) GetSession(ctx context.Context, id uuid.UUID) (Session, error) {
@@ -310,6 +505,7 @@ func (q *Queries) GetSession(ctx context.Context, id uuid.UUID) (Session, error)
 		&i.ID,
 		&i.ProjectID,
 		&i.ParentID,
+		&i.ForkOfID,
 		&i.AccountID,
 		&i.RoleName,
 		&i.Slug,
@@ -318,6 +514,7 @@ func (q *Queries) GetSession(ctx context.Context, id uuid.UUID) (Session, error)
 		&i.RunState,
 		&i.LastActivityAt,
 		&i.ArchivedAt,
+		&i.DeletedAt,
 		&i.Source,
 		&i.SourceID,
 		&i.SourceParentID,
@@ -335,7 +532,7 @@ func (q *Queries) GetSession(ctx context.Context, id uuid.UUID) (Session, error)
 }
 
 const getSessionBySource = `-- name: GetSessionBySource :one
-SELECT org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND source = $1::text AND source_id = $2::text
+SELECT org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND source = $1::text AND source_id = $2::text
 `
 
 type GetSessionBySourceParams struct {
@@ -351,6 +548,7 @@ func (q *Queries) GetSessionBySource(ctx context.Context, arg GetSessionBySource
 		&i.ID,
 		&i.ProjectID,
 		&i.ParentID,
+		&i.ForkOfID,
 		&i.AccountID,
 		&i.RoleName,
 		&i.Slug,
@@ -359,6 +557,7 @@ func (q *Queries) GetSessionBySource(ctx context.Context, arg GetSessionBySource
 		&i.RunState,
 		&i.LastActivityAt,
 		&i.ArchivedAt,
+		&i.DeletedAt,
 		&i.Source,
 		&i.SourceID,
 		&i.SourceParentID,
@@ -703,11 +902,12 @@ WITH page AS (
     LIMIT $3
 )
 SELECT m.id AS message_id, '00000000-0000-0000-0000-000000000000'::uuid AS part_id, m.role AS kind, m.source_id,
-       coalesce(m.raw, m.data::text)::text AS data, m.metadata, m.revision, m.created_at, m.updated_at
+       coalesce(m.raw, m.data::text)::text AS data, false AS truncated, m.metadata, m.revision, m.created_at, m.updated_at
 FROM page m
 UNION ALL
-SELECT p.message_id, p.id, p.type, p.source_id, coalesce(p.raw, p.data::text), p.metadata, p.revision, p.created_at, p.updated_at
-FROM page m JOIN parts p ON p.org_id = m.org_id AND p.session_id = m.session_id AND p.message_id = m.id
+SELECT p.message_id, p.id, p.type, p.source_id, CASE WHEN $4::boolean AND p.summary IS NOT NULL THEN p.summary::text ELSE p.content END,
+       $4::boolean AND p.summary IS NOT NULL, p.metadata, p.revision, p.created_at, p.updated_at
+FROM page m JOIN part_contents p ON p.org_id = m.org_id AND p.session_id = m.session_id AND p.message_id = m.id
 ORDER BY message_id, part_id
 `
 
@@ -715,6 +915,7 @@ type ListMessagesParams struct {
 	SessionID uuid.UUID
 	AfterID   uuid.UUID
 	RowLimit  int32
+	Summary   bool
 }
 
 type ListMessagesRow struct {
@@ -723,15 +924,22 @@ type ListMessagesRow struct {
 	Kind      string
 	SourceID  *string
 	Data      string
+	Truncated bool
 	Metadata  json.RawMessage
 	Revision  int32
 	CreatedAt time.Time
 	UpdatedAt time.Time
 }
 
-// Messages and their parts as rows of one shape: a message (part_id zero, kind its role) before its parts (kind their type).
+// Messages and their parts as rows of one shape: a message (part_id zero, kind its role) before its parts (kind their type). In a summary a
+// long part's data is neither sent nor read.
 func (q *Queries) ListMessages(ctx context.Context, arg ListMessagesParams) ([]ListMessagesRow, error) {
-	rows, err := q.db.Query(ctx, listMessages, arg.SessionID, arg.AfterID, arg.RowLimit)
+	rows, err := q.db.Query(ctx, listMessages,
+		arg.SessionID,
+		arg.AfterID,
+		arg.RowLimit,
+		arg.Summary,
+	)
 	if err != nil {
 		return nil, err
 	}
@@ -745,6 +953,7 @@ func (q *Queries) ListMessages(ctx context.Context, arg ListMessagesParams) ([]L
 			&i.Kind,
 			&i.SourceID,
 			&i.Data,
+			&i.Truncated,
 			&i.Metadata,
 			&i.Revision,
 			&i.CreatedAt,
@@ -766,8 +975,8 @@ SELECT m.id AS message_id, '00000000-0000-0000-0000-000000000000'::uuid AS part_
 FROM messages m
 WHERE m.org_id = current_org_id() AND m.session_id = $1 AND m.id = ANY ($2::uuid[])
 UNION ALL
-SELECT p.message_id, p.id, p.type, p.source_id, coalesce(p.raw, p.data::text), p.metadata, p.created_at, coalesce(p.source_position, 2147483647)
-FROM parts p
+SELECT p.message_id, p.id, p.type, p.source_id, p.content, p.metadata, p.created_at, coalesce(p.source_position, 2147483647)
+FROM part_contents p
 WHERE p.org_id = current_org_id() AND p.session_id = $1 AND p.message_id = ANY ($2::uuid[])
 ORDER BY message_id, place, part_id
 `
@@ -818,8 +1027,143 @@ func (q *Queries) ListMessagesForExport(ctx context.Context, arg ListMessagesFor
 	return items, nil
 }
 
+const listParts = `-- name: ListParts :many
+SELECT p.message_id, p.id AS part_id, p.type AS kind, p.source_id,
+       CASE WHEN $1::boolean AND p.summary IS NOT NULL THEN p.summary::text ELSE p.content END::text AS data,
+       ($1::boolean AND p.summary IS NOT NULL)::boolean AS truncated, p.metadata, p.revision, p.created_at, p.updated_at
+FROM part_contents p
+WHERE p.org_id = current_org_id() AND p.session_id = $2 AND p.id > $3
+ORDER BY p.id
+LIMIT $4
+`
+
+type ListPartsParams struct {
+	Summary   bool
+	SessionID uuid.UUID
+	AfterID   uuid.UUID
+	RowLimit  int32
+}
+
+type ListPartsRow struct {
+	MessageID uuid.UUID
+	PartID    uuid.UUID
+	Kind      string
+	SourceID  *string
+	Data      string
+	Truncated bool
+	Metadata  json.RawMessage
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+func (q *Queries) ListParts(ctx context.Context, arg ListPartsParams) ([]ListPartsRow, error) {
+	rows, err := q.db.Query(ctx, listParts,
+		arg.Summary,
+		arg.SessionID,
+		arg.AfterID,
+		arg.RowLimit,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListPartsRow{}
+	for rows.Next() {
+		var i ListPartsRow
+		if err := rows.Scan(
+			&i.MessageID,
+			&i.PartID,
+			&i.Kind,
+			&i.SourceID,
+			&i.Data,
+			&i.Truncated,
+			&i.Metadata,
+			&i.Revision,
+			&i.CreatedAt,
+			&i.UpdatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listPartsByType = `-- name: ListPartsByType :many
+SELECT p.message_id, p.id AS part_id, p.type AS kind, p.source_id,
+       CASE WHEN $1::boolean AND p.summary IS NOT NULL THEN p.summary::text ELSE p.content END::text AS data,
+       ($1::boolean AND p.summary IS NOT NULL)::boolean AS truncated, p.metadata, p.revision, p.created_at, p.updated_at
+FROM part_contents p
+WHERE p.org_id = current_org_id() AND p.session_id = $2 AND p.type = $3 AND p.id > $4
+ORDER BY p.id
+LIMIT $5
+`
+
+type ListPartsByTypeParams struct {
+	Summary   bool
+	SessionID uuid.UUID
+	Type      string
+	AfterID   uuid.UUID
+	RowLimit  int32
+}
+
+type ListPartsByTypeRow struct {
+	MessageID uuid.UUID
+	PartID    uuid.UUID
+	Kind      string
+	SourceID  *string
+	Data      string
+	Truncated bool
+	Metadata  json.RawMessage
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// As ListParts, by an index of its own.
+func (q *Queries) ListPartsByType(ctx context.Context, arg ListPartsByTypeParams) ([]ListPartsByTypeRow, error) {
+	rows, err := q.db.Query(ctx, listPartsByType,
+		arg.Summary,
+		arg.SessionID,
+		arg.Type,
+		arg.AfterID,
+		arg.RowLimit,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListPartsByTypeRow{}
+	for rows.Next() {
+		var i ListPartsByTypeRow
+		if err := rows.Scan(
+			&i.MessageID,
+			&i.PartID,
+			&i.Kind,
+			&i.SourceID,
+			&i.Data,
+			&i.Truncated,
+			&i.Metadata,
+			&i.Revision,
+			&i.CreatedAt,
+			&i.UpdatedAt,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listSessions = `-- name: ListSessions :many
-SELECT org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions
+SELECT org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions
 WHERE org_id = current_org_id()
   AND id < $1
   AND ($2::uuid IS NULL OR project_id = $2)
@@ -869,6 +1213,7 @@ func (q *Queries) ListSessions(ctx context.Context, arg ListSessionsParams) ([]S
 			&i.ID,
 			&i.ProjectID,
 			&i.ParentID,
+			&i.ForkOfID,
 			&i.AccountID,
 			&i.RoleName,
 			&i.Slug,
@@ -877,6 +1222,7 @@ func (q *Queries) ListSessions(ctx context.Context, arg ListSessionsParams) ([]S
 			&i.RunState,
 			&i.LastActivityAt,
 			&i.ArchivedAt,
+			&i.DeletedAt,
 			&i.Source,
 			&i.SourceID,
 			&i.SourceParentID,
@@ -900,8 +1246,25 @@ func (q *Queries) ListSessions(ctx context.Context, arg ListSessionsParams) ([]S
 	return items, nil
 }
 
+const lockPart = `-- name: LockPart :one
+SELECT type FROM parts WHERE org_id = current_org_id() AND session_id = $1 AND id = $2 FOR NO KEY UPDATE
+`
+
+type LockPartParams struct {
+	SessionID uuid.UUID
+	ID        uuid.UUID
+}
+
+// A statement of its own: what has streamed in until the lock was had, only the next statement sees.
+func (q *Queries) LockPart(ctx context.Context, arg LockPartParams) (string, error) {
+	row := q.db.QueryRow(ctx, lockPart, arg.SessionID, arg.ID)
+	var type_ string
+	err := row.Scan(&type_)
+	return type_, err
+}
+
 const lockSession = `-- name: LockSession :one
-SELECT org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND id = $1 FOR NO KEY UPDATE
+SELECT org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at FROM sessions WHERE org_id = current_org_id() AND id = $1 FOR NO KEY UPDATE
 `
 
 func (q *Queries) LockSession(ctx context.Context, id uuid.UUID) (Session, error) {
@@ -912,6 +1275,7 @@ func (q *Queries) LockSession(ctx context.Context, id uuid.UUID) (Session, error
 		&i.ID,
 		&i.ProjectID,
 		&i.ParentID,
+		&i.ForkOfID,
 		&i.AccountID,
 		&i.RoleName,
 		&i.Slug,
@@ -920,6 +1284,7 @@ func (q *Queries) LockSession(ctx context.Context, id uuid.UUID) (Session, error
 		&i.RunState,
 		&i.LastActivityAt,
 		&i.ArchivedAt,
+		&i.DeletedAt,
 		&i.Source,
 		&i.SourceID,
 		&i.SourceParentID,
@@ -949,6 +1314,39 @@ func (q *Queries) RegisterImportedRoles(ctx context.Context, names []string) err
 	return err
 }
 
+const updatePart = `-- name: UpdatePart :execrows
+UPDATE parts SET
+    data     = coalesce($1, data),
+    raw      = CASE WHEN $1::jsonb IS NULL THEN raw ELSE $2 END,
+    metadata = jsonb_merge_patch(metadata, $3::jsonb)
+WHERE org_id = current_org_id() AND session_id = $4 AND id = $5
+  AND revision = coalesce($6::integer, revision)
+`
+
+type UpdatePartParams struct {
+	Data          json.RawMessage
+	Raw           *string
+	MetadataPatch json.RawMessage
+	SessionID     uuid.UUID
+	ID            uuid.UUID
+	IfMatch       *int32
+}
+
+func (q *Queries) UpdatePart(ctx context.Context, arg UpdatePartParams) (int64, error) {
+	result, err := q.db.Exec(ctx, updatePart,
+		arg.Data,
+		arg.Raw,
+		arg.MetadataPatch,
+		arg.SessionID,
+		arg.ID,
+		arg.IfMatch,
+	)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
 const updateSession = `-- name: UpdateSession :one
 UPDATE sessions SET
     role_name = CASE WHEN $1::boolean THEN $2 ELSE role_name END,
@@ -960,7 +1358,7 @@ UPDATE sessions SET
     metadata  = jsonb_merge_patch(metadata, $8::jsonb)
 WHERE org_id = current_org_id() AND id = $9
   AND revision = coalesce($10::integer, revision)
-RETURNING org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at
+RETURNING org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at, deleted_at, source, source_id, source_parent_id, source_updated_at, data, raw, metadata, last_message_id, last_part_id, revision, created_at, updated_at
 `
 
 type UpdateSessionParams struct {
@@ -995,6 +1393,7 @@ func (q *Queries) UpdateSession(ctx context.Context, arg UpdateSessionParams) (S
 		&i.ID,
 		&i.ProjectID,
 		&i.ParentID,
+		&i.ForkOfID,
 		&i.AccountID,
 		&i.RoleName,
 		&i.Slug,
@@ -1003,6 +1402,7 @@ func (q *Queries) UpdateSession(ctx context.Context, arg UpdateSessionParams) (S
 		&i.RunState,
 		&i.LastActivityAt,
 		&i.ArchivedAt,
+		&i.DeletedAt,
 		&i.Source,
 		&i.SourceID,
 		&i.SourceParentID,

@@ -113,7 +113,8 @@ func (s *Server) SetRetentionPolicy(ctx context.Context, r api.SetRetentionPolic
 		return nil, err
 	}
 	row, err := s.db.SetRetentionPolicy(ctx, db.SetRetentionPolicyParams{
-		IfMatch: expected, SetAuditDays: r.Body.AuditDays.IsSpecified(), AuditDays: valueOrNull(r.Body.AuditDays), MetadataPatch: metadata,
+		IfMatch: expected, SetAuditDays: r.Body.AuditDays.IsSpecified(), AuditDays: valueOrNull(r.Body.AuditDays),
+		SetSessionDays: r.Body.SessionDays.IsSpecified(), SessionDays: valueOrNull(r.Body.SessionDays), MetadataPatch: metadata,
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = untouched(expected, func() error { _, err := s.db.GetRetentionPolicy(ctx); return err })
@@ -133,5 +134,5 @@ func auditLog(l db.AuditLog) api.AuditLog {
 }
 
 func retentionPolicy(p db.RetentionPolicy) api.RetentionPolicy {
-	return api.RetentionPolicy{AuditDays: p.AuditDays, Metadata: given(p.Metadata), Revision: p.Revision, CreatedAt: p.CreatedAt, UpdatedAt: p.UpdatedAt}
+	return api.RetentionPolicy{AuditDays: p.AuditDays, SessionDays: p.SessionDays, Metadata: given(p.Metadata), Revision: p.Revision, CreatedAt: p.CreatedAt, UpdatedAt: p.UpdatedAt}
 }

@@ -55,6 +55,7 @@ type operation struct {
 	optional bool // the request body
 	streamed bool // x-body: stream
 	loopback bool // x-loopback: true: only for requests from this machine
+	endless  bool // x-response: stream: it goes on until somebody ends it
 	long     bool // x-long: takes as long as an import may
 	secret   bool // x-secret: its answer holds a secret
 }
@@ -67,6 +68,8 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 	if err != nil {
 		return nil, "", fmt.Errorf("the contract: %w", err)
 	}
+	doc.Components.Schemas["PartCreate"].Value.AnyOf = nil // partTypes knows better where a fault is
+	doc.Components.Schemas["PartCreate"].Value.Required = []string{"type"}
 	ops = contract{}
 	for path, item := range doc.Paths.Map() {
 		for method, spec := range item.Operations() {
@@ -77,6 +80,7 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 				level:    "member",
 				streamed: spec.Extensions["x-body"] == "stream",
 				loopback: spec.Extensions["x-loopback"] == true,
+				endless:  spec.Extensions["x-response"] == "stream",
 				long:     spec.Extensions["x-long"] == true,
 				secret:   spec.Extensions["x-secret"] == true,
 			}
@@ -206,6 +210,9 @@ func isRefusal(err error) bool {
 }
 
 func (s *Server) timeout(op *operation) time.Duration {
+	if op != nil && op.endless {
+		return 100 * 365 * 24 * time.Hour
+	}
 	if op != nil && (op.streamed || op.long) {
 		return s.ImportTimeout
 	}
@@ -326,6 +333,9 @@ func fieldErrors(err error) []api.FieldError {
 		for _, token := range schema.JSONPointer() {
 			pointer += pointerToken(token)
 		}
+		if inner := memberErrors(schema); len(inner) > 0 {
+			return inner
+		}
 		if name, unknown := unknownProperty(schema); unknown {
 			pointer, message = pointer+pointerToken(name), "is not a field of this object"
 		}
@@ -334,6 +344,15 @@ func fieldErrors(err error) []api.FieldError {
 		faults = append(faults, api.FieldError{Pointer: "", Message: request.Reason})
 	}
 	return faults
+}
+
+// memberErrors are those of the member that a union's discriminator has chosen; without one all members were tried.
+func memberErrors(err *openapi3.SchemaError) []api.FieldError {
+	var member openapi3.MultiError
+	if err.SchemaField != "oneOf" || !errors.As(err.Origin, &member) || len(member) != 1 {
+		return nil
+	}
+	return fieldErrors(member)
 }
 
 func pointerToken(name string) string {
@@ -433,5 +452,5 @@ func freeForm(schema *openapi3.Schema, tokens []string) bool {
 
 func holdsAnything(schema *openapi3.Schema) bool {
 	extra := schema.AdditionalProperties
-	return extra.Has != nil && *extra.Has || extra.Schema != nil
+	return extra.Has != nil && *extra.Has || extra.Schema != nil || schema.Extensions["x-any-text"] == true
 }

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"archive/zip"
 	"bufio"
 	"bytes"
 	"context"
@@ -37,16 +38,25 @@ import (
 type contractOp struct {
 	id, method, path string
 	scopes           []string
+	level            string // member, admin, owner
 	public           bool
 	media            string // of its body; "" for none
+	optional         bool   // its body
 	streamed         bool
+	secret           bool     // its answer holds a secret
+	long             bool     // it may take as long as an import
+	headers          []string // the names of its header parameters
+	filters          []string // the names of its query parameters that take an id
 }
 
 // operations reads all of them from the document that is served, sorted by id. It shares no code with the server.
 func operations(t testing.TB) []contractOp {
 	t.Helper()
 	var doc struct {
-		Paths map[string]map[string]json.RawMessage
+		Paths      map[string]map[string]json.RawMessage
+		Components struct {
+			Parameters map[string]struct{ Name, In string }
+		}
 	}
 	if err := json.Unmarshal(genapi.Contract, &doc); err != nil {
 		t.Fatal(err)
@@ -60,9 +70,20 @@ func operations(t testing.TB) []contractOp {
 			var spec struct {
 				OperationID string
 				Scopes      []string `json:"x-scopes"`
+				Level       string   `json:"x-level"`
 				Body        string   `json:"x-body"`
+				Secret      bool     `json:"x-secret"`
+				Long        bool     `json:"x-long"`
 				Security    *[]any
-				RequestBody struct{ Content map[string]any }
+				RequestBody struct {
+					Content  map[string]any
+					Required bool
+				}
+				Parameters []struct {
+					Name, In string
+					Schema   struct{ Format string }
+					Ref      string `json:"$ref"`
+				}
 			}
 			if err := json.Unmarshal(text, &spec); err != nil {
 				t.Fatal(err)
@@ -70,6 +91,18 @@ func operations(t testing.TB) []contractOp {
 			op := contractOp{
 				id: spec.OperationID, method: strings.ToUpper(method), path: path, scopes: spec.Scopes,
 				public: spec.Security != nil && len(*spec.Security) == 0, streamed: spec.Body == "stream",
+				optional: !spec.RequestBody.Required, level: or(spec.Level, "member"), secret: spec.Secret, long: spec.Long,
+			}
+			for _, p := range spec.Parameters {
+				if name, ok := strings.CutPrefix(p.Ref, "#/components/parameters/"); ok {
+					p.Name, p.In = doc.Components.Parameters[name].Name, doc.Components.Parameters[name].In
+				}
+				if p.In == "header" {
+					op.headers = append(op.headers, p.Name)
+				}
+				if p.In == "query" && p.Schema.Format == "uuid" && !op.streamed {
+					op.filters = append(op.filters, p.Name)
+				}
 			}
 			for media := range spec.RequestBody.Content {
 				op.media = media
@@ -98,26 +131,34 @@ func allScopes(t testing.TB) []string {
 
 // A request that each operation answers well ----------------------------------------------------------------------------
 
-// family is what most operations are about: a project, a session in it and a message in that.
+// family is what most operations are about: a project, a session in it and a message in that; and accounts, keys and an organisation
+// to do things to.
 type family struct {
+	org                                     string // its own
 	project, emptyProject, session, message string
 	client, rotation                        string
+	part, agentRole                         string
+	self, account, leaver, heir, outsider   string // accounts: the holder of the keys, and members, but for the outsider
+	removed                                 string // the one that removeMember removes
+	key, lostKey, oldKey                    string // keys to change, to revoke, to rotate
+	emptyOrg                                string // the organisation that deleteOrganization deletes: its own, where its maker could make no other
 }
 
-// ids are those of an organisation.
-func (f family) ids() []string {
-	return []string{f.project, f.emptyProject, f.session, f.message, f.client}
-}
-
-// newFamily makes one as this caller, whose key needs *.
-func (h *hub) newFamily(t testing.TB, c caller) family {
+// newFamily makes one as this caller, an owner whose key needs *. Where a holder is given, its self and the keys are the holder's.
+func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 	t.Helper()
-	var f family
+	f := family{org: c.org.String(), self: c.account.String(), emptyOrg: c.org.String()}
 	create := func(path, body string) answer { return h.as(t, c, "POST", path, body).wants(t, http.StatusCreated) }
 	f.project = create("/v1/projects", `{"slug":"f-`+uuid.NewString()+`","name":"family"}`).id(t)
 	f.emptyProject = create("/v1/projects", `{"slug":"e-`+uuid.NewString()+`","name":"empty"}`).id(t)
+	f.agentRole = create("/v1/roles", `{"name":"f-`+uuid.NewString()+`"}`).id(t)
 	f.session = create("/v1/sessions", `{"projectId":"`+f.project+`","title":"family"}`).id(t)
-	var list struct{ Items []struct{ ID string } }
+	var list struct {
+		Items []struct {
+			ID    string
+			Parts []struct{ ID string }
+		}
+	}
 	create("/v1/sessions/"+f.session+"/messages", `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"hello"}}]}]}`).into(t, &list)
 	f.message = list.Items[0].ID
 
@@ -125,7 +166,50 @@ func (h *hub) newFamily(t testing.TB, c caller) family {
 	h.as(t, c, "PUT", "/v1/clients/"+f.client+"/secrets/token", `{"value":"hush"}`).wants(t, http.StatusCreated)
 	h.exec(t, "INSERT INTO encryption_keys (version, fingerprint) VALUES (1000000, sha256('retired')) ON CONFLICT DO NOTHING")
 	f.rotation = h.do(t, "POST", "/v1/secret-rotations", nil).wants(t, http.StatusAccepted).id(t)
+
+	f.message, f.part = list.Items[0].ID, list.Items[0].Parts[0].ID
+
+	for _, account := range []*string{&f.account, &f.leaver, &f.heir, &f.outsider} {
+		*account = create("/v1/accounts", `{"kind":"human","displayName":"family"}`).id(t)
+	}
+	h.as(t, c, "DELETE", "/v1/members/"+f.outsider, nil).wants(t, http.StatusNoContent)
+	f.removed = f.account
+	if len(holder) > 0 {
+		f.self = holder[0].account.String()
+		f.removed = f.self
+	}
+	for _, key := range []*string{&f.key, &f.lostKey, &f.oldKey} {
+		var created struct{ APIKey struct{ ID string } }
+		create("/v1/api-keys", `{"accountId":"`+f.self+`","name":"family","scopes":["keys:write"]}`).into(t, &created)
+		*key = created.APIKey.ID
+	}
+	if h.isPlatformAdmin(t, c) {
+		var created struct{ Organization struct{ ID string } }
+		create("/v1/organizations", `{"slug":"f-`+uuid.NewString()+`","name":"family"}`).into(t, &created)
+		f.emptyOrg = created.Organization.ID
+	}
 	return f
+}
+
+func (h *hub) isPlatformAdmin(t testing.TB, c caller) (is bool) {
+	t.Helper()
+	h.scan(t, &is, "SELECT 'platform:*' = ANY (scopes) FROM api_keys WHERE id = $1", c.id)
+	return is
+}
+
+// ids are all of the family's.
+func (f family) ids() []string {
+	return []string{f.org, f.project, f.emptyProject, f.session, f.message, f.part, f.agentRole, f.self, f.account, f.leaver, f.heir, f.outsider, f.key, f.lostKey, f.oldKey, f.emptyOrg, f.client}
+}
+
+// namedBy is whether a request names one of the family's rows in its path, and whether it does so elsewhere.
+func (f family) namedBy(s sample) (path, elsewhere bool) {
+	target, query, _ := strings.Cut(s.path, "?")
+	for _, id := range f.ids() {
+		path = path || strings.Contains(target, id)
+		elsewhere = elsewhere || strings.Contains(query, id) || strings.Contains(s.body, id)
+	}
+	return path, elsewhere
 }
 
 // sample is a request, and the status of its answer.
@@ -150,6 +234,7 @@ func (f family) samples() map[string]sample {
 		merge = "application/merge-patch+json"
 	)
 	session, client := "/v1/sessions/"+f.session, "/v1/clients/"+f.client
+	account, organization, key := "/v1/accounts/"+f.account, "/v1/organizations/"+f.org, "/v1/api-keys/"+f.key
 	return map[string]sample{
 		"getHealth":    {"GET", "/healthz", "", "", 200},
 		"getReadiness": {"GET", "/readyz", "", "", 200},
@@ -173,22 +258,86 @@ func (f family) samples() map[string]sample {
 		"startSecretRotation": {"POST", "/v1/secret-rotations", "", "", 202},
 		"getSecretRotation":   {"GET", "/v1/secret-rotations/" + f.rotation, "", "", 200},
 
+		"getMe":             {"GET", "/v1/me", "", "", 200},
+		"createAccount":     {"POST", "/v1/accounts", plain, `{"kind":"llm","displayName":"sample"}`, 201},
+		"listAccounts":      {"GET", "/v1/accounts", "", "", 200},
+		"searchAccounts":    {"GET", "/v1/accounts/search?q=family", "", "", 200},
+		"getAccount":        {"GET", account, "", "", 200},
+		"updateAccount":     {"PATCH", "/v1/accounts/" + f.self, merge, `{"displayName":"changed"}`, 200},
+		"deleteAccount":     {"DELETE", account, "", "", 204},
+		"suspendAccount":    {"POST", account + "/suspend", "", "", 200},
+		"activateAccount":   {"POST", account + "/activate", "", "", 200},
+		"deactivateAccount": {"POST", "/v1/accounts/" + f.leaver + "/deactivate", "", "", 200},
+
+		"createOrganization":            {"POST", "/v1/organizations", plain, `{"slug":"s-` + uuid.NewString() + `","name":"sample","ownerId":"` + f.heir + `"}`, 201},
+		"listOrganizations":             {"GET", "/v1/organizations", "", "", 200},
+		"getOrganization":               {"GET", organization, "", "", 200},
+		"updateOrganization":            {"PATCH", organization, merge, `{"name":"changed"}`, 200},
+		"deleteOrganization":            {"DELETE", "/v1/organizations/" + f.emptyOrg, "", "", 204},
+		"transferOrganizationOwnership": {"POST", organization + "/transfer-ownership", plain, `{"accountId":"` + f.heir + `"}`, 200},
+
+		"addMember":    {"POST", "/v1/members", plain, `{"accountId":"` + f.outsider + `"}`, 201},
+		"listMembers":  {"GET", "/v1/members", "", "", 200},
+		"getMember":    {"GET", "/v1/members/" + f.account, "", "", 200},
+		"updateMember": {"PATCH", "/v1/members/" + f.account, merge, `{"membershipLevel":"admin"}`, 200},
+		"removeMember": {"DELETE", "/v1/members/" + f.removed, "", "", 204},
+
+		"createApiKey":  {"POST", "/v1/api-keys", plain, `{"accountId":"` + f.self + `","name":"sample","scopes":["keys:write"]}`, 201},
+		"listApiKeys":   {"GET", "/v1/api-keys", "", "", 200},
+		"getApiKey":     {"GET", key, "", "", 200},
+		"updateApiKey":  {"PATCH", key, merge, `{"name":"changed"}`, 200},
+		"revokeApiKey":  {"POST", "/v1/api-keys/" + f.lostKey + "/revoke", "", "", 200},
+		"rotateApiKey":  {"POST", "/v1/api-keys/" + f.oldKey + "/rotate", plain, `{"graceSeconds":60}`, 201},
+		"enableApiKey":  {"POST", key + "/enable", "", "", 200},
+		"disableApiKey": {"POST", key + "/disable", "", "", 200},
+
+		"listAuditLogs":      {"GET", "/v1/audit-logs", "", "", 200},
+		"exportAuditLogs":    {"GET", "/v1/audit-logs/export", "", "", 200},
+		"verifyAuditLog":     {"GET", "/v1/audit-logs/verification", "", "", 200},
+		"getRetentionPolicy": {"GET", "/v1/retention-policy", "", "", 200},
+		"setRetentionPolicy": {"PATCH", "/v1/retention-policy", merge, `{"auditDays":400}`, 200},
+
 		"createProject": {"POST", "/v1/projects", plain, `{"slug":"s-` + uuid.NewString() + `","name":"sample"}`, 201},
 		"listProjects":  {"GET", "/v1/projects", "", "", 200},
 		"getProject":    {"GET", "/v1/projects/" + f.project, "", "", 200},
 		"updateProject": {"PATCH", "/v1/projects/" + f.project, merge, `{"name":"changed"}`, 200},
 		"deleteProject": {"DELETE", "/v1/projects/" + f.emptyProject, "", "", 204},
 
-		"createSession": {"POST", "/v1/sessions", plain, `{"projectId":"` + f.project + `","parentId":"` + f.session + `"}`, 201},
-		"listSessions":  {"GET", "/v1/sessions", "", "", 200},
-		"getSession":    {"GET", session, "", "", 200},
-		"updateSession": {"PATCH", session, merge, `{"title":"changed"}`, 200},
-		"deleteSession": {"DELETE", session, "", "", 204},
-		"importSession": {"POST", "/v1/sessions/import?projectId=" + f.project, plain, export{id: "ses_" + uuid.NewString()}.String(), 201},
-		"exportSession": {"GET", session + "/export", "", "", 200},
-		"appendMessage": {"POST", session + "/messages", plain, `{"messages":[{"role":"user"}]}`, 201},
-		"listMessages":  {"GET", session + "/messages", "", "", 200},
-		"getMessage":    {"GET", session + "/messages/" + f.message, "", "", 200},
+		"createRole": {"POST", "/v1/roles", plain, `{"name":"r-` + uuid.NewString() + `"}`, 201},
+		"listRoles":  {"GET", "/v1/roles", "", "", 200},
+		"getRole":    {"GET", "/v1/roles/" + f.agentRole, "", "", 200},
+		"updateRole": {"PATCH", "/v1/roles/" + f.agentRole, merge, `{"prompt":"changed"}`, 200},
+		"deleteRole": {"DELETE", "/v1/roles/" + f.agentRole, "", "", 204},
+		"syncRoles":  {"POST", "/v1/roles/sync", plain, `{"fileSet":"sample","files":[{"path":"agents/s-` + uuid.NewString() + `.md","content":"x"}]}`, 200},
+
+		"createSession":     {"POST", "/v1/sessions", plain, `{"projectId":"` + f.project + `","parentId":"` + f.session + `"}`, 201},
+		"listSessions":      {"GET", "/v1/sessions", "", "", 200},
+		"getSession":        {"GET", session, "", "", 200},
+		"updateSession":     {"PATCH", session, merge, `{"title":"changed"}`, 200},
+		"deleteSession":     {"DELETE", session, "", "", 204},
+		"importSession":     {"POST", "/v1/sessions/import?projectId=" + f.project, plain, export{id: "ses_" + uuid.NewString()}.String(), 201},
+		"exportSession":     {"GET", session + "/export", "", "", 200},
+		"appendMessage":     {"POST", session + "/messages", plain, `{"messages":[{"role":"user"}]}`, 201},
+		"listMessages":      {"GET", session + "/messages", "", "", 200},
+		"deleteMessage":     {"DELETE", session + "/messages/" + f.message, "", "", 204},
+		"searchSessions":    {"GET", "/v1/sessions/search?q=hello", "", "", 200},
+		"getUIMessages":     {"GET", session + "/ui-messages", "", "", 200},
+		"archiveSession":    {"POST", session + "/archive", "", "", 200},
+		"unarchiveSession":  {"POST", session + "/unarchive", "", "", 200},
+		"forkSession":       {"POST", session + "/fork", plain, `{"title":"forked"}`, 201},
+		"listChildSessions": {"GET", session + "/children", "", "", 200},
+		"getSessionUsage":   {"GET", session + "/usage", "", "", 200},
+		"exportSessionTree": {"GET", session + "/export/tree", "", "", 200},
+		"importSessionTree": {"POST", "/v1/sessions/import/tree?projectId=" + f.project, "application/zip", zipped("tree.json", export{id: "ses_" + uuid.NewString()}.String()), 200},
+		"getMessage":        {"GET", session + "/messages/" + f.message, "", "", 200},
+
+		"followEvents": {"GET", "/v1/events", "", "", 200},
+
+		"appendParts":     {"POST", session + "/parts", plain, `{"messageId":"` + f.message + `","parts":[{"type":"text","data":{"text":"more"}}]}`, 201},
+		"listParts":       {"GET", session + "/parts", "", "", 200},
+		"getPart":         {"GET", session + "/parts/" + f.part, "", "", 200},
+		"updatePart":      {"PATCH", session + "/parts/" + f.part, merge, `{"data":{"synthetic":true}}`, 200},
+		"appendPartDelta": {"POST", session + "/parts/" + f.part + "/deltas", plain, `{"offset":5,"text":"!"}`, 200},
 	}
 }
 
@@ -268,6 +417,25 @@ func numbered(id, updated, mark string, messages, parts int) export {
 		e.messages = append(e.messages, m)
 	}
 	return e
+}
+
+// zipped is an archive of files: name, text, ....
+func zipped(files ...string) string {
+	var b bytes.Buffer
+	w := zip.NewWriter(&b)
+	for i := 0; i < len(files); i += 2 {
+		file, err := w.Create(files[i])
+		if err == nil {
+			_, err = io.WriteString(file, files[i+1])
+		}
+		if err != nil {
+			panic(err) // a buffer
+		}
+	}
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	return b.String()
 }
 
 const testdata = "../opencode/testdata"

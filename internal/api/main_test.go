@@ -42,12 +42,14 @@ type hub struct {
 	log   *bytes.Buffer
 	db    *store.DB
 	*api.Server
+
+	database string // its URL, for the login that requests run as
 }
 
 // caller is one key, and whom it belongs to.
 type caller struct {
-	key          string
-	org, account uuid.UUID
+	key              string
+	id, org, account uuid.UUID // the key's, its organisation's, its account's
 }
 
 // newHub starts a server. configure may change its configuration, or its pool's.
@@ -73,6 +75,7 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.scan(t, &h.admin.id, "SELECT id FROM api_keys")
 	return h
 }
 
@@ -80,7 +83,10 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 func (h *hub) serve(t testing.TB, url string, configure ...func(*api.Config, *pgxpool.Config)) {
 	t.Helper()
 	log := slog.New(slog.NewJSONHandler(&syncWriter{w: h.log}, nil))
-	config := api.Config{Log: log, Version: "test", Keys: testKeys}
+	ended := make(chan struct{})
+	close(ended) // event streams end as they begin, unless a test says otherwise
+	config := api.Config{Log: log, Version: "test", Stopping: ended, Keys: testKeys}
+	h.database = url
 	database, err := store.Open(t.Context(), store.Config{URL: url, Log: log, Configure: func(c *pgxpool.Config) {
 		for _, change := range configure {
 			change(&config, c)
@@ -95,7 +101,7 @@ func (h *hub) serve(t testing.TB, url string, configure ...func(*api.Config, *pg
 		t.Fatal(err)
 	}
 	server := httptest.NewServer(handler)
-	t.Cleanup(func() { server.Close(); database.Close() })
+	t.Cleanup(func() { server.CloseClientConnections(); server.Close(); database.Close() })
 	h.url, h.db, h.Server = server.URL, database, handler
 }
 
@@ -107,31 +113,48 @@ func (h *hub) replica(t testing.TB, configure ...func(*api.Config, *pgxpool.Conf
 	return other
 }
 
-// newCaller makes a key with these scopes for a new account in org; a nil org is a new organisation.
+// newCaller makes a key with these scopes for a new account in org, at level member; a nil org is a new organisation, and the account its
+// owner. Who has platform:* is a platform admin.
 func (h *hub) newCaller(t testing.TB, org uuid.UUID, scopes ...string) caller {
 	t.Helper()
-	c := caller{key: apikey.New(), org: org}
-	hash, err := apikey.Hash(c.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	h.exec(t, "BEGIN; SET CONSTRAINTS ALL DEFERRED")
-	h.scan(t, &c.account, "INSERT INTO accounts (kind, display_name) VALUES ('llm', 'somebody') RETURNING id")
-	if slices.Contains(scopes, "platform:*") {
-		h.exec(t, "UPDATE accounts SET access_level = 'admin' WHERE id = $1", c.account)
-	}
 	level := "member"
 	if org == uuid.Nil {
 		level = "owner"
-		h.scan(t, &c.org, "INSERT INTO organizations (slug, name, owner_id) VALUES ($1, 'Other', $2) RETURNING id", "other-"+strings.ToLower(hash2slug(hash)), c.account)
+	}
+	return h.newMember(t, org, level, scopes...)
+}
+
+// newMember is newCaller for another level.
+func (h *hub) newMember(t testing.TB, org uuid.UUID, level string, scopes ...string) caller {
+	t.Helper()
+	c := caller{org: org}
+	access := "member"
+	if slices.Contains(scopes, "platform:*") {
+		access = "admin"
+	}
+	h.exec(t, "BEGIN; SET CONSTRAINTS ALL DEFERRED")
+	if org == uuid.Nil {
+		h.scan(t, &c.account, "INSERT INTO accounts (kind, access_level, display_name) VALUES ('llm', $1, 'somebody') RETURNING id", access)
+		h.scan(t, &c.org, "INSERT INTO organizations (slug, name, owner_id) VALUES ($1, 'Other', $2) RETURNING id", "other-"+uuid.NewString(), c.account)
+	} else {
+		h.scan(t, &c.account, "INSERT INTO accounts (kind, access_level, display_name, home_org_id) VALUES ('llm', $1, 'somebody', $2) RETURNING id", access, org)
 	}
 	h.exec(t, "INSERT INTO organization_members (org_id, account_id, membership_level) VALUES ($1, $2, $3)", c.org, c.account, level)
-	h.exec(t, "INSERT INTO api_keys (org_id, account_id, name, key_hash, scopes) VALUES ($1, $2, 'test', $3, $4)", c.org, c.account, hash, scopes)
+	c = h.newKey(t, c, scopes...)
 	h.exec(t, "COMMIT")
 	return c
 }
 
-func hash2slug(hash []byte) string { return uuid.NewSHA1(uuid.Nil, hash).String() }
+// newKey makes another key of a caller's.
+func (h *hub) newKey(t testing.TB, c caller, scopes ...string) caller {
+	t.Helper()
+	c.key = apikey.New()
+	if scopes == nil {
+		scopes = []string{}
+	}
+	h.scan(t, &c.id, "INSERT INTO api_keys (org_id, account_id, name, key_hash, scopes) VALUES ($1, $2, 'test', $3, $4) RETURNING id", c.org, c.account, mustHash(t, c.key), scopes)
+	return c
+}
 
 func (h *hub) exec(t testing.TB, sql string, args ...any) {
 	t.Helper()
@@ -232,6 +255,7 @@ var contractRouter = sync.OnceValue(func() routers.Router {
 		panic(err)
 	}
 	openapi3filter.RegisterBodyDecoder("application/problem+json", openapi3filter.JSONBodyDecoder)
+	openapi3filter.RegisterBodyDecoder("text/event-stream", openapi3filter.FileBodyDecoder)
 	router, err := gorillamux.NewRouter(doc)
 	if err != nil {
 		panic(err)

@@ -47,7 +47,7 @@ func TestMessagesAreAppendedListedAndRead(t *testing.T) {
 	a := h.do(t, "POST", path, `{"messages":[
 		{"role":"user"},
 		{"role":"assistant","data":{"cost":1.50e-3},"metadata":{"_m":{"a":1}},"parts":[
-			{"type":"text","data":{"text":"\u0000\ud83d"},"metadata":{"_p":{}}},{"type":"of a kind that nobody knows 😀"},{"type":"text"}]},
+			{"type":"text","data":{"text":"\u0000\ud83d"},"metadata":{"_p":{}}},{"type":"of a kind that nobody knows 😀"},{"type":"step-start"}]},
 		{"role":"system","parts":[]}]}`).wants(t, 201)
 	appended := a.messages(t)
 	if len(appended) != 3 {
@@ -78,7 +78,7 @@ func TestMessagesAreAppendedListedAndRead(t *testing.T) {
 	wantJSON(t, "part's data", m.Parts[0].Data, []byte(`{"text":"\u0000\ud83d"}`))
 	wantJSON(t, "part's metadata", m.Parts[0].Metadata, []byte(`{"_p":{}}`))
 	for i, p := range m.Parts {
-		if p.MessageID != m.ID || p.SourceID != nil || p.Revision != 1 || p.Type != []string{"text", "of a kind that nobody knows 😀", "text"}[i] {
+		if p.MessageID != m.ID || p.SourceID != nil || p.Revision != 1 || p.Type != []string{"text", "of a kind that nobody knows 😀", "step-start"}[i] {
 			t.Errorf("part %d: %+v", i, p)
 		}
 		if i > 0 && p.ID <= m.Parts[i-1].ID {
@@ -116,7 +116,7 @@ func TestMessageBodies(t *testing.T) {
 	messages := func(list string) string { return `{"messages":[` + list + `]}` }
 	one := func(more string) string { return messages(`{"role":"user"` + more + `}`) }
 	part := func(more string) string {
-		return messages(`{"role":"user"},{"role":"user","parts":[{"type":"x"},{"type":"text"` + more + `}]}`)
+		return messages(`{"role":"user"},{"role":"user","parts":[{"type":"x"},{"type":"x"` + more + `}]}`)
 	}
 	many := func(n int, item string) string { return strings.Repeat(item+",", n-1) + item }
 	for _, w := range []twins{

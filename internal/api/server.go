@@ -7,10 +7,12 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -39,15 +41,20 @@ type Config struct {
 	RateLimit      int           // requests per minute and key, on this server; 60000; below zero: no limit
 	TempDir        string        // where imports are spooled; the system's
 
-	Keys         *keyring.Ring // what secrets are encrypted with; nil where there is none
-	RotationRate int           // secrets that a rotation encrypts anew in a second, here; 500
-	MetricsOpen  bool          // /metrics is for requests from everywhere
+	Keys         *keyring.Ring   // what secrets are encrypted with; nil where there is none
+	RotationRate int             // secrets that a rotation encrypts anew in a second, here; 500
+	MetricsOpen  bool            // /metrics is for requests from everywhere
+	Stopping     <-chan struct{} // closed when the server stops: event streams would go on while it waits for its last requests
+	Heartbeat    time.Duration   // of event streams; 15 s
+	SlowReader   time.Duration   // how long the reader of an event stream may take for what it was sent; 20 s
 }
 
 // Server implements the contract's operations.
 type Server struct {
 	Config
 	contractVersion string
+	partTypes       partTypes
+	feeds           feeds
 	transfers       chan struct{} // holds one element per import or export that is using the database
 	limits          *limits
 	store           *store.DB
@@ -67,6 +74,8 @@ func New(cfg Config) (*Server, error) {
 	cfg.RateLimit = defaultTo(cfg.RateLimit, 60_000)
 	cfg.RequestTimeout = defaultTo(cfg.RequestTimeout, 30*time.Second)
 	cfg.ImportTimeout = defaultTo(cfg.ImportTimeout, 10*time.Minute)
+	cfg.Heartbeat = defaultTo(cfg.Heartbeat, 15*time.Second)
+	cfg.SlowReader = defaultTo(cfg.SlowReader, 20*time.Second)
 	cfg.RotationRate = defaultTo(cfg.RotationRate, 500)
 	s := &Server{
 		Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers), limits: newLimits(cfg.RateLimit),
@@ -79,6 +88,9 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.contractVersion = version
+	if s.partTypes, err = loadPartTypes(api.Contract); err != nil {
+		return nil, err
+	}
 	e := echo.New()
 	e.HideBanner = true
 	e.HidePort = true
@@ -202,7 +214,11 @@ func (binder) Bind(target any, c echo.Context) error {
 	if streamsBody(c) {
 		return nil // the operation reads it itself: requestBody(ctx)
 	}
-	return json.NewDecoder(c.Request().Body).Decode(target)
+	err := json.NewDecoder(c.Request().Body).Decode(target)
+	if number := new(json.UnmarshalTypeError); errors.As(err, &number) { // for JSON 1.0 and 1e2 are whole numbers
+		return refuse("invalid_request", api.FieldError{Pointer: "/" + strings.ReplaceAll(number.Field, ".", "/"), Message: "must be written as a whole number"})
+	}
+	return err
 }
 
 type bodyKey struct{}

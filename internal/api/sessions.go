@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"time"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -178,8 +179,8 @@ func (s *Server) DeleteSession(ctx context.Context, r api.DeleteSessionRequestOb
 	if err != nil {
 		return nil, err
 	}
-	count, err := s.db.DeleteSession(ctx, db.DeleteSessionParams{ID: r.SessionId, IfMatch: expected})
-	if err == nil && count == 0 {
+	deleted, err := s.db.DeleteSession(ctx, db.DeleteSessionParams{ID: r.SessionId, IfMatch: expected, Descendants: deref(r.Params.Descendants)})
+	if err == nil && len(deleted) == 0 {
 		err = untouched(expected, func() error { _, err := s.db.GetSession(ctx, r.SessionId); return missing("session", err) })
 	}
 	if err != nil {
@@ -193,6 +194,13 @@ func (s *Server) DeleteSession(ctx context.Context, r api.DeleteSessionRequestOb
 // AppendMessage implements the contract's operation: all messages and parts in one statement.
 func (s *Server) AppendMessage(ctx context.Context, r api.AppendMessageRequestObject) (api.AppendMessageResponseObject, error) {
 	arg := db.AppendMessagesParams{SessionID: r.SessionId}
+	var faults []api.FieldError //nolint:prealloc // there are none
+	for i, m := range r.Body.Messages {
+		faults = append(faults, s.partTypes.checkParts(fmt.Sprintf("/messages/%d/parts", i), m.Parts)...)
+	}
+	if len(faults) > 0 {
+		return nil, refuse("invalid_request", faults...)
+	}
 	for i, m := range r.Body.Messages {
 		data, metadata, err := storableBoth(m.Data, m.Metadata)
 		if err != nil {
@@ -235,27 +243,30 @@ func pointAtAppended(refusal error, sent []api.MessageCreate) error {
 	if !errors.As(refusal, &pgErr) {
 		return refusal
 	}
-	p := refuse(pgErr.ConstraintName)
-	blame := func(format string, place ...any) {
-		p.Errors = append(p.Errors, api.FieldError{Pointer: fmt.Sprintf(format, place...), Message: p.Detail})
-	}
+	var faults []api.FieldError
 	for i, m := range sent {
 		if pgErr.ConstraintName == db.MessagesMetadataCheck && !isMetadata(m.Metadata) {
-			blame("/messages/%d/metadata", i)
+			faults = append(faults, api.FieldError{Pointer: fmt.Sprintf("/messages/%d/metadata", i), Message: refuse(pgErr.ConstraintName).Detail})
 		}
-		for j, part := range m.Parts {
-			switch {
-			case pgErr.ConstraintName == db.PartsMetadataCheck && !isMetadata(part.Metadata):
-				blame("/messages/%d/parts/%d/metadata", i, j)
-			case pgErr.ConstraintName == db.PartsTypeLengthCheck && len(part.Type) > opencode.MaxIDLength:
-				blame("/messages/%d/parts/%d/type", i, j)
-			}
-		}
+		faults = append(faults, partsToBlame(pgErr.ConstraintName, fmt.Sprintf("/messages/%d/parts", i), m.Parts)...)
 	}
-	if len(p.Errors) == 0 {
+	if len(faults) == 0 {
 		return refusal
 	}
-	return p
+	return refuse(pgErr.ConstraintName, faults...)
+}
+
+// partsToBlame are the parts that break the rule.
+func partsToBlame(rule, pointer string, sent []api.PartCreate) (faults []api.FieldError) {
+	for j, part := range sent {
+		switch {
+		case rule == db.PartsMetadataCheck && !isMetadata(part.Metadata):
+			faults = append(faults, api.FieldError{Pointer: fmt.Sprintf("%s/%d/metadata", pointer, j), Message: refuse(rule).Detail})
+		case rule == db.PartsTypeLengthCheck && len(part.Type) > opencode.MaxIDLength:
+			faults = append(faults, api.FieldError{Pointer: fmt.Sprintf("%s/%d/type", pointer, j), Message: refuse(rule).Detail})
+		}
+	}
+	return faults
 }
 
 // isMetadata says what the database's function of that name says, of what the contract let through.
@@ -291,7 +302,7 @@ func (s *Server) ListMessages(ctx context.Context, r api.ListMessagesRequestObje
 	if err != nil {
 		return nil, err
 	}
-	rows, err := s.db.ListMessages(ctx, db.ListMessagesParams{SessionID: r.SessionId, AfterID: last, RowLimit: limit + 1})
+	rows, err := s.db.ListMessages(ctx, db.ListMessagesParams{SessionID: r.SessionId, AfterID: last, Summary: isSummary(r.Params.Content), RowLimit: limit + 1})
 	if err != nil {
 		return nil, err
 	}
@@ -306,7 +317,7 @@ func (s *Server) ListMessages(ctx context.Context, r api.ListMessagesRequestObje
 
 // GetMessage implements the contract's operation.
 func (s *Server) GetMessage(ctx context.Context, r api.GetMessageRequestObject) (api.GetMessageResponseObject, error) {
-	rows, err := s.db.GetMessage(ctx, db.GetMessageParams{SessionID: r.SessionId, MessageID: r.MessageId})
+	rows, err := s.db.GetMessage(ctx, db.GetMessageParams{SessionID: r.SessionId, MessageID: r.MessageId, Summary: isSummary(r.Params.Content)})
 	if err != nil {
 		return nil, err
 	}
@@ -317,13 +328,32 @@ func (s *Server) GetMessage(ctx context.Context, r api.GetMessageRequestObject) 
 	return api.GetMessage200JSONResponse{Body: found[0], Headers: api.GetMessage200ResponseHeaders{ETag: etag(found[0].Revision)}}, nil
 }
 
+// DeleteMessage implements the contract's operation.
+func (s *Server) DeleteMessage(ctx context.Context, r api.DeleteMessageRequestObject) (api.DeleteMessageResponseObject, error) {
+	expected, err := ifMatch(r.Params.IfMatch)
+	if err != nil {
+		return nil, err
+	}
+	count, err := s.db.DeleteMessage(ctx, db.DeleteMessageParams{SessionID: r.SessionId, MessageID: r.MessageId, IfMatch: expected})
+	if err == nil && count == 0 {
+		err = untouched(expected, func() error {
+			_, err := s.GetMessage(ctx, api.GetMessageRequestObject{SessionId: r.SessionId, MessageId: r.MessageId})
+			return err
+		})
+	}
+	if err != nil {
+		return nil, err
+	}
+	return api.DeleteMessage204Response{}, nil
+}
+
 // Rows to the contract's values --------------------------------------------------------------------------------------
 
 func sessionPath(id uuid.UUID) string { return "/v1/sessions/" + id.String() }
 
 func session(row db.Session) api.Session {
 	return api.Session{
-		Id: row.ID, ProjectId: row.ProjectID, ParentId: row.ParentID, AccountId: row.AccountID, RoleName: row.RoleName,
+		Id: row.ID, ProjectId: row.ProjectID, ParentId: row.ParentID, ForkOfId: row.ForkOfID, AccountId: row.AccountID, RoleName: row.RoleName,
 		Slug: row.Slug, Title: row.Title, Version: row.Version, RunState: api.RunState(row.RunState),
 		LastActivityAt: row.LastActivityAt, ArchivedAt: row.ArchivedAt, Source: row.Source, SourceId: row.SourceID,
 		Data: exactly(row.Data, row.Raw), Metadata: given(row.Metadata),
@@ -344,27 +374,39 @@ func messages(sessionID uuid.UUID, rows []db.ListMessagesRow) []api.Message {
 			continue
 		}
 		message := &items[len(items)-1]
-		message.Parts = append(message.Parts, api.Part{
-			Id: row.PartID, MessageId: row.MessageID, Type: row.Kind, SourceId: row.SourceID,
-			Data: given([]byte(row.Data)), Metadata: given(row.Metadata),
-			Revision: row.Revision, CreatedAt: row.CreatedAt, UpdatedAt: row.UpdatedAt,
-		})
+		message.Parts = append(message.Parts, part(row))
 	}
 	return items
+}
+
+func part(row db.ListMessagesRow) api.Part {
+	p := api.Part{
+		Id: row.PartID, MessageId: row.MessageID, Type: row.Kind, SourceId: row.SourceID,
+		Data: given([]byte(row.Data)), Metadata: given(row.Metadata),
+		Revision: row.Revision, CreatedAt: row.CreatedAt, UpdatedAt: row.UpdatedAt,
+	}
+	if row.Truncated {
+		p.Truncated = &row.Truncated
+	}
+	return p
 }
 
 // appended is a message as it was sent, with what the database added.
 func appended(sessionID uuid.UUID, sent api.MessageCreate, row db.AppendMessagesRow) api.Message {
 	parts := make([]api.Part, len(sent.Parts))
 	for i, p := range sent.Parts {
-		parts[i] = api.Part{
-			Id: row.PartIds[i], MessageId: row.ID, Type: p.Type, Data: orEmpty(p.Data), Metadata: orEmpty(p.Metadata),
-			Revision: row.Revision, CreatedAt: row.CreatedAt, UpdatedAt: row.UpdatedAt,
-		}
+		parts[i] = appendedPart(row.ID, p, row.PartIds[i], row.Revision, row.CreatedAt, row.UpdatedAt)
 	}
 	return api.Message{
 		Id: row.ID, SessionId: sessionID, Role: sent.Role, Data: orEmpty(sent.Data), Metadata: orEmpty(sent.Metadata),
 		Revision: row.Revision, CreatedAt: row.CreatedAt, UpdatedAt: row.UpdatedAt, Parts: parts,
+	}
+}
+
+func appendedPart(messageID uuid.UUID, sent api.PartCreate, id uuid.UUID, revision int32, created, updated time.Time) api.Part {
+	return api.Part{
+		Id: id, MessageId: messageID, Type: sent.Type, Data: orEmpty(sent.Data), Metadata: orEmpty(sent.Metadata),
+		Revision: revision, CreatedAt: created, UpdatedAt: updated,
 	}
 }
 

@@ -15,7 +15,7 @@ import (
 
 type sessionBody struct {
 	ID, ProjectID, Slug, Title, Version, RunState string
-	ParentID, AccountID, RoleName                 *string
+	ParentID, ForkOfID, AccountID, RoleName       *string
 	Source, SourceID, ArchivedAt                  *string
 	Data, Metadata                                json.RawMessage
 	Revision                                      int

@@ -66,45 +66,8 @@ func (s *Server) importSession(ctx context.Context, project uuid.UUID, outline *
 	if err != nil {
 		return api.SessionImport{}, err
 	}
-	in := &importer{outline: outline, project: project, seen: []string{}} // not nil: that would be NULL, to which nothing compares
-	err = s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error {
-		in.db = q
-		if err := in.refuseBorn(ctx); err != nil {
-			return err
-		}
-		if err := q.RegisterImportedRoles(ctx, outline.Agents); err != nil {
-			return err
-		}
-		stored, err := q.ImportSession(ctx, db.ImportSessionParams{
-			ID: outline.ID, ProjectID: project, RoleName: outline.Agent, Title: outline.Title,
-			Source: source, SourceID: outline.SourceID, SourceParentID: outline.ParentSourceID, SourceUpdatedAt: outline.Updated,
-			ArchivedAt: outline.Archived, Data: outline.Data.JSON, Raw: nullable(raw(outline.Data)), Metadata: outline.Metadata.JSON, CreatedAt: outline.Created,
-		})
-		if errors.Is(err, pgx.ErrNoRows) {
-			return in.older(ctx)
-		}
-		if err != nil {
-			return err
-		}
-		in.result.Id, in.created = stored.ID, stored.Created
-		if err := in.findBorn(ctx); err != nil {
-			return err
-		}
-		for message, err := range opencode.Messages(text, outline) {
-			if err != nil {
-				return err
-			}
-			if err := in.add(ctx, message); err != nil {
-				return err
-			}
-		}
-		if err := in.finish(ctx); err != nil {
-			return err
-		}
-		in.conclude(stored.Changed)
-		return nil
-	})
-	if err != nil {
+	in := newImporter(project, outline)
+	if err := s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error { return in.run(ctx, q, text) }); err != nil {
 		return api.SessionImport{}, s.pointAt(ctx, err, in)
 	}
 	return in.result, nil
@@ -122,6 +85,53 @@ type importer struct {
 	messages db.ImportMessagesParams
 	parts    db.ImportPartsParams
 	bytes    int
+}
+
+func newImporter(project uuid.UUID, outline *opencode.Session) *importer {
+	return &importer{outline: outline, project: project, seen: []string{}} // not nil: that would be NULL, to which nothing compares
+}
+
+// run stores the file that text reads, in q's transaction.
+func (in *importer) run(ctx context.Context, q *db.Queries, text io.Reader) error {
+	in.db = q
+	outline := in.outline
+	if err := in.refuseBorn(ctx); err != nil {
+		return err
+	}
+	if err := q.PurgeDeletedSource(ctx, db.PurgeDeletedSourceParams{Source: source, SourceID: outline.SourceID}); err != nil {
+		return err
+	}
+	if err := q.RegisterImportedRoles(ctx, outline.Agents); err != nil {
+		return err
+	}
+	stored, err := q.ImportSession(ctx, db.ImportSessionParams{
+		ID: outline.ID, ProjectID: in.project, RoleName: outline.Agent, Title: outline.Title,
+		Source: source, SourceID: outline.SourceID, SourceParentID: outline.ParentSourceID, SourceUpdatedAt: outline.Updated,
+		ArchivedAt: outline.Archived, Data: outline.Data.JSON, Raw: nullable(raw(outline.Data)), Metadata: outline.Metadata.JSON, CreatedAt: outline.Created,
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return in.older(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	in.result.Id, in.created = stored.ID, stored.Created
+	if err := in.findBorn(ctx); err != nil {
+		return err
+	}
+	for message, err := range opencode.Messages(text, outline) {
+		if err != nil {
+			return err
+		}
+		if err := in.add(ctx, message); err != nil {
+			return err
+		}
+	}
+	if err := in.finish(ctx); err != nil {
+		return err
+	}
+	in.conclude(stored.Changed)
+	return nil
 }
 
 // refuseBorn refuses the export of a session that was born here and is here still: it would be here twice, under one id outside.
@@ -343,22 +353,27 @@ func (s *Server) pointAt(ctx context.Context, refusal error, in *importer) error
 	return p
 }
 
-// ExportSession implements the contract's operation. The file is made from one snapshot and put aside, and only then sent: a client
-// that reads slowly holds no connection to the database.
+// ExportSession implements the contract's operation.
 func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestObject) (api.ExportSessionResponseObject, error) {
-	out := &exportFile{media: "application/json", spool: &spool{dir: s.TempDir}}
+	return s.export(ctx, r.SessionId, "application/json", ".json", func(q *db.Queries, root db.Session, w io.Writer) error { return writeExport(ctx, q, root, w) })
+}
+
+// export makes a file from one snapshot and puts it aside, and only then is it sent: a client that reads slowly holds no connection
+// to the database.
+func (s *Server) export(ctx context.Context, id uuid.UUID, media, ending string, write func(*db.Queries, db.Session, io.Writer) error) (*exportFile, error) {
+	out := &exportFile{media: media, spool: &spool{dir: s.TempDir}}
 	done, err := s.beginTransfer(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
 	err = s.store.Tx(ctx, store.Snapshot, func(q *db.Queries) error {
-		row, err := q.GetSession(ctx, r.SessionId)
+		row, err := q.GetSession(ctx, id)
 		if err != nil {
 			return missing("session", err)
 		}
-		out.name = cmp.Or(deref(row.SourceID), row.Slug) + ".json"
-		return writeExport(ctx, q, row, out.spool)
+		out.name = cmp.Or(deref(row.SourceID), row.Slug) + ending
+		return write(q, row, out.spool)
 	})
 	if err != nil {
 		out.spool.Close()
@@ -370,7 +385,7 @@ func (s *Server) ExportSession(ctx context.Context, r api.ExportSessionRequestOb
 	return out, nil
 }
 
-// exportFile is the answer: a finished export.
+// exportFile is the answer: a finished export, or an archive of them.
 type exportFile struct {
 	media string
 	name  string
@@ -379,6 +394,9 @@ type exportFile struct {
 
 // VisitExportSessionResponse implements the contract's answer.
 func (f *exportFile) VisitExportSessionResponse(w http.ResponseWriter) error { return f.send(w) }
+
+// VisitExportSessionTreeResponse implements the contract's answer.
+func (f *exportFile) VisitExportSessionTreeResponse(w http.ResponseWriter) error { return f.send(w) }
 
 // VisitExportAuditLogsResponse implements the contract's answer.
 func (f *exportFile) VisitExportAuditLogsResponse(w http.ResponseWriter) error { return f.send(w) }
@@ -502,6 +520,15 @@ func (s *spool) Reader() (io.Reader, error) {
 	}
 	_, err := s.file.Seek(0, io.SeekStart)
 	return bufio.NewReaderSize(s.file, 64<<10), err
+}
+
+// ReaderAt reads anywhere.
+func (s *spool) ReaderAt() (at io.ReaderAt, size int64, err error) {
+	if s.file == nil {
+		return bytes.NewReader(s.memory.Bytes()), int64(s.memory.Len()), nil
+	}
+	size, err = s.file.Seek(0, io.SeekEnd)
+	return s.file, size, err
 }
 
 // Close gives memory and file back.

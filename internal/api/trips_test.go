@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/alkdev/hub/internal/api"
@@ -93,8 +94,13 @@ func TestRoundTripsPerOperation(t *testing.T) {
 	project := h.newProject(t, "trips")
 	session := h.do(t, "POST", "/v1/sessions", `{"projectId":"`+project+`"}`).wants(t, 201).id(t)
 	messages := "/v1/sessions/" + session + "/messages"
-	body := `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"a"}},{"type":"text"}]},{"role":"assistant","parts":[{"type":"text"}]}]}`
-	var appended struct{ Items []struct{ ID string } }
+	body := `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"a"}},{"type":"x"}]},{"role":"assistant","parts":[{"type":"x"}]}]}`
+	var appended struct {
+		Items []struct {
+			ID    string
+			Parts []struct{ ID string }
+		}
+	}
 	h.do(t, "POST", messages, body).wants(t, 201).into(t, &appended)
 
 	client := h.newClient(t)
@@ -127,6 +133,9 @@ func TestRoundTripsPerOperation(t *testing.T) {
 		{"appendMessage", "POST", messages, body, 201, 1, 2},
 		{"listMessages", "GET", messages, "", 200, 1, 2},
 		{"getMessage", "GET", messages + "/" + appended.Items[0].ID, "", 200, 1, 2},
+		{"appendParts", "POST", "/v1/sessions/" + session + "/parts", `{"messageId":"` + appended.Items[0].ID + `","parts":[{"type":"x"},{"type":"text","data":{"text":""}}]}`, 201, 1, 2},
+		{"listParts", "GET", "/v1/sessions/" + session + "/parts", "", 200, 1, 2},
+		{"getPart", "GET", "/v1/sessions/" + session + "/parts/" + appended.Items[0].Parts[0].ID, "", 200, 1, 2},
 		{"deleteSession", "DELETE", "/v1/sessions/" + session, "", 204, 1, 2},
 		// What is refused costs no more: nobody reads before writing to see whether a write would be refused.
 		{"unauthenticated", "GET", "/v1/sessions?limit=0", "", 400, 1, 1},
@@ -145,6 +154,67 @@ func TestRoundTripsPerOperation(t *testing.T) {
 		h.do(t, op.method, op.path, body).wants(t, op.status)
 		if trips, statements := w.counts(); trips != op.trips || statements != op.statements {
 			t.Errorf("%s: %d round trips with %d statements, want %d with %d", op.name, trips, statements, op.trips, op.statements)
+		}
+	}
+}
+
+// Every operation, by its sample: one round trip with its statement and authentication in front of it, but for the ones that are listed.
+func TestRoundTripsOfEveryOperation(t *testing.T) {
+	t.Parallel()
+	type cost struct{ trips, statements int }
+	costs := map[string]cost{ // a transaction: BEGIN with the authentication, each statement, COMMIT
+		"listClientTypes":     {1, 1}, // the types are the program's
+		"startSecretRotation": {2, 4}, // and how far it is
+		"updateClient":        {2, 4}, // with a config: it is judged as it will be
+		"addMember":           {4, 5}, // the account can be seen only when the member is there
+		"deactivateAccount":   {4, 5}, // and what it owns
+		"exportAuditLogs":     {3, 4}, // one more for each thousand entries
+		"exportSession":       {5, 6}, // the session, its messages, their parts
+		"exportSessionTree":   {6, 7}, // and which sessions there are
+		"forkSession":         {6, 7}, // the original, the fork, the copies, the fork again
+		"listChildSessions":   {2, 4}, // there are none: is there the session?
+		"updatePart":          {6, 7}, // the part, locked and read and judged and written
+	}
+	retried := map[string]cost{"startSecretRotation": {6, 7}, "forkSession": {8, 9}, "appendPartDelta": {6, 7}, "addMember": {6, 7}, "deactivateAccount": {6, 7}}
+	w := &wire{}
+	h := newHub(t, w.configure)
+	for _, op := range operations(t) {
+		if op.streamed || op.id == "getReadiness" {
+			continue
+		}
+		measured := func(send func(s sample) answer) (c cost) {
+			t.Helper()
+			for range 2 { // the first time a connection also prepares its statements
+				s, ok := h.newFamily(t, h.admin).sampleOf(t, op)
+				if !ok {
+					return c
+				}
+				w.reset()
+				send(s).wants(t, s.status)
+				c.trips, c.statements = w.counts()
+			}
+			return c
+		}
+		want, ok := costs[op.id]
+		switch {
+		case op.public:
+			want = cost{}
+		case !ok:
+			want = cost{1, 2}
+		}
+		if got := measured(func(s sample) answer { return h.send(t, h.admin, s) }); got != want {
+			t.Errorf("%s: %d round trips with %d statements, want %d with %d", op.id, got.trips, got.statements, want.trips, want.statements)
+		}
+		if op.method != "POST" {
+			continue
+		}
+		// With a retry's key: a transaction, which looks for the answer first and keeps it at last.
+		want, ok = retried[op.id]
+		if !ok {
+			want = cost{5, 6}
+		}
+		if got := measured(func(s sample) answer { return h.retry(t, h.admin, s, uuid.NewString()) }); got != want {
+			t.Errorf("%s with an Idempotency-Key: %d round trips with %d statements, want %d with %d", op.id, got.trips, got.statements, want.trips, want.statements)
 		}
 	}
 }

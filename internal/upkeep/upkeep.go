@@ -22,7 +22,11 @@ const (
 var tasks = map[string]func(*db.Queries, context.Context, int32) (int64, error){
 	"purge organizations":    (*db.Queries).PurgeOrganizations,
 	"purge audit logs":       (*db.Queries).PurgeAuditLogs,
+	"expire sessions":        (*db.Queries).ExpireSessions,
+	"purge deleted sessions": (*db.Queries).PurgeDeletedSessions,
 	"purge idempotency keys": (*db.Queries).PurgeIdempotencyKeys,
+	"purge events":           (*db.Queries).PurgeEvents,
+	"fold part deltas":       (*db.Queries).FoldPartDeltas,
 }
 
 // Run works until ctx ends: a round every interval, or a little later, so that servers that start together do not stay together.

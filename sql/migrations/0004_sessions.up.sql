@@ -10,6 +10,7 @@ CREATE TABLE roles (
     description text        NOT NULL DEFAULT '',
     prompt      text        NOT NULL DEFAULT '',
     origin      text        NOT NULL DEFAULT 'api',
+    file_set    text,
     data        jsonb       NOT NULL DEFAULT '{}',
     metadata    jsonb       NOT NULL DEFAULT '{}',
     revision    integer     NOT NULL DEFAULT 1,
@@ -21,11 +22,14 @@ CREATE TABLE roles (
     CONSTRAINT roles_id_version_check CHECK (is_uuidv7(id)),
     CONSTRAINT roles_name_length_check CHECK (octet_length(name) BETWEEN 1 AND 200),
     CONSTRAINT roles_origin_check CHECK (origin IN ('api', 'file', 'import')),
+    CONSTRAINT roles_file_set_check CHECK ((origin = 'file') = (file_set IS NOT NULL)),
+    CONSTRAINT roles_file_set_length_check CHECK (char_length(file_set) BETWEEN 1 AND 200),
     CONSTRAINT roles_data_object_check CHECK (jsonb_typeof(data) = 'object'),
     CONSTRAINT roles_metadata_check CHECK (is_metadata(metadata))
 );
 COMMENT ON TABLE roles IS 'Agent roles: what an LLM is told to be in a session. Neither an access level nor a membership level (W14).';
 COMMENT ON COLUMN roles.origin IS 'api: created by a caller; file: synced from role files; import: a name that an imported session used, until somebody defines it.';
+COMMENT ON COLUMN roles.file_set IS 'C05: the set of role files that the role was synced from, usually one repository''s: a sync of a set removes what the set has no more, and touches no other set.';
 COMMENT ON COLUMN roles.prompt IS 'The system prompt.';
 COMMENT ON COLUMN roles.data IS 'W01: structured settings of the role (model, tools, permissions), typed in the contract.';
 COMMENT ON COLUMN roles.metadata IS 'W01: opaque, one object per subsystem.';
@@ -35,11 +39,23 @@ COMMENT ON CONSTRAINT roles_org_id_fkey ON roles IS 'W12. Indexed by roles_name_
 COMMENT ON CONSTRAINT roles_id_version_check ON roles IS 'C02';
 COMMENT ON CONSTRAINT roles_metadata_check ON roles IS 'W01';
 
+CREATE INDEX roles_file_set_idx ON roles (org_id, file_set) WHERE file_set IS NOT NULL;
+
 CREATE TRIGGER roles_touch BEFORE UPDATE ON roles
     FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
 CREATE TRIGGER roles_identity_immutable BEFORE UPDATE ON roles
     FOR EACH ROW WHEN ((OLD.org_id, OLD.id, OLD.created_at) IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.created_at))
     EXECUTE FUNCTION refuse_change('A role''s organisation, id and creation time');
+
+CREATE FUNCTION refuse_limited_key() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM public.raise_rule(TG_NAME, 'A key that is limited to projects does not change what all projects share.', '42501');
+END $$;
+COMMENT ON FUNCTION refuse_limited_key() IS 'X01: for what belongs to the whole organisation, where a change would reach into every project.';
+CREATE TRIGGER roles_beyond_limits BEFORE UPDATE OR DELETE ON roles
+    FOR EACH ROW WHEN (current_project_ids() IS NOT NULL) EXECUTE FUNCTION refuse_limited_key();
+COMMENT ON TRIGGER roles_beyond_limits ON roles IS 'C05: sessions of all projects follow a role''s name, and lose it with the role.';
 
 
 -- What sessions look up ------------------------------------------------------------------------------------------
@@ -92,6 +108,7 @@ CREATE TABLE sessions (
     id               uuid        NOT NULL DEFAULT hub_uuidv7(),
     project_id       uuid        NOT NULL,
     parent_id        uuid,
+    fork_of_id       uuid,
     account_id       uuid,
     role_name        text,
     slug             text        NOT NULL,
@@ -100,6 +117,7 @@ CREATE TABLE sessions (
     run_state        text        NOT NULL DEFAULT 'idle',
     last_activity_at timestamptz NOT NULL DEFAULT now(),
     archived_at      timestamptz,
+    deleted_at       timestamptz,
     source           text,
     source_id        text,
     source_parent_id text,
@@ -117,6 +135,7 @@ CREATE TABLE sessions (
     CONSTRAINT sessions_source_source_id_key UNIQUE (org_id, source, source_id),
     CONSTRAINT sessions_project_id_fkey FOREIGN KEY (org_id, project_id) REFERENCES projects (org_id, id) ON DELETE RESTRICT,
     CONSTRAINT sessions_parent_id_fkey FOREIGN KEY (org_id, parent_id) REFERENCES sessions (org_id, id) ON DELETE SET NULL (parent_id),
+    CONSTRAINT sessions_fork_of_id_fkey FOREIGN KEY (org_id, fork_of_id) REFERENCES sessions (org_id, id) ON DELETE SET NULL (fork_of_id),
     CONSTRAINT sessions_account_id_fkey FOREIGN KEY (org_id, account_id) REFERENCES organization_members (org_id, account_id) ON DELETE SET NULL (account_id),
     CONSTRAINT sessions_role_name_fkey FOREIGN KEY (org_id, role_name) REFERENCES roles (org_id, name) ON UPDATE CASCADE ON DELETE SET NULL (role_name),
     CONSTRAINT sessions_version_fkey FOREIGN KEY (version) REFERENCES session_versions (version) ON DELETE RESTRICT,
@@ -136,6 +155,7 @@ CREATE TABLE sessions (
 COMMENT ON TABLE sessions IS 'One conversation of an agent: its messages and their parts hang below it.';
 COMMENT ON COLUMN sessions.project_id IS 'S13: immutable.';
 COMMENT ON COLUMN sessions.parent_id IS 'S11: a sub-agent is a child session. Set once: at creation, or when an imported session''s parent arrives.';
+COMMENT ON COLUMN sessions.fork_of_id IS 'The session that this one was forked from: it began with a copy of its messages.';
 COMMENT ON COLUMN sessions.account_id IS 'C01: who the session belongs to. NULL once that account has left the organisation or is gone.';
 COMMENT ON COLUMN sessions.role_name IS 'C05: the agent role, by name.';
 COMMENT ON COLUMN sessions.slug IS 'S09: unique in the organisation. Made by the database when none is given: two words and a suffix.';
@@ -143,6 +163,7 @@ COMMENT ON COLUMN sessions.version IS 'W10: the shape of messages.data and parts
 COMMENT ON COLUMN sessions.run_state IS 'X10: idle, running, waiting, errored or ended; session_run_state_transitions says what may follow what.';
 COMMENT ON COLUMN sessions.last_activity_at IS 'X10: when a message or part last arrived. Moves without counting as a revision.';
 COMMENT ON COLUMN sessions.archived_at IS 'When the session was put aside; NULL while it is in use.';
+COMMENT ON COLUMN sessions.deleted_at IS 'When a long session was deleted: nobody sees it or writes to it since, and purge_deleted_sessions() takes its rows away in batches. Only delete_session() sets it.';
 COMMENT ON COLUMN sessions.source IS 'C02: the program that the session was imported from; NULL for a session born here.';
 COMMENT ON COLUMN sessions.source_id IS 'C02: the session''s id in its source.';
 COMMENT ON COLUMN sessions.source_parent_id IS 'The parent''s id in the source, which may be imported later or never.';
@@ -166,13 +187,18 @@ COMMENT ON CONSTRAINT sessions_metadata_check ON sessions IS 'W01';
 
 CREATE INDEX sessions_project_id_idx ON sessions (org_id, project_id, id);
 CREATE INDEX sessions_parent_id_idx ON sessions (org_id, parent_id, id);
+CREATE INDEX sessions_fork_of_id_idx ON sessions (org_id, fork_of_id, id);
 CREATE INDEX sessions_role_name_idx ON sessions (org_id, role_name, id);
 CREATE INDEX sessions_account_id_idx ON sessions (org_id, account_id, id);
 CREATE INDEX sessions_run_state_idx ON sessions (org_id, run_state, id);
 CREATE INDEX sessions_unarchived_idx ON sessions (org_id, id) WHERE archived_at IS NULL;
+CREATE INDEX sessions_archived_idx ON sessions (org_id, archived_at) WHERE archived_at IS NOT NULL;
+CREATE INDEX sessions_deleted_idx ON sessions (org_id, deleted_at, id) WHERE deleted_at IS NOT NULL;
 CREATE INDEX sessions_orphans_idx ON sessions (org_id, source, source_parent_id) WHERE parent_id IS NULL AND source_parent_id IS NOT NULL;
 COMMENT ON INDEX sessions_parent_id_idx IS 'W03: the children of a session.';
 COMMENT ON INDEX sessions_unarchived_idx IS 'S02';
+COMMENT ON INDEX sessions_archived_idx IS 'W09: what retention asks for.';
+COMMENT ON INDEX sessions_deleted_idx IS 'What waits to be purged.';
 COMMENT ON INDEX sessions_orphans_idx IS 'Imported children that wait for their parent.';
 
 
@@ -230,7 +256,7 @@ CREATE FUNCTION link_session_to_children() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
     UPDATE sessions s SET parent_id = NEW.id
-    WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL;
+    WHERE s.org_id = NEW.org_id AND s.source = NEW.source AND s.source_parent_id = NEW.source_id AND s.parent_id IS NULL AND s.deleted_at IS NULL;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION link_session_to_children() IS 'An imported parent adopts the children that came before it.';
@@ -246,8 +272,8 @@ BEGIN
     IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
         RETURN NULL;
     END IF;
-    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it.
-    IF current_project_ids() IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id) THEN
+    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it, and what is deleted for nobody.
+    IF NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id AND s.deleted_at IS NULL) THEN
         PERFORM raise_rule(p_rule => 'sessions_parent_id_fkey', p_message => 'There is no such session.', p_sqlstate => '23503'); -- as the key does
     END IF;
     WHILE v_ancestor IS NOT NULL LOOP
@@ -294,8 +320,8 @@ COMMENT ON TRIGGER sessions_project_immutable ON sessions IS 'S13';
 CREATE FUNCTION refuse_other_session_parent() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
-    -- ON DELETE SET NULL comes after the parent is gone: nobody else can bring that about.
-    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id) THEN
+    -- ON DELETE SET NULL comes after the parent is gone, or marked as deleted: nobody else can bring that about.
+    IF NEW.parent_id IS NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = OLD.org_id AND s.id = OLD.parent_id AND s.deleted_at IS NULL) THEN
         RETURN NEW;
     END IF;
     PERFORM raise_rule(TG_NAME, 'A session''s parent cannot be changed once it is written.');
@@ -306,9 +332,9 @@ CREATE TRIGGER sessions_parent_set_once BEFORE UPDATE ON sessions
 COMMENT ON TRIGGER sessions_parent_set_once ON sessions IS 'From none to a parent, and back when the parent is deleted; never from one to another.';
 
 CREATE TRIGGER sessions_touch BEFORE UPDATE ON sessions
-    FOR EACH ROW WHEN ((OLD.parent_id, OLD.account_id, OLD.role_name, OLD.slug, OLD.title, OLD.version, OLD.run_state, OLD.archived_at,
+    FOR EACH ROW WHEN ((OLD.parent_id, OLD.fork_of_id, OLD.account_id, OLD.role_name, OLD.slug, OLD.title, OLD.version, OLD.run_state, OLD.archived_at, OLD.deleted_at,
                         OLD.source_parent_id, OLD.source_updated_at, OLD.data::text, OLD.raw, OLD.metadata::text, OLD.revision)
-        IS DISTINCT FROM (NEW.parent_id, NEW.account_id, NEW.role_name, NEW.slug, NEW.title, NEW.version, NEW.run_state, NEW.archived_at,
+        IS DISTINCT FROM (NEW.parent_id, NEW.fork_of_id, NEW.account_id, NEW.role_name, NEW.slug, NEW.title, NEW.version, NEW.run_state, NEW.archived_at, NEW.deleted_at,
                         NEW.source_parent_id, NEW.source_updated_at, NEW.data::text, NEW.raw, NEW.metadata::text, NEW.revision))
     EXECUTE FUNCTION touch_row();
 CREATE TRIGGER sessions_activity BEFORE UPDATE ON sessions
@@ -366,6 +392,67 @@ COMMENT ON CONSTRAINT messages_metadata_check ON messages IS 'W01';
 
 -- Parts ----------------------------------------------------------------------------------------------------------
 
+CREATE TABLE tool_states (
+    tool_state  text        NOT NULL,
+    description text        NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT tool_states_pkey PRIMARY KEY (tool_state)
+);
+COMMENT ON TABLE tool_states IS 'X06: how a tool call is.';
+INSERT INTO tool_states (tool_state, description) VALUES
+    ('pending',   'The model is still writing the call.'),
+    ('running',   'The tool is at work.'),
+    ('completed', 'The tool has answered.'),
+    ('error',     'The tool could not be run, or broke off.');
+
+CREATE TABLE tool_state_transitions (
+    from_state text        NOT NULL,
+    to_state   text        NOT NULL,
+    created_at timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT tool_state_transitions_pkey PRIMARY KEY (from_state, to_state),
+    CONSTRAINT tool_state_transitions_from_state_fkey FOREIGN KEY (from_state) REFERENCES tool_states (tool_state) ON DELETE RESTRICT,
+    CONSTRAINT tool_state_transitions_to_state_fkey FOREIGN KEY (to_state) REFERENCES tool_states (tool_state) ON DELETE RESTRICT
+);
+COMMENT ON TABLE tool_state_transitions IS 'X06: which state of a tool call may follow which. completed and error are terminal. A call that was never run (its input was wrong, the turn was aborted) goes from pending to error.';
+INSERT INTO tool_state_transitions (from_state, to_state) VALUES
+    ('pending', 'running'), ('pending', 'error'), ('running', 'completed'), ('running', 'error');
+CREATE INDEX tool_state_transitions_to_state_idx ON tool_state_transitions (to_state);
+
+CREATE FUNCTION shorten_jsonb(p_value jsonb, p_depth integer) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    v_text text;
+BEGIN
+    CASE jsonb_typeof(p_value)
+    WHEN 'string' THEN
+        v_text := p_value #>> '{}';
+        RETURN CASE WHEN char_length(v_text) > 200 THEN to_jsonb(left(v_text, 200)) ELSE p_value END;
+    WHEN 'object' THEN
+        RETURN (SELECT coalesce(jsonb_object_agg(e.key, public.shorten_jsonb(e.value, p_depth - 1)), '{}')
+                FROM (SELECT key, value FROM jsonb_each(p_value) WHERE p_depth > 0 AND octet_length(key) <= 200 LIMIT 30) e);
+    WHEN 'array' THEN
+        RETURN (SELECT coalesce(jsonb_agg(public.shorten_jsonb(e.value, p_depth - 1) ORDER BY e.n), '[]')
+                FROM (SELECT value, n FROM jsonb_array_elements(p_value) WITH ORDINALITY a(value, n) WHERE p_depth > 0 LIMIT 10) e);
+    ELSE
+        RETURN CASE WHEN octet_length(p_value::text) > 200 THEN 'null' ELSE p_value END;
+    END CASE;
+END $$;
+COMMENT ON FUNCTION shorten_jsonb(jsonb, integer) IS
+    'The same value with long strings cut behind 200 characters, 30 members of an object and 10 elements of an array at most, and nothing below the depth.';
+
+CREATE FUNCTION summarize_part(p_data jsonb) RETURNS jsonb
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    v_summary jsonb;
+BEGIN
+    IF octet_length(p_data::text) <= 2048 THEN
+        RETURN NULL;
+    END IF;
+    v_summary := public.shorten_jsonb(p_data, 4);
+    RETURN CASE WHEN octet_length(v_summary::text) > 4096 THEN public.shorten_jsonb(p_data, 2) ELSE v_summary END;
+END $$;
+COMMENT ON FUNCTION summarize_part(jsonb) IS 'What a list shows of a part whose data is longer than 2,048 bytes; NULL for a shorter one, which is shown as it is.';
+
 CREATE TABLE parts (
     org_id          uuid        NOT NULL,
     id              uuid        NOT NULL DEFAULT hub_uuidv7(),
@@ -378,12 +465,15 @@ CREATE TABLE parts (
     data            jsonb       NOT NULL DEFAULT '{}',
     raw             text,
     metadata        jsonb       NOT NULL DEFAULT '{}',
+    tool_state      text        GENERATED ALWAYS AS (CASE WHEN type = 'tool' AND source_id IS NULL THEN data #>> '{state,status}' END) STORED,
+    summary         jsonb       GENERATED ALWAYS AS (summarize_part(data)) STORED,
     revision        integer     NOT NULL DEFAULT 1,
     created_at      timestamptz NOT NULL DEFAULT now(),
     updated_at      timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT parts_pkey PRIMARY KEY (org_id, id),
     CONSTRAINT parts_source_source_id_key UNIQUE (org_id, source, source_id),
     CONSTRAINT parts_message_id_fkey FOREIGN KEY (org_id, session_id, message_id) REFERENCES messages (org_id, session_id, id) ON DELETE CASCADE,
+    CONSTRAINT parts_tool_state_fkey FOREIGN KEY (tool_state) REFERENCES tool_states (tool_state) ON DELETE RESTRICT,
     CONSTRAINT parts_id_version_check CHECK (is_uuidv7(id)),
     CONSTRAINT parts_type_length_check CHECK (octet_length(type) BETWEEN 1 AND 200),
     CONSTRAINT parts_source_shape_check CHECK (source ~ '^[a-z][a-z0-9-]{0,39}$'),
@@ -403,7 +493,9 @@ COMMENT ON COLUMN parts.source_position IS 'Its place in the source''s own order
 COMMENT ON COLUMN parts.data IS 'W10: the part''s own fields, in the shape that sessions.version names. Strings are escaped (X07).';
 COMMENT ON COLUMN parts.raw IS 'X07: data to the letter, where jsonb would spell a number differently; else NULL.';
 COMMENT ON COLUMN parts.metadata IS 'W01: opaque, one object per subsystem.';
-COMMENT ON COLUMN parts.revision IS 'Counts changes: the ETag.';
+COMMENT ON COLUMN parts.tool_state IS 'X06: the state of a tool call that was born here. NULL for an imported one: its source may know other states, and goes its own ways.';
+COMMENT ON COLUMN parts.summary IS 'What lists show that do not ask for the whole content, so that large parts are not read for them; NULL where data is short.';
+COMMENT ON COLUMN parts.revision IS 'Counts changes: the ETag. Text that streams in moves it when it ends (X08).';
 COMMENT ON CONSTRAINT parts_message_id_fkey ON parts IS 'C04: through the session, so that a part''s session is its message''s session.';
 COMMENT ON CONSTRAINT parts_source_source_id_key ON parts IS 'C02: importing twice never duplicates.';
 COMMENT ON CONSTRAINT parts_id_version_check ON parts IS 'C02';
@@ -424,7 +516,9 @@ CREATE TRIGGER messages_session_immutable BEFORE UPDATE ON messages
     FOR EACH ROW WHEN (OLD.session_id IS DISTINCT FROM NEW.session_id) EXECUTE FUNCTION refuse_change('A message''s session');
 COMMENT ON TRIGGER messages_session_immutable ON messages IS 'C04';
 CREATE TRIGGER parts_touch BEFORE UPDATE ON parts
-    FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
+    FOR EACH ROW WHEN ((OLD.type, OLD.source_position, OLD.data::text, OLD.raw, OLD.metadata::text, OLD.revision, OLD.updated_at)
+        IS DISTINCT FROM (NEW.type, NEW.source_position, NEW.data::text, NEW.raw, NEW.metadata::text, NEW.revision, NEW.updated_at))
+    EXECUTE FUNCTION touch_row();
 CREATE TRIGGER parts_identity_immutable BEFORE UPDATE ON parts
     FOR EACH ROW WHEN ((OLD.org_id, OLD.id, OLD.source, OLD.source_id, OLD.created_at)
         IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.source, NEW.source_id, NEW.created_at))
@@ -433,6 +527,187 @@ CREATE TRIGGER parts_session_immutable BEFORE UPDATE ON parts
     FOR EACH ROW WHEN ((OLD.session_id, OLD.message_id) IS DISTINCT FROM (NEW.session_id, NEW.message_id))
     EXECUTE FUNCTION refuse_change('A part''s session and message');
 COMMENT ON TRIGGER parts_session_immutable ON parts IS 'C04';
+
+CREATE FUNCTION check_tool_state() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM tool_state_transitions t WHERE t.from_state = OLD.tool_state AND t.to_state = NEW.tool_state) THEN
+        PERFORM raise_rule(TG_NAME, format('A tool call that is %s cannot become %s.', OLD.tool_state, coalesce(NEW.tool_state, 'nothing')));
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION check_tool_state() IS 'X06: legal steps are rows of tool_state_transitions. After the update, for only then generated columns are known.';
+CREATE TRIGGER parts_tool_state_transition AFTER UPDATE ON parts
+    FOR EACH ROW WHEN (OLD.tool_state IS DISTINCT FROM NEW.tool_state AND OLD.tool_state IS NOT NULL) EXECUTE FUNCTION check_tool_state();
+COMMENT ON TRIGGER parts_tool_state_transition ON parts IS 'X06';
+
+
+-- Text that streams in (X08) -------------------------------------------------------------------------------------
+-- An UPDATE per delta would write the whole part each time. Deltas are rows of their own until the part's data is written
+-- the next time, with them in it: by whoever changes the part, when they have become many, or by fold_part_deltas().
+
+CREATE FUNCTION json_text_length(p_text text) RETURNS bigint
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN octet_length(p_text) = char_length(p_text) AND strpos(p_text, chr(16)) = 0 THEN char_length(p_text)
+    ELSE char_length(regexp_replace(p_text, '\u0010(?:0|u[0-9a-f]{4}|\u0010)', '.', 'g')) + regexp_count(p_text, '[\U00010000-\U0010FFFF]')
+END;
+COMMENT ON FUNCTION json_text_length(text) IS 'The length of a string that was escaped for storage (X07), in UTF-16 code units as it was given.';
+
+CREATE FUNCTION growing_text_path(p_type text, p_data jsonb) RETURNS text[]
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE
+    WHEN p_type = 'tool' THEN CASE p_data #>> '{state,status}' WHEN 'pending' THEN '{state,raw}' WHEN 'running' THEN '{state,output}' END::text[]
+    WHEN p_type IN ('file', 'step-start', 'step-finish', 'snapshot', 'patch', 'agent', 'subtask', 'compaction', 'retry') THEN NULL
+    WHEN jsonb_typeof(p_data -> 'text') <> 'string' THEN NULL
+    ELSE '{text}'::text[]
+END;
+COMMENT ON FUNCTION growing_text_path(text, jsonb) IS
+    'X08: where in a part''s data the text stands that deltas are added to: a tool''s raw input while it is pending and its output while it runs, else text. NULL where there is none.';
+
+CREATE FUNCTION set_json_text(p_object json, p_path text[], p_text text) RETURNS json
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+BEGIN
+    RETURN (SELECT json_object_agg(e.key, e.value)
+            FROM (SELECT o.key, CASE WHEN o.key <> p_path[1] THEN o.value
+                                     WHEN cardinality(p_path) = 1 THEN to_json(p_text)
+                                     ELSE public.set_json_text(o.value, p_path[2:], p_text) END AS value
+                  FROM json_each(p_object) o
+                  UNION ALL
+                  SELECT p_path[1], to_json(p_text) WHERE p_object -> p_path[1] IS NULL) e);
+END $$;
+COMMENT ON FUNCTION set_json_text(json, text[], text) IS 'jsonb_set for a string in JSON that keeps its numbers'' spelling (X07).';
+
+CREATE FUNCTION grow_part(p_type text, p_data jsonb, p_raw text, p_text text) RETURNS text
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE AS $$
+DECLARE
+    v_path text[] := public.growing_text_path(p_type, p_data);
+BEGIN
+    IF p_raw IS NULL THEN
+        RETURN jsonb_set(p_data, v_path, to_jsonb(coalesce(p_data #>> v_path, '') || p_text));
+    END IF;
+    RETURN public.set_json_text(p_raw::json, v_path, coalesce(p_data #>> v_path, '') || p_text);
+END $$;
+COMMENT ON FUNCTION grow_part(text, jsonb, text, text) IS 'X08: a part''s data, to the letter, with more text.';
+
+CREATE TABLE part_deltas (
+    org_id       uuid        NOT NULL,
+    part_id      uuid        NOT NULL,
+    start_offset bigint      NOT NULL,
+    end_offset   bigint      NOT NULL GENERATED ALWAYS AS (start_offset + json_text_length(text)) STORED,
+    text         text        NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    CONSTRAINT part_deltas_pkey PRIMARY KEY (org_id, part_id, start_offset),
+    CONSTRAINT part_deltas_part_id_fkey FOREIGN KEY (org_id, part_id) REFERENCES parts (org_id, id) ON DELETE CASCADE,
+    CONSTRAINT part_deltas_text_length_check CHECK (octet_length(text) BETWEEN 1 AND 8388608),
+    CONSTRAINT part_deltas_whole_length_check CHECK (start_offset >= 0 AND end_offset <= 16777216)
+) WITH (vacuum_truncate = off);
+COMMENT ON TABLE part_deltas IS 'X08: text that has streamed into a part since its data was last written. Read with it: the view part_contents. It fills and empties within seconds: plans that were made while it was small must not read all of it later (enable_seqscan, vacuum_truncate).';
+COMMENT ON COLUMN part_deltas.start_offset IS 'Where the delta begins in the whole text, in UTF-16 code units.';
+COMMENT ON COLUMN part_deltas.end_offset IS 'Where the next one begins.';
+COMMENT ON COLUMN part_deltas.text IS 'Escaped as in data (X07).';
+COMMENT ON CONSTRAINT part_deltas_pkey ON part_deltas IS 'X08: a delta is known by its place.';
+COMMENT ON CONSTRAINT part_deltas_whole_length_check ON part_deltas IS 'A text that streams in has at most 16 Mi code units.';
+
+CREATE TRIGGER part_deltas_append_only BEFORE UPDATE ON part_deltas
+    FOR EACH ROW EXECUTE FUNCTION refuse_unless_cascade();
+COMMENT ON TRIGGER part_deltas_append_only ON part_deltas IS 'X08';
+
+CREATE VIEW part_contents WITH (security_invoker = true) AS
+SELECT p.*, coalesce((SELECT grow_part(p.type, p.data, p.raw, string_agg(d.text, '' ORDER BY d.start_offset))
+                      FROM part_deltas d WHERE d.org_id = p.org_id AND d.part_id = p.id HAVING count(*) > 0),
+                     p.raw, p.data::text) AS content
+FROM parts p;
+COMMENT ON VIEW part_contents IS 'X07, X08: parts with their data to the letter, the text included that is still streaming in. Escaped.';
+
+CREATE FUNCTION check_part_delta() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    v_session_id uuid;
+    v_path       text[];
+    v_expected   bigint;
+BEGIN
+    SELECT p.session_id INTO v_session_id FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id;
+    IF NOT FOUND THEN
+        RETURN NEW; -- the foreign key refuses it
+    END IF;
+    -- The session's row first, as everywhere, and rarely: it is everybody's.
+    UPDATE sessions s SET last_activity_at = clock_timestamp()
+    WHERE s.org_id = NEW.org_id AND s.id = v_session_id AND s.last_activity_at < clock_timestamp() - interval '10 seconds';
+    PERFORM FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id FOR NO KEY UPDATE;
+    SELECT d.end_offset INTO v_expected FROM part_deltas d
+    WHERE d.org_id = NEW.org_id AND d.part_id = NEW.part_id ORDER BY d.start_offset DESC LIMIT 1;
+    IF NOT FOUND THEN -- only now is the part's data read, which may be long
+        SELECT growing_text_path(p.type, p.data), json_text_length(coalesce(p.data #>> growing_text_path(p.type, p.data), ''))
+        INTO v_path, v_expected
+        FROM parts p WHERE p.org_id = NEW.org_id AND p.id = NEW.part_id;
+        IF v_path IS NULL THEN
+            PERFORM raise_rule('part_takes_no_deltas', 'Text grows in text and reasoning parts, and in tools that are pending or running.');
+        END IF;
+    END IF;
+    IF NEW.start_offset <> v_expected THEN
+        PERFORM raise_rule(TG_NAME, format('The text so far has %s code units.', v_expected));
+    END IF;
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION check_part_delta() IS 'X08: deltas follow each other without gap or overlap. Writers of one part queue for its row.';
+CREATE TRIGGER part_deltas_contiguous BEFORE INSERT ON part_deltas
+    FOR EACH ROW EXECUTE FUNCTION check_part_delta();
+COMMENT ON TRIGGER part_deltas_contiguous ON part_deltas IS 'X08';
+
+CREATE FUNCTION fold_many_part_deltas() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp SET enable_seqscan = off AS $$
+DECLARE
+    v_folded bigint := (SELECT d.start_offset FROM part_deltas d WHERE d.org_id = NEW.org_id AND d.part_id = NEW.part_id ORDER BY d.start_offset LIMIT 1);
+BEGIN
+    -- As long as the text before them, but at least 64 Ki: what is written over the life of a text stays within a few times its length.
+    IF NEW.end_offset - v_folded >= least(greatest(v_folded, 65536), 2097152) THEN
+        UPDATE parts p SET data = c.content::jsonb, raw = CASE WHEN p.raw IS NOT NULL THEN c.content END
+        FROM part_contents c WHERE c.org_id = p.org_id AND c.id = p.id AND p.org_id = NEW.org_id AND p.id = NEW.part_id;
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION fold_many_part_deltas() IS 'X08: writes deltas into their part once they have become many.';
+CREATE TRIGGER part_deltas_fold AFTER INSERT ON part_deltas
+    FOR EACH ROW EXECUTE FUNCTION fold_many_part_deltas();
+
+CREATE FUNCTION delete_part_deltas() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    DELETE FROM part_deltas d WHERE d.org_id = NEW.org_id AND d.part_id = NEW.id;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION delete_part_deltas() IS 'X08: whoever writes a part''s data writes all of it, so what was to be added to the old one goes. Runs as hub_system, because hub_app deletes no deltas.';
+CREATE TRIGGER parts_supersede_deltas AFTER UPDATE ON parts
+    FOR EACH ROW WHEN (OLD.data::text <> NEW.data::text) EXECUTE FUNCTION delete_part_deltas();
+COMMENT ON TRIGGER parts_supersede_deltas ON parts IS 'X08';
+
+CREATE FUNCTION fold_part_deltas(p_rows integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    v_part   record;
+    v_folded bigint := 0;
+BEGIN
+    FOR v_part IN
+        SELECT d.org_id, d.part_id FROM part_deltas d
+        GROUP BY d.org_id, d.part_id HAVING max(d.created_at) < clock_timestamp() - interval '1 minute'
+        LIMIT least(p_rows, 100)
+    LOOP
+        -- Who is writing the part takes care of it.
+        PERFORM FROM parts p WHERE p.org_id = v_part.org_id AND p.id = v_part.part_id FOR NO KEY UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            UPDATE parts p SET data = c.content::jsonb, raw = CASE WHEN p.raw IS NOT NULL THEN c.content END
+            FROM (SELECT p2.org_id, p2.id, grow_part(p2.type, p2.data, p2.raw, string_agg(d.text, '' ORDER BY d.start_offset)) AS content
+                  FROM parts p2 JOIN part_deltas d ON d.org_id = p2.org_id AND d.part_id = p2.id
+                  WHERE p2.org_id = v_part.org_id AND p2.id = v_part.part_id GROUP BY p2.org_id, p2.id) c
+            WHERE p.org_id = c.org_id AND p.id = c.id;
+            v_folded := v_folded + 1;
+        END IF;
+    END LOOP;
+    RETURN v_folded;
+END $$;
+COMMENT ON FUNCTION fold_part_deltas(integer) IS
+    'X08: writes the deltas of parts into which nothing has streamed for a minute into them, and returns how many parts it were: 0 when none is due. For texts whose writer never said that they end.';
 
 
 -- Ids follow the order of writing (C02) --------------------------------------------------------------------------
@@ -508,9 +783,116 @@ CREATE TRIGGER parts_in_order AFTER INSERT ON parts
 COMMENT ON TRIGGER parts_in_order ON parts IS 'C02';
 
 -- Not from PUBLIC: as the trigger of somebody's temporary table it would write into any organisation (X01).
-REVOKE ALL ON FUNCTION record_session_rows() FROM PUBLIC;
+REVOKE ALL ON FUNCTION record_session_rows(), delete_part_deltas(), fold_part_deltas(integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION fold_part_deltas(integer) TO hub_app;
 GRANT CREATE ON SCHEMA public TO hub_system;
 ALTER FUNCTION record_session_rows() OWNER TO hub_system;
+ALTER FUNCTION delete_part_deltas() OWNER TO hub_system;
+ALTER FUNCTION fold_part_deltas(integer) OWNER TO hub_system;
+REVOKE CREATE ON SCHEMA public FROM hub_system;
+
+
+-- Usage ----------------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION usage_number(p_value jsonb) RETURNS numeric
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+RETURN CASE WHEN jsonb_typeof(p_value) = 'number' AND p_value::numeric BETWEEN 0 AND 1000000000000 THEN p_value::numeric ELSE 0 END;
+COMMENT ON FUNCTION usage_number(jsonb) IS 'A number of tokens, or an amount, as a client wrote it: 0 for what can be neither.';
+
+
+-- Deleting sessions ----------------------------------------------------------------------------------------------
+-- A short session goes at once, with all its rows. A long one is marked: from then on nobody sees it, its slug is free, its children
+-- have no parent, and a worker takes its rows away in batches that keep nobody waiting.
+
+CREATE FUNCTION mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, public, pg_temp AS $$
+    UPDATE sessions s SET deleted_at = clock_timestamp(), slug = 'deleted-' || replace(gen_random_uuid()::text, '-', '') WHERE s.org_id = p_org_id AND s.id = ANY (p_ids);
+    UPDATE sessions s SET parent_id = NULL WHERE s.org_id = p_org_id AND s.parent_id = ANY (p_ids);
+    UPDATE sessions s SET fork_of_id = NULL WHERE s.org_id = p_org_id AND s.fork_of_id = ANY (p_ids);
+$$;
+COMMENT ON FUNCTION mark_sessions_deleted(uuid, uuid[]) IS 'For functions of hub_system: requests have no right to these columns.';
+
+CREATE FUNCTION delete_session(p_id uuid, p_descendants boolean) RETURNS integer
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    c_short constant integer := 1000;
+    v_org   constant uuid    := current_org_id();
+    v_projects constant uuid[] := current_project_ids();
+    v_ids   uuid[] := '{}';
+    v_found uuid[];
+BEGIN
+    -- A session that is locked gets no more children: what is found again is all there is.
+    LOOP
+        WITH RECURSIVE tree AS (
+            SELECT s.id FROM sessions s WHERE s.org_id = v_org AND s.id = p_id AND s.deleted_at IS NULL AND (v_projects IS NULL OR s.project_id = ANY (v_projects))
+            UNION ALL
+            SELECT c.id FROM tree t JOIN sessions c ON c.org_id = v_org AND c.parent_id = t.id WHERE p_descendants AND (v_projects IS NULL OR c.project_id = ANY (v_projects)))
+        SELECT coalesce(array_agg(t.id ORDER BY t.id), '{}') INTO v_found FROM tree t;
+        EXIT WHEN v_found = v_ids;
+        v_ids := v_found;
+        PERFORM FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids) ORDER BY s.id FOR UPDATE;
+    END LOOP;
+    IF (SELECT count(*) FROM (SELECT FROM parts p WHERE p.org_id = v_org AND p.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short
+       AND (SELECT count(*) FROM (SELECT FROM messages m WHERE m.org_id = v_org AND m.session_id = ANY (v_ids) LIMIT c_short + 1) counted) <= c_short THEN
+        DELETE FROM sessions s WHERE s.org_id = v_org AND s.id = ANY (v_ids);
+    ELSE
+        PERFORM mark_sessions_deleted(v_org, v_ids);
+    END IF;
+    RETURN cardinality(v_ids);
+END $$;
+COMMENT ON FUNCTION delete_session(uuid, boolean) IS
+    'Deletes a session of the caller''s organisation, with its descendants if told so, and returns how many went. Up to 1,000 messages and parts go at once; of more, the sessions are marked, and purge_deleted_sessions() does the rest.';
+
+CREATE FUNCTION deleted_session_ids() RETURNS uuid[]
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN -- in plpgsql, which keeps its plan: each statement on messages or parts asks this once
+    RETURN ARRAY(SELECT s.id FROM sessions s WHERE s.org_id = current_org_id() AND s.deleted_at IS NOT NULL);
+END $$;
+COMMENT ON FUNCTION deleted_session_ids() IS 'The sessions of the caller''s organisation whose rows wait to be purged: messages and parts of these are nobody''s to see.';
+
+CREATE FUNCTION purge_deleted_sessions(p_rows integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    v_session record;
+    v_count   bigint;
+    v_left    bigint := p_rows;
+BEGIN
+    WHILE v_left > 0 LOOP
+        SELECT s.org_id, s.id INTO v_session FROM sessions s WHERE s.deleted_at IS NOT NULL ORDER BY s.deleted_at LIMIT 1 FOR UPDATE SKIP LOCKED;
+        EXIT WHEN NOT FOUND;
+        DELETE FROM parts p
+        WHERE p.org_id = v_session.org_id
+          AND p.id = ANY (ARRAY(SELECT o.id FROM parts o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
+        DELETE FROM messages m
+        WHERE m.org_id = v_session.org_id
+          AND m.id = ANY (ARRAY(SELECT o.id FROM messages o WHERE o.org_id = v_session.org_id AND o.session_id = v_session.id LIMIT v_left));
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_left := v_left - v_count;
+        EXIT WHEN v_left = 0;
+        DELETE FROM sessions s WHERE s.org_id = v_session.org_id AND s.id = v_session.id;
+        v_left := v_left - 1;
+    END LOOP;
+    RETURN p_rows - v_left;
+END $$;
+COMMENT ON FUNCTION purge_deleted_sessions(integer) IS
+    'Takes away up to so many rows of deleted sessions, whichever organisation''s, and returns how many; 0 when nothing waits. Workers call it until then, each call a transaction of its own; several may do so at once.';
+
+CREATE FUNCTION purge_deleted_source(p_source text, p_source_id text) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+    DELETE FROM sessions s WHERE s.org_id = current_org_id() AND s.source = p_source AND s.source_id = p_source_id AND s.deleted_at IS NOT NULL;
+$$;
+COMMENT ON FUNCTION purge_deleted_source(text, text) IS 'What is left of a deleted session goes at once when the session is imported again: its rows have the ids that the new ones need.';
+
+REVOKE ALL ON FUNCTION delete_session(uuid, boolean), deleted_session_ids(), purge_deleted_sessions(integer), purge_deleted_source(text, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION delete_session(uuid, boolean), deleted_session_ids(), purge_deleted_sessions(integer), purge_deleted_source(text, text) TO hub_app;
+GRANT CREATE ON SCHEMA public TO hub_system;
+ALTER FUNCTION delete_session(uuid, boolean) OWNER TO hub_system;
+ALTER FUNCTION deleted_session_ids() OWNER TO hub_system;
+ALTER FUNCTION purge_deleted_sessions(integer) OWNER TO hub_system;
+ALTER FUNCTION purge_deleted_source(text, text) OWNER TO hub_system;
 REVOKE CREATE ON SCHEMA public FROM hub_system;
 
 
@@ -524,11 +906,19 @@ ALTER TABLE messages ENABLE ROW LEVEL SECURITY;
 ALTER TABLE messages FORCE ROW LEVEL SECURITY;
 ALTER TABLE parts ENABLE ROW LEVEL SECURITY;
 ALTER TABLE parts FORCE ROW LEVEL SECURITY;
+ALTER TABLE part_deltas ENABLE ROW LEVEL SECURITY;
+ALTER TABLE part_deltas FORCE ROW LEVEL SECURITY;
 
 CREATE POLICY roles_tenant ON roles TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY sessions_tenant ON sessions TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY messages_tenant ON messages TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY parts_tenant ON parts TO hub_app USING (org_id = (SELECT current_org_id()));
+CREATE POLICY part_deltas_tenant ON part_deltas TO hub_app USING (org_id = (SELECT current_org_id()));
+CREATE POLICY parts_bookkeeping ON parts FOR UPDATE TO hub_system USING (true);
+CREATE POLICY part_deltas_bookkeeping ON part_deltas TO hub_system USING (true);
+CREATE POLICY sessions_undeleted ON sessions AS RESTRICTIVE TO hub_app USING (deleted_at IS NULL);
+CREATE POLICY messages_undeleted ON messages AS RESTRICTIVE TO hub_app USING (session_id <> ALL ((SELECT deleted_session_ids())::uuid[]));
+CREATE POLICY parts_undeleted ON parts AS RESTRICTIVE TO hub_app USING (session_id <> ALL ((SELECT deleted_session_ids())::uuid[]));
 -- What api_keys.resources limits a key to. Messages and parts follow their session, which is asked for only where there is a limit.
 CREATE POLICY sessions_limited ON sessions AS RESTRICTIVE TO hub_app
     USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE project_id = ANY ((SELECT current_project_ids())::uuid[]) END);
@@ -536,19 +926,31 @@ CREATE POLICY messages_limited ON messages AS RESTRICTIVE TO hub_app
     USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (messages.org_id, messages.session_id)) END);
 CREATE POLICY parts_limited ON parts AS RESTRICTIVE TO hub_app
     USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (parts.org_id, parts.session_id)) END);
+CREATE POLICY part_deltas_limited ON part_deltas AS RESTRICTIVE TO hub_app
+    USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE EXISTS (SELECT FROM parts p WHERE (p.org_id, p.id) = (part_deltas.org_id, part_deltas.part_id)) END);
 CREATE POLICY sessions_bookkeeping ON sessions TO hub_system USING (true);
 CREATE POLICY sessions_authentication ON sessions FOR SELECT TO hub_auth USING (true);
+CREATE POLICY messages_counting ON messages FOR SELECT TO hub_system USING (true);
+CREATE POLICY parts_counting ON parts FOR SELECT TO hub_system USING (true);
+CREATE POLICY messages_deleted ON messages FOR DELETE TO hub_system
+    USING (EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (messages.org_id, messages.session_id) AND s.deleted_at IS NOT NULL));
+CREATE POLICY parts_deleted ON parts FOR DELETE TO hub_system
+    USING (EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (parts.org_id, parts.session_id) AND s.deleted_at IS NOT NULL));
 
-GRANT SELECT ON session_versions, session_run_states, session_run_state_transitions TO hub_app;
+GRANT SELECT ON session_versions, session_run_states, session_run_state_transitions, tool_states, tool_state_transitions, part_contents, part_deltas TO hub_app;
+GRANT INSERT (org_id, part_id, start_offset, text) ON part_deltas TO hub_app;
 -- Who inserts does not choose revision or updated_at (W22): the columns are listed.
 GRANT SELECT, UPDATE, DELETE ON roles, messages, parts TO hub_app;
-GRANT INSERT (org_id, id, name, description, prompt, origin, data, metadata) ON roles TO hub_app;
+GRANT INSERT (org_id, id, name, description, prompt, origin, file_set, data, metadata) ON roles TO hub_app;
 GRANT INSERT (org_id, id, session_id, role, source, source_id, source_position, data, raw, metadata, created_at) ON messages TO hub_app;
 GRANT INSERT (org_id, id, session_id, message_id, type, source, source_id, source_position, data, raw, metadata, created_at) ON parts TO hub_app;
 GRANT SELECT, DELETE ON sessions TO hub_app;
-GRANT INSERT (org_id, id, project_id, parent_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at,
+GRANT INSERT (org_id, id, project_id, parent_id, fork_of_id, account_id, role_name, slug, title, version, run_state, last_activity_at, archived_at,
               source, source_id, source_parent_id, source_updated_at, data, raw, metadata, created_at),
       UPDATE (project_id, parent_id, account_id, role_name, slug, title, run_state, last_activity_at, archived_at,
               source_parent_id, source_updated_at, data, raw, metadata) ON sessions TO hub_app;
 GRANT SELECT ON sessions TO hub_system, hub_auth;
-GRANT UPDATE (last_message_id, last_part_id, last_activity_at) ON sessions TO hub_system;
+GRANT SELECT, DELETE ON sessions, messages, parts, part_deltas TO hub_system;
+GRANT SELECT ON tool_state_transitions TO hub_system;
+GRANT UPDATE (data, raw) ON parts TO hub_system;
+GRANT UPDATE (last_message_id, last_part_id, last_activity_at, parent_id, fork_of_id, slug, deleted_at) ON sessions TO hub_system;

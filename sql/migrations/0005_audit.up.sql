@@ -288,6 +288,7 @@ COMMENT ON FUNCTION verify_audit_chain(uuid) IS
 CREATE TABLE retention_policies (
     org_id     uuid        NOT NULL,
     audit_days integer,
+    session_days integer,
     metadata   jsonb       NOT NULL DEFAULT '{}',
     revision   integer     NOT NULL DEFAULT 1,
     created_at timestamptz NOT NULL DEFAULT now(),
@@ -295,10 +296,12 @@ CREATE TABLE retention_policies (
     CONSTRAINT retention_policies_pkey PRIMARY KEY (org_id),
     CONSTRAINT retention_policies_org_id_fkey FOREIGN KEY (org_id) REFERENCES organizations (id) ON DELETE CASCADE,
     CONSTRAINT retention_policies_audit_days_check CHECK (audit_days BETWEEN 1 AND 36500),
+    CONSTRAINT retention_policies_session_days_check CHECK (session_days BETWEEN 1 AND 36500),
     CONSTRAINT retention_policies_metadata_check CHECK (is_metadata(metadata))
 );
 COMMENT ON TABLE retention_policies IS 'W09: how long an organisation keeps what. Each has a row from its creation on.';
 COMMENT ON COLUMN retention_policies.audit_days IS 'Days that audit entries are kept; NULL for ever.';
+COMMENT ON COLUMN retention_policies.session_days IS 'Days that archived sessions are kept, from when they were archived; NULL for ever.';
 COMMENT ON COLUMN retention_policies.metadata IS 'W01: opaque, one object per subsystem.';
 COMMENT ON COLUMN retention_policies.revision IS 'Counts changes: the ETag.';
 
@@ -348,6 +351,29 @@ BEGIN
     RETURN 0;
 END $$;
 COMMENT ON FUNCTION purge_audit_logs(integer) IS 'W09, X03: removes up to so many entries that an organisation no longer keeps, moves its chain''s anchor, and says so in the chain. Returns how many; 0 when nothing is due.';
+
+
+CREATE FUNCTION expire_sessions(p_rows integer) RETURNS bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    v_policy retention_policies;
+    v_ids    uuid[];
+BEGIN
+    FOR v_policy IN SELECT * FROM retention_policies r WHERE r.session_days IS NOT NULL ORDER BY r.org_id LOOP
+        SELECT array_agg(due.id) INTO v_ids FROM (
+            SELECT s.id FROM sessions s
+            WHERE s.org_id = v_policy.org_id AND s.archived_at < now() - make_interval(days => v_policy.session_days) AND s.deleted_at IS NULL
+            ORDER BY s.archived_at LIMIT least(p_rows, 100) FOR UPDATE SKIP LOCKED) due;
+        CONTINUE WHEN v_ids IS NULL;
+        PERFORM set_config('hub.actor_source', 'worker', true);
+        PERFORM mark_sessions_deleted(v_policy.org_id, v_ids);
+        PERFORM append_audit(v_policy.org_id, 'session.purge', 'session', NULL, jsonb_build_object('sessions', cardinality(v_ids), 'ids', to_jsonb(v_ids)));
+        RETURN cardinality(v_ids);
+    END LOOP;
+    RETURN 0;
+END $$;
+COMMENT ON FUNCTION expire_sessions(integer) IS
+    'W09: deletes up to so many sessions that were archived longer ago than their organisation keeps them, and says so in its audit log. purge_deleted_sessions() takes their rows away. Returns how many; 0 when nothing is due.';
 
 
 -- What goes with an organisation ---------------------------------------------------------------------------------
@@ -432,18 +458,19 @@ CREATE POLICY messages_purge ON messages TO hub_system USING (is_deleted_organiz
 CREATE POLICY parts_purge ON parts TO hub_system USING (is_deleted_organization(org_id));
 
 GRANT SELECT ON audit_chains, audit_logs, retention_policies TO hub_app;
-GRANT UPDATE (audit_days, metadata) ON retention_policies TO hub_app;
+GRANT UPDATE (audit_days, session_days, metadata) ON retention_policies TO hub_app;
 GRANT SELECT, INSERT ON audit_chains, audit_logs, retention_policies TO hub_system;
 GRANT UPDATE (position, hash, anchor_position, anchor_hash, updated_at) ON audit_chains TO hub_system;
 GRANT DELETE ON audit_logs, retention_policies TO hub_system;
-GRANT SELECT, DELETE ON projects, roles, sessions, messages, parts TO hub_system;
+GRANT SELECT, DELETE ON projects, roles TO hub_system;
 
-REVOKE ALL ON FUNCTION append_audit(uuid, text, text, uuid, jsonb), record_audit(), make_retention_policy(), purge_audit_logs(integer), purge_organizations(integer) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION purge_audit_logs(integer), purge_organizations(integer) TO hub_app;
+REVOKE ALL ON FUNCTION append_audit(uuid, text, text, uuid, jsonb), record_audit(), make_retention_policy(), purge_audit_logs(integer), expire_sessions(integer), purge_organizations(integer) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION purge_audit_logs(integer), expire_sessions(integer), purge_organizations(integer) TO hub_app;
 GRANT CREATE ON SCHEMA public TO hub_system;
 ALTER FUNCTION append_audit(uuid, text, text, uuid, jsonb) OWNER TO hub_system;
 ALTER FUNCTION record_audit() OWNER TO hub_system;
 ALTER FUNCTION make_retention_policy() OWNER TO hub_system;
 ALTER FUNCTION purge_audit_logs(integer) OWNER TO hub_system;
+ALTER FUNCTION expire_sessions(integer) OWNER TO hub_system;
 ALTER FUNCTION purge_organizations(integer) OWNER TO hub_system;
 REVOKE CREATE ON SCHEMA public FROM hub_system;

@@ -37,6 +37,7 @@ SELECT * FROM retention_policies WHERE org_id = current_org_id();
 -- name: SetRetentionPolicy :one
 UPDATE retention_policies SET
     audit_days = CASE WHEN @set_audit_days::boolean THEN sqlc.narg('audit_days') ELSE audit_days END,
+    session_days = CASE WHEN @set_session_days::boolean THEN sqlc.narg('session_days') ELSE session_days END,
     metadata   = jsonb_merge_patch(metadata, sqlc.narg('metadata_patch')::jsonb)
 WHERE org_id = current_org_id()
   AND revision = coalesce(sqlc.narg('if_match')::integer, revision)

@@ -9,5 +9,26 @@ SELECT purge_organizations(@row_limit);
 -- name: PurgeAuditLogs :one
 SELECT purge_audit_logs(@row_limit);
 
+-- name: ExpireSessions :one
+SELECT expire_sessions(@row_limit);
+
+-- name: PurgeDeletedSessions :one
+SELECT purge_deleted_sessions(@row_limit);
+
 -- name: PurgeIdempotencyKeys :one
 SELECT purge_idempotency_keys(@row_limit);
+
+-- name: FoldPartDeltas :one
+SELECT fold_part_deltas(@row_limit);
+
+-- name: PurgeEvents :one
+SELECT purge_events(@row_limit);
+
+-- name: NumberEvents :one
+SELECT number_events(@holder, @row_limit);
+
+-- name: LeaveEventOffice :exec
+SELECT leave_event_office(@holder);
+
+-- name: EventPositions :many
+SELECT p.org_id::uuid AS org_id, p.last_position::bigint AS last_position FROM event_positions(@org_ids::uuid[]) p;

@@ -37,10 +37,15 @@ RETURNING *;
 -- name: LockSession :one
 SELECT * FROM sessions WHERE org_id = current_org_id() AND id = @id FOR NO KEY UPDATE;
 
--- name: DeleteSession :execrows
-DELETE FROM sessions
-WHERE org_id = current_org_id() AND id = @id
-  AND revision = coalesce(sqlc.narg('if_match')::integer, revision);
+-- name: DeleteSession :many
+-- What delete_session() returned, of the session that the caller sees.
+WITH session AS MATERIALIZED (
+    SELECT s.id FROM sessions s
+    WHERE s.org_id = current_org_id() AND s.id = @id
+      AND s.revision = coalesce(sqlc.narg('if_match')::integer, s.revision)
+    FOR UPDATE
+)
+SELECT delete_session(s.id, @descendants::boolean)::integer AS deleted FROM session s;
 
 -- name: AppendMessages :many
 -- Messages and their parts in one statement. The arrays run in step ('' in raw stands for NULL); part_messages holds the number (from 1) of each part's
@@ -74,7 +79,8 @@ FROM numbered m LEFT JOIN ids i ON i.message_id = m.id
 ORDER BY m.n;
 
 -- name: ListMessages :many
--- Messages and their parts as rows of one shape: a message (part_id zero, kind its role) before its parts (kind their type).
+-- Messages and their parts as rows of one shape: a message (part_id zero, kind its role) before its parts (kind their type). In a summary a
+-- long part's data is neither sent nor read.
 WITH page AS (
     SELECT m.* FROM messages m
     WHERE m.org_id = current_org_id() AND m.session_id = @session_id AND m.id > @after_id
@@ -82,24 +88,94 @@ WITH page AS (
     LIMIT @row_limit
 )
 SELECT m.id AS message_id, '00000000-0000-0000-0000-000000000000'::uuid AS part_id, m.role AS kind, m.source_id,
-       coalesce(m.raw, m.data::text)::text AS data, m.metadata, m.revision, m.created_at, m.updated_at
+       coalesce(m.raw, m.data::text)::text AS data, false AS truncated, m.metadata, m.revision, m.created_at, m.updated_at
 FROM page m
 UNION ALL
-SELECT p.message_id, p.id, p.type, p.source_id, coalesce(p.raw, p.data::text), p.metadata, p.revision, p.created_at, p.updated_at
-FROM page m JOIN parts p ON p.org_id = m.org_id AND p.session_id = m.session_id AND p.message_id = m.id
+SELECT p.message_id, p.id, p.type, p.source_id, CASE WHEN @summary::boolean AND p.summary IS NOT NULL THEN p.summary::text ELSE p.content END,
+       @summary::boolean AND p.summary IS NOT NULL, p.metadata, p.revision, p.created_at, p.updated_at
+FROM page m JOIN part_contents p ON p.org_id = m.org_id AND p.session_id = m.session_id AND p.message_id = m.id
 ORDER BY message_id, part_id;
 
 -- name: GetMessage :many
 -- As ListMessages, for one.
 SELECT m.id AS message_id, '00000000-0000-0000-0000-000000000000'::uuid AS part_id, m.role AS kind, m.source_id,
-       coalesce(m.raw, m.data::text)::text AS data, m.metadata, m.revision, m.created_at, m.updated_at
+       coalesce(m.raw, m.data::text)::text AS data, false AS truncated, m.metadata, m.revision, m.created_at, m.updated_at
 FROM messages m
 WHERE m.org_id = current_org_id() AND m.session_id = @session_id AND m.id = @message_id
 UNION ALL
-SELECT p.message_id, p.id, p.type, p.source_id, coalesce(p.raw, p.data::text), p.metadata, p.revision, p.created_at, p.updated_at
-FROM parts p
+SELECT p.message_id, p.id, p.type, p.source_id, CASE WHEN @summary::boolean AND p.summary IS NOT NULL THEN p.summary::text ELSE p.content END,
+       @summary::boolean AND p.summary IS NOT NULL, p.metadata, p.revision, p.created_at, p.updated_at
+FROM part_contents p
 WHERE p.org_id = current_org_id() AND p.session_id = @session_id AND p.message_id = @message_id
 ORDER BY message_id, part_id;
+
+-- name: AppendParts :many
+-- The arrays run in step, as in AppendMessages; ids ascend in the order of insertion (C02).
+WITH session AS (
+    SELECT s.org_id, s.id FROM sessions s WHERE s.org_id = current_org_id() AND s.id = @session_id FOR NO KEY UPDATE
+)
+INSERT INTO parts (org_id, session_id, message_id, type, data, raw, metadata)
+SELECT s.org_id, s.id, @message_id, i.type, i.data, i.raw, i.metadata
+FROM session s, (
+    SELECT unnest(@types::text[]) AS type, unnest(@data::jsonb[]) AS data, nullif(unnest(@raw::text[]), '') AS raw,
+           unnest(@metadata::jsonb[]) AS metadata, generate_subscripts(@types::text[], 1) AS n) i
+ORDER BY i.n
+RETURNING id, revision, created_at, updated_at;
+
+-- name: ListParts :many
+SELECT p.message_id, p.id AS part_id, p.type AS kind, p.source_id,
+       CASE WHEN @summary::boolean AND p.summary IS NOT NULL THEN p.summary::text ELSE p.content END::text AS data,
+       (@summary::boolean AND p.summary IS NOT NULL)::boolean AS truncated, p.metadata, p.revision, p.created_at, p.updated_at
+FROM part_contents p
+WHERE p.org_id = current_org_id() AND p.session_id = @session_id AND p.id > @after_id
+ORDER BY p.id
+LIMIT @row_limit;
+
+-- name: ListPartsByType :many
+-- As ListParts, by an index of its own.
+SELECT p.message_id, p.id AS part_id, p.type AS kind, p.source_id,
+       CASE WHEN @summary::boolean AND p.summary IS NOT NULL THEN p.summary::text ELSE p.content END::text AS data,
+       (@summary::boolean AND p.summary IS NOT NULL)::boolean AS truncated, p.metadata, p.revision, p.created_at, p.updated_at
+FROM part_contents p
+WHERE p.org_id = current_org_id() AND p.session_id = @session_id AND p.type = @type AND p.id > @after_id
+ORDER BY p.id
+LIMIT @row_limit;
+
+-- name: GetPart :one
+SELECT p.message_id, p.id AS part_id, p.type AS kind, p.source_id,
+       CASE WHEN @summary::boolean AND p.summary IS NOT NULL THEN p.summary::text ELSE p.content END::text AS data,
+       (@summary::boolean AND p.summary IS NOT NULL)::boolean AS truncated, p.metadata, p.revision, p.created_at, p.updated_at
+FROM part_contents p
+WHERE p.org_id = current_org_id() AND p.session_id = @session_id AND p.id = @id;
+
+-- name: LockPart :one
+-- A statement of its own: what has streamed in until the lock was had, only the next statement sees.
+SELECT type FROM parts WHERE org_id = current_org_id() AND session_id = @session_id AND id = @id FOR NO KEY UPDATE;
+
+-- name: UpdatePart :execrows
+UPDATE parts SET
+    data     = coalesce(sqlc.narg('data'), data),
+    raw      = CASE WHEN sqlc.narg('data')::jsonb IS NULL THEN raw ELSE sqlc.narg('raw') END,
+    metadata = jsonb_merge_patch(metadata, sqlc.narg('metadata_patch')::jsonb)
+WHERE org_id = current_org_id() AND session_id = @session_id AND id = @id
+  AND revision = coalesce(sqlc.narg('if_match')::integer, revision);
+
+-- name: AppendPartDelta :one
+INSERT INTO part_deltas (org_id, part_id, start_offset, text)
+SELECT p.org_id, p.id, @start_offset, @text::text FROM parts p
+WHERE p.org_id = current_org_id() AND p.session_id = @session_id AND p.id = @id
+RETURNING end_offset;
+
+-- name: GetGrowingText :one
+-- The text that deltas are added to, escaped.
+SELECT coalesce(p.content::jsonb #>> growing_text_path(p.type, p.data), '')::text AS text FROM part_contents p
+WHERE p.org_id = current_org_id() AND p.session_id = @session_id AND p.id = @id;
+
+
+-- name: DeleteMessage :execrows
+DELETE FROM messages
+WHERE org_id = current_org_id() AND session_id = @session_id AND id = @message_id
+  AND revision = coalesce(sqlc.narg('if_match')::integer, revision);
 
 
 -- Import and export ------------------------------------------------------------------------------------------------
@@ -212,7 +288,7 @@ SELECT m.id AS message_id, '00000000-0000-0000-0000-000000000000'::uuid AS part_
 FROM messages m
 WHERE m.org_id = current_org_id() AND m.session_id = @session_id AND m.id = ANY (@ids::uuid[])
 UNION ALL
-SELECT p.message_id, p.id, p.type, p.source_id, coalesce(p.raw, p.data::text), p.metadata, p.created_at, coalesce(p.source_position, 2147483647)
-FROM parts p
+SELECT p.message_id, p.id, p.type, p.source_id, p.content, p.metadata, p.created_at, coalesce(p.source_position, 2147483647)
+FROM part_contents p
 WHERE p.org_id = current_org_id() AND p.session_id = @session_id AND p.message_id = ANY (@ids::uuid[])
 ORDER BY message_id, place, part_id;
