@@ -307,3 +307,20 @@ func TestX05_EventsAreKeptSevenDays(t *testing.T) {
 		t.Errorf("of an organisation that is gone: purged %d, %d, %d", a, b, c)
 	}
 }
+
+// A long session is deleted by a mark, and its rows go later: it is told of once, then.
+func TestX05_ADeletedSessionIsToldOfOnce(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	exec(t, w.hub, "DELETE FROM pending_events; SELECT mark_sessions_deleted(@org, ARRAY[@session]::uuid[])")
+	if got := list[string](t, w.hub, "SELECT kind || ' ' || action FROM pending_events WHERE row_id = @session"); len(got) != 1 || got[0] != "session deleted" {
+		t.Errorf("the mark: %v", got)
+	}
+	exec(t, w.hub, "DELETE FROM pending_events")
+	if get[int64](t, w.hub, "SELECT purge_deleted_sessions(100000)") == 0 || get[bool](t, w.hub, "SELECT EXISTS (SELECT FROM sessions WHERE id = @session)") {
+		t.Error("it was not purged")
+	}
+	if got := list[string](t, w.hub, "SELECT kind || ' ' || action FROM pending_events WHERE session_id = @session"); len(got) != 0 {
+		t.Errorf("the purge: %v", got)
+	}
+}

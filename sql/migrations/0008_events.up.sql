@@ -43,6 +43,7 @@ DECLARE
     v_row        record;
     v_session_id uuid;
     v_project_id uuid;
+    v_deleted    boolean := false;
 BEGIN
     IF TG_OP = 'DELETE' THEN
         v_row := OLD;
@@ -50,6 +51,10 @@ BEGIN
         v_row := NEW;
     END IF;
     IF TG_TABLE_NAME = 'sessions' THEN
+        IF TG_OP = 'DELETE' AND v_row.deleted_at IS NOT NULL THEN
+            RETURN NULL; -- it was told of when it was marked
+        END IF;
+        v_deleted := v_row.deleted_at IS NOT NULL;
         v_session_id := v_row.id;
         v_project_id := v_row.project_id;
     ELSE
@@ -57,7 +62,7 @@ BEGIN
         v_project_id := (SELECT s.project_id FROM sessions s WHERE s.org_id = v_row.org_id AND s.id = v_session_id);
     END IF;
     INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
-    VALUES (v_row.org_id, TG_ARGV[0], v_row.id, CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'UPDATE' THEN 'updated' ELSE 'deleted' END,
+    VALUES (v_row.org_id, TG_ARGV[0], v_row.id, CASE WHEN v_deleted OR TG_OP = 'DELETE' THEN 'deleted' WHEN TG_OP = 'INSERT' THEN 'created' ELSE 'updated' END,
             v_row.revision, v_project_id, v_session_id)
     ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET
         row_revision = excluded.row_revision,
@@ -85,12 +90,12 @@ BEGIN
     IF TG_TABLE_NAME = 'messages' THEN
         INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
         SELECT d.org_id, TG_ARGV[0], d.id, 'deleted', d.revision, s.project_id, d.session_id
-        FROM deleted d JOIN sessions s ON s.org_id = d.org_id AND s.id = d.session_id
+        FROM deleted d JOIN sessions s ON s.org_id = d.org_id AND s.id = d.session_id AND s.deleted_at IS NULL
         ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, action = excluded.action;
     ELSE
         INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
         SELECT d.org_id, TG_ARGV[0], d.id, 'deleted', d.revision, s.project_id, d.session_id
-        FROM deleted d JOIN messages m ON m.org_id = d.org_id AND m.id = d.message_id JOIN sessions s ON s.org_id = d.org_id AND s.id = d.session_id
+        FROM deleted d JOIN messages m ON m.org_id = d.org_id AND m.id = d.message_id JOIN sessions s ON s.org_id = d.org_id AND s.id = d.session_id AND s.deleted_at IS NULL
         ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, action = excluded.action;
     END IF;
     RETURN NULL;
