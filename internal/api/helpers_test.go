@@ -292,7 +292,7 @@ func (f family) samples() map[string]sample {
 		"disableApiKey": {"POST", key + "/disable", "", "", 200},
 
 		"listAuditLogs":      {"GET", "/v1/audit-logs", "", "", 200},
-		"exportAuditLogs":    {"GET", "/v1/audit-logs/export", "", "", 200},
+		"exportAuditLogs":    {"GET", "/v1/audit-logs/export?action=organization.create", "", "", 200},
 		"verifyAuditLog":     {"GET", "/v1/audit-logs/verification", "", "", 200},
 		"getRetentionPolicy": {"GET", "/v1/retention-policy", "", "", 200},
 		"setRetentionPolicy": {"PATCH", "/v1/retention-policy", merge, `{"auditDays":400}`, 200},

@@ -195,6 +195,9 @@ func TestRoundTripsOfEveryOperation(t *testing.T) {
 			}
 			return c
 		}
+		if op.id == "validateClients" { // it reads them in batches, and each family has some
+			h.exec(t, "DELETE FROM clients")
+		}
 		want, ok := costs[op.id]
 		switch {
 		case op.public:

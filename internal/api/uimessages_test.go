@@ -104,7 +104,7 @@ func TestGetUIMessages(t *testing.T) {
 	if got := h.uiMessages(t, session); len(got) != 0 {
 		t.Errorf("%+v", got)
 	}
-	h.do(t, "POST", "/v1/sessions/"+session+"/messages", `{"messages":[{"role":"user"},{"role":"assistant"},{"role":"system","parts":[{"type":"snapshot"}]},
+	h.do(t, "POST", "/v1/sessions/"+session+"/messages", `{"messages":[{"role":"user"},{"role":"assistant"},{"role":"system","parts":[{"type":"snapshot","data":{"snapshot":"x"}}]},
 		{"role":"user","parts":[{"type":"text","data":{"text":"a\u0000\ud83d"}}]}]}`).wants(t, 201)
 	got := h.uiMessages(t, session)
 	if len(got) != 4 || len(got[0].Parts) != 1 || string(got[0].Parts[0]["text"]) != `""` || len(got[1].Parts) != 0 || len(got[2].Parts) != 1 || string(got[3].Parts[0]["text"]) != `"a\u0000\ud83d"` {
