@@ -202,6 +202,9 @@ func TestRoundTripsOfEveryOperation(t *testing.T) {
 			}
 			return c
 		}
+		if op.id == "followEvents" { // a stream looks again and again
+			continue
+		}
 		if op.id == "validateClients" { // it reads them in batches, and each family has some
 			h.exec(t, "DELETE FROM clients")
 		}
