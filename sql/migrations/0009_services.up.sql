@@ -129,6 +129,7 @@ BEGIN
     IF NOT acts_for_platform() THEN
         PERFORM raise_rule('encryption_keys_for_admins', 'The keys of the platform are for its admins.', '42501');
     END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('register_encryption_keys', 0)); -- several replicas may start at once, and ON CONFLICT arbitrates one of two keys
     SELECT string_agg(format('v%s has the fingerprint %s here and %s in the database', k.version, left(encode(n.fingerprint, 'hex'), 16), left(encode(k.fingerprint, 'hex'), 16)), '; ' ORDER BY k.version) INTO v_wrong
     FROM encryption_keys k JOIN unnest(p_versions, p_fingerprints) n(version, fingerprint) ON n.version = k.version AND n.fingerprint <> k.fingerprint;
     IF v_wrong IS NULL THEN
