@@ -61,7 +61,7 @@ ACCOUNT is an account's id, e-mail address or, where only one has it, display na
 	createIn := create.Flags().String("org", "default", "slug of the organisation")
 	_ = create.MarkFlagRequired("name")
 	create.RunE = run(func(ctx context.Context, cmd *cobra.Command, conn *pgx.Conn, _ []string) error {
-		key, hash := newKey()
+		key, hash := apikey.Issue()
 		var there bool
 		if err := conn.QueryRow(ctx, "SELECT hub_is_bootstrapped()").Scan(&there); err != nil {
 			return err
@@ -90,7 +90,7 @@ ACCOUNT is an account's id, e-mail address or, where only one has it, display na
 		if err != nil {
 			return err
 		}
-		key, hash := newKey()
+		key, hash := apikey.Issue()
 		var id *uuid.UUID
 		if err := conn.QueryRow(ctx, "SELECT admin_issue_key($1, nullif($2, ''), $3)", account.id, *issueIn, hash).Scan(&id); err != nil {
 			return readable(err)
@@ -132,15 +132,6 @@ ACCOUNT is an account's id, e-mail address or, where only one has it, display na
 		domainsCommand(run),
 	)
 	return cmd
-}
-
-func newKey() (key string, hash []byte) {
-	key = apikey.New()
-	hash, err := apikey.Hash(key)
-	if err != nil {
-		panic(err) // it made the key
-	}
-	return key, hash
 }
 
 // showKey prints a key alone on standard output's last line, so that scripts find it there.

@@ -298,7 +298,7 @@ func readOrMakeKey(file string) (string, error) {
 	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
 		return "", err
 	}
-	key, _ := newKey()
+	key := apikey.New()
 	part := file + ".new"
 	if err := writeDurably(part, file, key+"\n"); err != nil {
 		return "", err

@@ -63,14 +63,11 @@ type operation struct {
 // contract finds an operation by its method and echo's spelling of its path.
 type contract map[string]*operation
 
-func loadContract(document []byte) (ops contract, version string, err error) {
-	doc, err := openapi3.NewLoader().LoadFromData(document)
-	if err != nil {
-		return nil, "", fmt.Errorf("the contract: %w", err)
-	}
+// operationsOf reads the operations of the contract's document, and makes it fit for checking requests.
+func operationsOf(doc *openapi3.T) contract {
 	doc.Components.Schemas["PartCreate"].Value.AnyOf = nil // partTypes knows better where a fault is
 	doc.Components.Schemas["PartCreate"].Value.Required = []string{"type"}
-	ops = contract{}
+	ops := contract{}
 	for path, item := range doc.Paths.Map() {
 		for method, spec := range item.Operations() {
 			op := &operation{
@@ -108,7 +105,7 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 			ops[method+" "+strings.NewReplacer("{", ":", "}", "").Replace(path)] = op
 		}
 	}
-	return ops, doc.Info.Version, nil
+	return ops
 }
 
 type operationKey struct{}

@@ -32,13 +32,12 @@ func storablePatch(patch *api.JSONObject) (json.RawMessage, error) {
 }
 
 // storables are an object's data and metadata as jsonb holds them.
-func storables(data, metadata *api.JSONObject) (d, m json.RawMessage, err error) {
-	dataText, err := storable(data)
-	if err != nil {
-		return nil, nil, at("/data", err)
+func storables(data, metadata *api.JSONObject) (d, m pgjson.Text, err error) {
+	if d, err = storable(data); err != nil {
+		return d, m, at("/data", err)
 	}
-	metadataText, err := storable(metadata)
-	return dataText.JSON, metadataText.JSON, at("/metadata", err)
+	m, err = storable(metadata)
+	return d, m, at("/metadata", err)
 }
 
 // storablePatches are the merge patches of an object's data and metadata as jsonb holds them.

@@ -28,7 +28,7 @@ func (s *Server) CreateMapping(ctx context.Context, r api.CreateMappingRequestOb
 	})
 	if err != nil {
 		if errors.Is(err, pgx.ErrNoRows) { // the session that the statement starts from
-			return nil, noSession()
+			return nil, refuse(db.MappingsSessionIDFkey) // as it would say, had a row come so far as to break it
 		}
 		return nil, err
 	}
@@ -59,13 +59,8 @@ func (s *Server) ListMappings(ctx context.Context, r api.ListMappingsRequestObje
 		ProjectID: r.ProjectId, BeforeID: before, RowLimit: limit + 1, Kind: (*string)(r.Params.Kind), Status: (*string)(r.Params.Status),
 		SessionID: r.Params.SessionId, ParentSessionID: r.Params.ParentSessionId, TaskID: r.Params.TaskId,
 	})
-	if err != nil {
+	if err = s.projectOf(ctx, r.ProjectId, len(rows), err); err != nil {
 		return nil, err
-	}
-	if len(rows) == 0 { // no mapping, or no project
-		if _, err := s.db.GetProject(ctx, r.ProjectId); err != nil {
-			return nil, missing("project", err)
-		}
 	}
 	rows, cursor := next(rows, limit, filters, func(m db.MappingDetail) uuid.UUID { return m.ID })
 	return api.ListMappings200JSONResponse{Items: each(rows, mapping), NextCursor: cursor}, nil

@@ -96,7 +96,7 @@ func (s *Server) ForkSession(ctx context.Context, r api.ForkSessionRequestObject
 		}
 		row, err = q.ForkSession(ctx, fork)
 		if errors.Is(err, pgx.ErrNoRows) && r.Body.MessageId != nil {
-			return refuse("fork_message_not_found", api.FieldError{Pointer: "/messageId", Message: codes["fork_message_not_found"].detail})
+			return refuse("fork_message_not_found")
 		}
 		if err != nil {
 			return missing("session", err)

@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/labstack/echo/v4"
 
 	"github.com/alkdev/hub/gen/db"
@@ -74,8 +73,7 @@ func (s *Server) idempotently(c echo.Context, op *operation, next echo.HandlerFu
 	if errors.As(err, &refused) && refused.Code == "idempotency_secret_already_shown" {
 		outer.Header().Set(echo.HeaderLocation, answer.header.Get(echo.HeaderLocation))
 	}
-	var pgErr *pgconn.PgError
-	if errors.As(err, &pgErr) && pgErr.ConstraintName == db.IdempotencyKeysKeyKey { // the other one committed between our look and our lock
+	if refusedBy(err, db.IdempotencyKeysKeyKey) { // the lock keeps others away; the database has the last word
 		return refuse("idempotency_in_progress")
 	}
 	if err != nil {

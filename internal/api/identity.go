@@ -39,7 +39,7 @@ func (s *Server) CreateAccount(ctx context.Context, r api.CreateAccountRequestOb
 		return nil, err
 	}
 	row, err := s.db.CreateAccount(ctx, db.CreateAccountParams{
-		Kind: string(r.Body.Kind), DisplayName: r.Body.DisplayName, Email: r.Body.Email, MembershipLevel: levelOr(r.Body.MembershipLevel), Data: data, Metadata: metadata,
+		Kind: string(r.Body.Kind), DisplayName: r.Body.DisplayName, Email: r.Body.Email, MembershipLevel: levelOr(r.Body.MembershipLevel), Data: data.JSON, Metadata: metadata.JSON,
 	})
 	if err != nil {
 		return nil, err
@@ -171,10 +171,10 @@ func (s *Server) CreateOrganization(ctx context.Context, r api.CreateOrganizatio
 	if err != nil {
 		return nil, err
 	}
-	key, hash := newKey()
+	key, hash := apikey.Issue()
 	keyID := uuid.Must(uuid.NewV7())
 	row, err := s.db.CreateOrganization(ctx, db.CreateOrganizationParams{
-		Slug: r.Body.Slug, Name: r.Body.Name, OwnerID: r.Body.OwnerId, Data: data, Metadata: metadata, KeyID: keyID, KeyHash: hash,
+		Slug: r.Body.Slug, Name: r.Body.Name, OwnerID: r.Body.OwnerId, Data: data.JSON, Metadata: metadata.JSON, KeyID: keyID, KeyHash: hash,
 	})
 	if err != nil {
 		return nil, err
@@ -269,13 +269,13 @@ func (s *Server) TransferOrganizationOwnership(ctx context.Context, r api.Transf
 
 // AddMember implements the contract's operation.
 func (s *Server) AddMember(ctx context.Context, r api.AddMemberRequestObject) (api.AddMemberResponseObject, error) {
-	_, metadata, err := storables(nil, r.Body.Metadata)
+	metadata, err := storable(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
 	var row db.GetMemberRow
 	err = s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error {
-		_, err := q.AddMember(ctx, db.AddMemberParams{AccountID: r.Body.AccountId, MembershipLevel: levelOr(r.Body.MembershipLevel), Metadata: metadata})
+		_, err := q.AddMember(ctx, db.AddMemberParams{AccountID: r.Body.AccountId, MembershipLevel: levelOr(r.Body.MembershipLevel), Metadata: metadata.JSON})
 		if err == nil {
 			row, err = q.GetMember(ctx, r.Body.AccountId) // the account can be seen only now
 		}
@@ -365,14 +365,14 @@ func (s *Server) RemoveMember(ctx context.Context, r api.RemoveMemberRequestObje
 
 // CreateApiKey implements the contract's operation.
 func (s *Server) CreateApiKey(ctx context.Context, r api.CreateApiKeyRequestObject) (api.CreateApiKeyResponseObject, error) {
-	_, metadata, err := storables(nil, r.Body.Metadata)
+	metadata, err := storable(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
-	key, hash := newKey()
+	key, hash := apikey.Issue()
 	row, err := s.db.CreateAPIKey(ctx, db.CreateAPIKeyParams{
 		AccountID: r.Body.AccountId, Name: r.Body.Name, KeyHash: hash, Scopes: r.Body.Scopes, Resources: notNil(r.Body.Resources), Tags: notNil(r.Body.Tags),
-		ExpiresAt: r.Body.ExpiresAt, Metadata: metadata,
+		ExpiresAt: r.Body.ExpiresAt, Metadata: metadata.JSON,
 	})
 	if err != nil {
 		return nil, err
@@ -467,7 +467,7 @@ func (s *Server) RotateApiKey(ctx context.Context, r api.RotateApiKeyRequestObje
 	if wanted.GraceSeconds != nil {
 		grace = time.Duration(*wanted.GraceSeconds) * time.Second
 	}
-	key, hash := newKey()
+	key, hash := apikey.Issue()
 	rows, err := s.db.RotateAPIKey(ctx, db.RotateAPIKeyParams{
 		ID: r.ApiKeyId, MadeID: uuid.Must(uuid.NewV7()), KeyHash: hash, ExpiresAt: wanted.ExpiresAt, GraceSeconds: grace.Seconds(),
 	})
@@ -514,15 +514,6 @@ func apiKey(k db.GetAPIKeyRow) api.ApiKey {
 		ExpiresAt: k.ExpiresAt, RevokedAt: k.RevokedAt, RotatedToId: k.RotatedToID, LastUsedAt: k.LastUsedAt,
 		Metadata: given(k.Metadata), Revision: k.Revision, CreatedAt: k.CreatedAt, UpdatedAt: k.UpdatedAt,
 	}
-}
-
-func newKey() (key string, hash []byte) {
-	key = apikey.New()
-	hash, err := apikey.Hash(key)
-	if err != nil {
-		panic(err) // it made the key
-	}
-	return key, hash
 }
 
 // levelOr is the level, or the contract's default.

@@ -2,18 +2,15 @@ package api
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"net/http"
 	"strconv"
 
+	"github.com/google/uuid"
 	lru "github.com/hashicorp/golang-lru/v2"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/labstack/echo/v4"
 	"golang.org/x/time/rate"
-
-	"github.com/google/uuid"
 
 	"github.com/alkdev/hub/gen/db"
 	"github.com/alkdev/hub/internal/store"
@@ -70,9 +67,8 @@ func (s *Server) limit(ctx context.Context, c echo.Context, caller *store.Caller
 // learn gives a key that was found to be in force a bucket, and takes it from one that is not.
 func (l *limits) learn(caller *store.Caller, err error) {
 	key := [32]byte(caller.KeyHash)
-	var refused *pgconn.PgError
 	switch {
-	case errors.As(err, &refused) && refused.ConstraintName == db.Unauthenticated:
+	case refusedBy(err, db.Unauthenticated):
 		l.buckets.Remove(key)
 	case caller.KeyID != uuid.Nil && l.perMinute > 0 && !l.buckets.Contains(key):
 		bucket := rate.NewLimiter(rate.Limit(float64(l.perMinute)/window), l.perMinute)

@@ -24,18 +24,14 @@ import (
 // leaves it to the operations, because a union's error does not say what of which member is wrong.
 type partTypes map[string]*openapi3.Schema
 
-func loadPartTypes(document []byte) (partTypes, error) {
-	doc, err := openapi3.NewLoader().LoadFromData(document)
-	if err != nil {
-		return nil, err
-	}
+func partTypesOf(doc *openapi3.T) partTypes {
 	types := partTypes{}
 	for _, ref := range doc.Components.Schemas["KnownPart"].Value.OneOf {
 		for _, name := range ref.Value.Properties["type"].Value.Enum {
 			types[name.(string)] = ref.Value.Properties["data"].Value
 		}
 	}
-	return types, nil
+	return types
 }
 
 // faults says what is wrong with a part's data, by pointers into it; data that is no valid JSON was refused before.
@@ -69,7 +65,7 @@ func (s *Server) AppendParts(ctx context.Context, r api.AppendPartsRequestObject
 	}
 	arg := db.AppendPartsParams{SessionID: r.SessionId, MessageID: r.Body.MessageId}
 	for i, p := range r.Body.Parts {
-		data, metadata, err := storableBoth(p.Data, p.Metadata)
+		data, metadata, err := storables(p.Data, p.Metadata)
 		if err != nil {
 			return nil, at(fmt.Sprintf("/parts/%d", i), err)
 		}

@@ -36,7 +36,8 @@ func refuse(code string, faults ...api.FieldError) *problem {
 	r, ok := codes[code]
 	if !ok {
 		r, _ = ruleNamed(code)
-	} else if r.pointer != "" && faults == nil {
+	}
+	if r.pointer != "" && faults == nil {
 		faults = []api.FieldError{{Pointer: r.pointer, Message: r.detail}}
 	}
 	return &problem{Status: r.status, Code: code, Detail: r.detail, Errors: faults}
@@ -94,7 +95,7 @@ var codes = map[string]rule{
 
 	"session_born_here":      {status: conflict, detail: "The session was born in this hub and is here still."},
 	"invalid_archive":        {status: http.StatusBadRequest, detail: "The body is no zip archive of session exports."},
-	"fork_message_not_found": {status: invalid, detail: "The session has no such message."},
+	"fork_message_not_found": {status: invalid, detail: "The session has no such message.", pointer: "/messageId"},
 	"project_not_found":      {status: http.StatusNotFound, detail: "There is no such project, or it is not yours."},
 	"session_not_found":      {status: http.StatusNotFound, detail: "There is no such session, or it is not yours."},
 	"role_not_found":         {status: http.StatusNotFound, detail: "There is no such role, or it is not yours."},
@@ -540,16 +541,13 @@ func asRule(r *http.Request, err *pgconn.PgError, timedOut bool) *problem {
 			name += "_in_use"
 		}
 	}
-	if rule, ok := ruleNamed(name); ok {
-		p := &problem{Status: rule.status, Code: name, Detail: rule.detail}
+	if _, ok := ruleNamed(name); ok {
+		p := refuse(name)
 		switch op := operationFrom(r.Context()); name {
 		case db.InsufficientScope:
 			p.Detail = "The key lacks a scope that the operation needs: " + strings.Join(op.scopes, ", ") + "."
 		case db.InsufficientLevel:
 			p.Detail = "The operation needs the membership level " + op.level + "."
-		}
-		if rule.pointer != "" {
-			p.Errors = []api.FieldError{{Pointer: rule.pointer, Message: rule.detail}}
 		}
 		return p
 	}

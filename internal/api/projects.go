@@ -17,7 +17,7 @@ func (s *Server) CreateProject(ctx context.Context, r api.CreateProjectRequestOb
 		return nil, err
 	}
 	row, err := s.db.CreateProject(ctx, db.CreateProjectParams{
-		Slug: r.Body.Slug, Name: r.Body.Name, Description: deref(r.Body.Description), Data: data, Metadata: metadata,
+		Slug: r.Body.Slug, Name: r.Body.Name, Description: deref(r.Body.Description), Data: data.JSON, Metadata: metadata.JSON,
 	})
 	if err != nil {
 		return nil, err

@@ -22,10 +22,10 @@ func (s *Server) CreateRole(ctx context.Context, r api.CreateRoleRequestObject) 
 		return nil, err
 	}
 	row, err := s.db.CreateRole(ctx, db.CreateRoleParams{
-		Name: r.Body.Name, Description: deref(r.Body.Description), Prompt: deref(r.Body.Prompt), Data: data, Metadata: metadata,
+		Name: r.Body.Name, Description: deref(r.Body.Description), Prompt: deref(r.Body.Prompt), Data: data.JSON, Metadata: metadata.JSON,
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, refuse(db.RolesNameKey, api.FieldError{Pointer: "/name", Message: rules[db.RolesNameKey].detail})
+		return nil, refuse(db.RolesNameKey)
 	}
 	if err != nil {
 		return nil, err

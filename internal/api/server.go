@@ -16,7 +16,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/getkin/kin-openapi/openapi3"
 	"github.com/google/uuid"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/labstack/echo/v4"
 	"github.com/swaggest/swgui"
 	swagger "github.com/swaggest/swgui/v5emb"
@@ -61,7 +63,7 @@ type Server struct {
 	db              *db.Queries // runs each query as the caller of its context, in one round trip
 	echo            *echo.Echo
 	keys            atomic.Pointer[keyring.Ring]
-	orgs            orgsOfKeys
+	orgs            *lru.Cache[[32]byte, uuid.UUID] // to which organisation a key belongs, by its hash
 	metrics         *metrics
 	rotate          chan struct{} // wakes the sweep
 }
@@ -83,20 +85,21 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.keys.Store(cfg.Keys)
 
-	contract, version, err := loadContract(api.Contract)
+	var err error
+	if s.orgs, err = lru.New[[32]byte, uuid.UUID](rememberedKeys); err != nil {
+		return nil, err
+	}
+	doc, err := openapi3.NewLoader().LoadFromData(api.Contract)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the contract: %w", err)
 	}
-	s.contractVersion = version
-	if s.partTypes, err = loadPartTypes(api.Contract); err != nil {
-		return nil, err
-	}
+	s.contractVersion, s.partTypes = doc.Info.Version, partTypesOf(doc)
 	e := echo.New()
 	e.HideBanner = true
 	e.HidePort = true
 	e.Binder = binder{}
 	e.HTTPErrorHandler = s.writeProblem
-	e.Use(s.identifyAndLog, s.recoverPanic, s.conform(contract))
+	e.Use(s.identifyAndLog, s.recoverPanic, s.conform(operationsOf(doc)))
 	api.RegisterHandlers(e, api.NewStrictHandler(s, []api.StrictMiddlewareFunc{retry}))
 	e.GET("/openapi.json", func(c echo.Context) error {
 		return c.Blob(http.StatusOK, echo.MIMEApplicationJSON, api.Contract)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
@@ -199,43 +198,20 @@ func secretContext(org, client uuid.UUID, name string) []byte {
 	return append(append(context, client[:]...), name...)
 }
 
-// orgsOfKeys remembers to which organisation a key belongs, which never changes: a secret is bound to its organisation before the
-// statement that tells which it is.
-type orgsOfKeys struct {
-	mu   sync.Mutex
-	orgs map[string]uuid.UUID
-}
-
 const rememberedKeys = 10_000
 
-func (o *orgsOfKeys) of(hash []byte) (org uuid.UUID, known bool) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	org, known = o.orgs[string(hash)]
-	return org, known
-}
-
-func (o *orgsOfKeys) remember(hash []byte, org uuid.UUID) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.orgs == nil || len(o.orgs) >= rememberedKeys {
-		o.orgs = map[string]uuid.UUID{}
-	}
-	o.orgs[string(hash)] = org
-}
-
-// callerOrg is the caller's organisation: without asking, where the key was seen before. It lets nobody do anything: the next
-// statement checks the key.
+// callerOrg is the caller's organisation, which a secret is bound to before the statement that tells which it is: without asking,
+// where the key was seen before, as a key's organisation never changes. It lets nobody do anything: the next statement checks the key.
 func (s *Server) callerOrg(ctx context.Context) (uuid.UUID, error) {
 	caller := store.CallerFrom(ctx)
 	if caller.OrgID == uuid.Nil {
-		if org, known := s.orgs.of(caller.KeyHash); known {
+		if org, known := s.orgs.Get([32]byte(caller.KeyHash)); known {
 			return org, nil
 		}
 		if err := s.store.Authenticate(ctx); err != nil {
 			return uuid.Nil, err
 		}
-		s.orgs.remember(caller.KeyHash, caller.OrgID)
+		s.orgs.Add([32]byte(caller.KeyHash), caller.OrgID)
 	}
 	return caller.OrgID, nil
 }

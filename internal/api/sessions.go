@@ -22,13 +22,9 @@ import (
 
 // CreateSession implements the contract's operation.
 func (s *Server) CreateSession(ctx context.Context, r api.CreateSessionRequestObject) (api.CreateSessionResponseObject, error) {
-	data, err := storable(r.Body.Data)
+	data, metadata, err := storables(r.Body.Data, r.Body.Metadata)
 	if err != nil {
-		return nil, at("/data", err)
-	}
-	metadata, err := storable(r.Body.Metadata)
-	if err != nil {
-		return nil, at("/metadata", err)
+		return nil, err
 	}
 	version := "1"
 	if r.Body.Version != nil {
@@ -92,11 +88,8 @@ func (s *Server) UpdateSession(ctx context.Context, r api.UpdateSessionRequestOb
 	}
 	change := db.UpdateSessionParams{
 		ID: r.SessionId, IfMatch: expected,
-		SetRoleName: r.Body.RoleName.IsSpecified(), Slug: r.Body.Slug, Title: r.Body.Title,
+		SetRoleName: r.Body.RoleName.IsSpecified(), RoleName: valueOrNull(r.Body.RoleName), Slug: r.Body.Slug, Title: r.Body.Title,
 		RunState: (*string)(r.Body.RunState), MetadataPatch: metadata,
-	}
-	if name, err := r.Body.RoleName.Get(); err == nil {
-		change.RoleName = &name
 	}
 	var row db.Session
 	if r.Body.Data == nil {
@@ -202,7 +195,7 @@ func (s *Server) AppendMessage(ctx context.Context, r api.AppendMessageRequestOb
 		return nil, refuse("invalid_request", faults...)
 	}
 	for i, m := range r.Body.Messages {
-		data, metadata, err := storableBoth(m.Data, m.Metadata)
+		data, metadata, err := storables(m.Data, m.Metadata)
 		if err != nil {
 			return nil, at(fmt.Sprintf("/messages/%d", i), err)
 		}
@@ -211,7 +204,7 @@ func (s *Server) AppendMessage(ctx context.Context, r api.AppendMessageRequestOb
 		arg.Raw = append(arg.Raw, raw(data))
 		arg.Metadata = append(arg.Metadata, metadata.JSON)
 		for j, p := range m.Parts {
-			data, metadata, err := storableBoth(p.Data, p.Metadata)
+			data, metadata, err := storables(p.Data, p.Metadata)
 			if err != nil {
 				return nil, at(fmt.Sprintf("/messages/%d/parts/%d", i, j), err)
 			}
@@ -284,16 +277,6 @@ func isMetadata(metadata *api.Metadata) bool {
 }
 
 var metadataName = regexp.MustCompile(`^_[a-z][a-z0-9_]*$`)
-
-func storableBoth(data *api.JSONObject, metadata *api.Metadata) (d, m pgjson.Text, err error) {
-	if d, err = storable(data); err != nil {
-		return d, m, at("/data", err)
-	}
-	if m, err = storable(metadata); err != nil {
-		return d, m, at("/metadata", err)
-	}
-	return d, m, nil
-}
 
 // ListMessages implements the contract's operation.
 func (s *Server) ListMessages(ctx context.Context, r api.ListMessagesRequestObject) (api.ListMessagesResponseObject, error) {

@@ -21,7 +21,7 @@ type graphRow struct {
 // graphOf reads a project's tasks, and orders those whose path begins with the prefix. The rows are in the order of claims; the map has all.
 func (s *Server) graphOf(ctx context.Context, project uuid.UUID, prefix *string) ([]graphRow, *taskgraph.Graph, map[uuid.UUID]graphRow, error) {
 	found, err := s.db.ListTaskGraph(ctx, project)
-	if err != nil {
+	if err = s.projectOf(ctx, project, len(found), err); err != nil {
 		return nil, nil, nil, err
 	}
 	edges, err := s.db.ListDependencyEdges(ctx, project)
@@ -33,11 +33,6 @@ func (s *Server) graphOf(ctx context.Context, project uuid.UUID, prefix *string)
 		dependsOn[e.DependentTaskID] = append(dependsOn[e.DependentTaskID], e.DependsOnTaskID)
 	}
 	rows := each(found, func(row db.ListTaskGraphRow) graphRow { return graphRow{row, dependsOn[row.ID]} })
-	if len(rows) == 0 {
-		if _, err := s.db.GetProject(ctx, project); err != nil {
-			return nil, nil, nil, missing("project", err)
-		}
-	}
 	byID := make(map[uuid.UUID]graphRow, len(rows))
 	for _, row := range rows {
 		byID[row.ID] = row

@@ -75,13 +75,6 @@ func noProject(err error, rule string) error {
 	return err
 }
 
-// noSession is what the foreign key would say, where no row came so far as to break it.
-func noSession() *problem {
-	p := refuse(db.MappingsSessionIDFkey)
-	p.Errors = []api.FieldError{{Pointer: "/sessionId", Message: p.Detail}}
-	return p
-}
-
 // GetTask implements the contract's operation.
 func (s *Server) GetTask(ctx context.Context, r api.GetTaskRequestObject) (api.GetTaskResponseObject, error) {
 	row, err := s.db.GetTask(ctx, r.TaskId)
@@ -103,13 +96,8 @@ func (s *Server) ListTasks(ctx context.Context, r api.ListTasksRequestObject) (a
 		ProjectID: r.ProjectId, AfterSlug: slug, RowLimit: limit + 1, Slug: r.Params.Slug, Status: (*string)(r.Params.Status), PathPrefix: r.Params.PathPrefix,
 		Tag: r.Params.Tag, Level: (*string)(r.Params.Level), Assignee: r.Params.Assignee, Ready: r.Params.Ready, Archived: r.Params.Archived,
 	})
-	if err != nil {
+	if err = s.projectOf(ctx, r.ProjectId, len(rows), err); err != nil {
 		return nil, err
-	}
-	if len(rows) == 0 { // an empty project, or none
-		if _, err := s.db.GetProject(ctx, r.ProjectId); err != nil {
-			return nil, missing("project", err)
-		}
 	}
 	rows, cursor := next(rows, limit, filters, func(t db.TaskDetail) string { return t.Slug })
 	return api.ListTasks200JSONResponse{Items: each(rows, task), NextCursor: cursor}, nil
@@ -222,6 +210,15 @@ func (s *Server) ListDependencies(ctx context.Context, r api.ListDependenciesReq
 	})}, nil
 }
 
+// projectOf tells a project of which nothing is listed from one that there is not.
+func (s *Server) projectOf(ctx context.Context, id uuid.UUID, rows int, err error) error {
+	if err == nil && rows == 0 {
+		_, err = s.db.GetProject(ctx, id)
+		return missing("project", err)
+	}
+	return err
+}
+
 // taskOf tells a task of which nothing is listed from one that there is not.
 func (s *Server) taskOf(ctx context.Context, id uuid.UUID, rows int, err error) error {
 	if err == nil && rows == 0 {
@@ -310,7 +307,7 @@ func (s *Server) ClaimNextTask(ctx context.Context, r api.ClaimNextTaskRequestOb
 			return nil, missing("project", err)
 		}
 		if session, err := s.db.GetSession(ctx, r.Body.SessionId); errors.Is(err, pgx.ErrNoRows) || err == nil && session.ProjectID != r.ProjectId {
-			return nil, noSession()
+			return nil, refuse(db.MappingsSessionIDFkey) // as it would say, had a row come so far as to break it
 		} else if err != nil {
 			return nil, err
 		}

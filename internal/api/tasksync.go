@@ -540,13 +540,8 @@ func (s *Server) ListTaskFiles(ctx context.Context, r api.ListTaskFilesRequestOb
 		return nil, err
 	}
 	rows, err := s.db.ListTaskFiles(ctx, db.ListTaskFilesParams{ProjectID: r.ProjectId, AfterSlug: slug, RowLimit: limit + 1})
-	if err != nil {
+	if err = s.projectOf(ctx, r.ProjectId, len(rows), err); err != nil {
 		return nil, err
-	}
-	if len(rows) == 0 {
-		if _, err := s.db.GetProject(ctx, r.ProjectId); err != nil {
-			return nil, missing("project", err)
-		}
 	}
 	rows, cursor := next(rows, limit, r.ProjectId, func(t db.ListTaskFilesRow) string { return t.Slug })
 	return api.ListTaskFiles200JSONResponse{Items: each(rows, taskFile), NextCursor: cursor}, nil

@@ -26,6 +26,16 @@ func New() string {
 	return body + checksum(body)
 }
 
+// Issue returns a fresh key and its Hash.
+func Issue() (key string, hash []byte) {
+	key = New()
+	hash, err := Hash(key)
+	if err != nil {
+		panic(err) // New made it
+	}
+	return key, hash
+}
+
 // Hash returns what the database knows of a key: its SHA-256. The error says that the key was mistyped or is none.
 //
 // A fast hash is right here (W13): a key has 256 random bits, so there is nothing to guess, and it is checked with every request.
