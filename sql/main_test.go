@@ -22,9 +22,9 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules)
-	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, tasksFixture, coordinationFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, tasksRules, coordinationRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, tasksDeletes, coordinationDeletes)
 )
 
 // ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's
@@ -44,6 +44,10 @@ var ids = map[string]string{
 	"message": "00000000-0000-7000-8000-0000000a000c", "other_message": "00000000-0000-7000-8000-0000000b000c",
 	"child_message": "00000000-0000-7000-8000-0000000a000d", "second_message": "00000000-0000-7000-8000-0000000a0010",
 	"part": "00000000-0000-7000-8000-0000000a000e", "other_part": "00000000-0000-7000-8000-0000000b000e",
+	"task": "00000000-0000-7000-8000-0000000a0101", "other_task": "00000000-0000-7000-8000-0000000b0101",
+	"waiting_task": "00000000-0000-7000-8000-0000000a0102", "other_waiting_task": "00000000-0000-7000-8000-0000000b0102",
+	"free_task": "00000000-0000-7000-8000-0000000a0103", "held_task": "00000000-0000-7000-8000-0000000a0104", "empty_task": "00000000-0000-7000-8000-0000000a0105",
+	"mapping": "00000000-0000-7000-8000-0000000a0106", "other_mapping": "00000000-0000-7000-8000-0000000b0106", "delegation": "00000000-0000-7000-8000-0000000a0107",
 	"new":  "00000000-0000-7000-8000-0000000c000f", // nobody's yet
 	"high": "ffffffff-0000-7000-8000-000000000001", // of a clock that is far ahead
 	"zero": "00000000-0000-7000-8000-000000000000",
