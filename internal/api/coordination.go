@@ -28,7 +28,7 @@ func (s *Server) CreateMapping(ctx context.Context, r api.CreateMappingRequestOb
 	})
 	if err != nil {
 		if errors.Is(err, pgx.ErrNoRows) { // the session that the statement starts from
-			return nil, refuse(db.MappingsSessionIDFkey)
+			return nil, noSession()
 		}
 		return nil, err
 	}

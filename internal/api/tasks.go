@@ -75,6 +75,13 @@ func noProject(err error, rule string) error {
 	return err
 }
 
+// noSession is what the foreign key would say, where no row came so far as to break it.
+func noSession() *problem {
+	p := refuse(db.MappingsSessionIDFkey)
+	p.Errors = []api.FieldError{{Pointer: "/sessionId", Message: p.Detail}}
+	return p
+}
+
 // GetTask implements the contract's operation.
 func (s *Server) GetTask(ctx context.Context, r api.GetTaskRequestObject) (api.GetTaskResponseObject, error) {
 	row, err := s.db.GetTask(ctx, r.TaskId)
@@ -303,7 +310,7 @@ func (s *Server) ClaimNextTask(ctx context.Context, r api.ClaimNextTaskRequestOb
 			return nil, missing("project", err)
 		}
 		if session, err := s.db.GetSession(ctx, r.Body.SessionId); errors.Is(err, pgx.ErrNoRows) || err == nil && session.ProjectID != r.ProjectId {
-			return nil, refuse(db.MappingsSessionIDFkey)
+			return nil, noSession()
 		} else if err != nil {
 			return nil, err
 		}
