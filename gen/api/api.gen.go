@@ -433,6 +433,24 @@ func (e TaskStatus) Valid() bool {
 	}
 }
 
+// Defines values for TaskSyncOnConflict.
+const (
+	TaskSyncOnConflictFile   TaskSyncOnConflict = "file"
+	TaskSyncOnConflictReport TaskSyncOnConflict = "report"
+)
+
+// Valid indicates whether the value is a known member of the TaskSyncOnConflict enum.
+func (e TaskSyncOnConflict) Valid() bool {
+	switch e {
+	case TaskSyncOnConflictFile:
+		return true
+	case TaskSyncOnConflictReport:
+		return true
+	default:
+		return false
+	}
+}
+
 // AccessLevel The level on the platform. An admin's keys may carry platform:*.
 type AccessLevel string
 
@@ -1407,6 +1425,47 @@ type TaskCreate struct {
 	Tags *[]string `json:"tags,omitempty"`
 }
 
+// TaskFieldList defines model for TaskFieldList.
+type TaskFieldList struct {
+	Fields []string `json:"fields"`
+	Path   string   `json:"path"`
+	Slug   string   `json:"slug"`
+}
+
+// TaskFile defines model for TaskFile.
+type TaskFile struct {
+	// Path Below the task folder, with slashes.
+	Path string `json:"path"`
+
+	// Text The whole file.
+	Text string `json:"text"`
+}
+
+// TaskFileFault defines model for TaskFileFault.
+type TaskFileFault struct {
+	Line    int32  `json:"line"`
+	Message string `json:"message"`
+	Path    string `json:"path"`
+}
+
+// TaskFilePage defines model for TaskFilePage.
+type TaskFilePage struct {
+	Items []TaskFileState `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// TaskFileState defines model for TaskFileState.
+type TaskFileState struct {
+	// Base What the file of the last sync was: the SHA-256, in hex, of its head (through the line that closes the frontmatter) and the SHA-256 of its body in hex. null for a task that never had a file.
+	Base *string `json:"base"`
+	Path string  `json:"path"`
+
+	// Text The file as the task is now, byte for byte as it was where nothing changed.
+	Text string `json:"text"`
+}
+
 // TaskImpact defines model for TaskImpact.
 type TaskImpact string
 
@@ -1452,6 +1511,44 @@ type TaskStatusChangePage struct {
 
 	// NextCursor Absent on the last page.
 	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// TaskSync defines model for TaskSync.
+type TaskSync struct {
+	// DryRun Say what would be done, and do nothing.
+	DryRun *bool      `json:"dryRun,omitempty"`
+	Files  []TaskFile `json:"files"`
+
+	// KeepGoing Leave files with errors out, and apply the others.
+	KeepGoing *bool `json:"keepGoing,omitempty"`
+
+	// OnConflict What becomes of a field that both sides have changed.
+	OnConflict *TaskSyncOnConflict `json:"onConflict,omitempty"`
+
+	// Prune Archive the tasks of the project whose files are not among these.
+	Prune *bool `json:"prune,omitempty"`
+}
+
+// TaskSyncOnConflict What becomes of a field that both sides have changed.
+type TaskSyncOnConflict string
+
+// TaskSyncReport Tasks by their slugs.
+type TaskSyncReport struct {
+	// Ahead What was changed here and not in the file; it stays.
+	Ahead []TaskFieldList `json:"ahead"`
+
+	// Applied Whether anything was written.
+	Applied   bool            `json:"applied"`
+	Conflicts []TaskFieldList `json:"conflicts"`
+	Created   []string        `json:"created"`
+	Errors    []TaskFileFault `json:"errors"`
+	Removed   []string        `json:"removed"`
+
+	// Skipped Paths of files without frontmatter.
+	Skipped   []string        `json:"skipped"`
+	Unchanged []string        `json:"unchanged"`
+	Updated   []TaskFieldList `json:"updated"`
+	Warnings  []TaskFileFault `json:"warnings"`
 }
 
 // TaskUpdate defines model for TaskUpdate.
@@ -1860,6 +1957,21 @@ type ClaimNextTaskParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListTaskFilesParams defines parameters for ListTaskFiles.
+type ListTaskFilesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// SyncTasksParams defines parameters for SyncTasks.
+type SyncTasksParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // SetRetentionPolicyParams defines parameters for SetRetentionPolicy.
 type SetRetentionPolicyParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
@@ -2074,6 +2186,9 @@ type CreateTaskJSONRequestBody = TaskCreate
 
 // ClaimNextTaskJSONRequestBody defines body for ClaimNextTask for application/json ContentType.
 type ClaimNextTaskJSONRequestBody = ClaimNext
+
+// SyncTasksJSONRequestBody defines body for SyncTasks for application/json ContentType.
+type SyncTasksJSONRequestBody = TaskSync
 
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
@@ -2429,6 +2544,12 @@ type ServerInterface interface {
 	// ClaimNextTask Claim the next task
 	// (POST /v1/projects/{projectId}/tasks/claim)
 	ClaimNextTask(ctx echo.Context, projectId ProjectId, params ClaimNextTaskParams) error
+	// ListTaskFiles List a project's tasks as files
+	// (GET /v1/projects/{projectId}/tasks/files)
+	ListTaskFiles(ctx echo.Context, projectId ProjectId, params ListTaskFilesParams) error
+	// SyncTasks Sync a set of task files
+	// (POST /v1/projects/{projectId}/tasks/sync)
+	SyncTasks(ctx echo.Context, projectId ProjectId, params SyncTasksParams) error
 	// GetRetentionPolicy Get the retention policy
 	// (GET /v1/retention-policy)
 	GetRetentionPolicy(ctx echo.Context) error
@@ -4066,6 +4187,74 @@ func (w *ServerInterfaceWrapper) ClaimNextTask(ctx echo.Context) error {
 	return err
 }
 
+// ListTaskFiles converts echo context to params.
+func (w *ServerInterfaceWrapper) ListTaskFiles(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListTaskFilesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListTaskFiles(ctx, projectId, params)
+	return err
+}
+
+// SyncTasks converts echo context to params.
+func (w *ServerInterfaceWrapper) SyncTasks(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params SyncTasksParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SyncTasks(ctx, projectId, params)
+	return err
+}
+
 // GetRetentionPolicy converts echo context to params.
 func (w *ServerInterfaceWrapper) GetRetentionPolicy(ctx echo.Context) error {
 	var err error
@@ -5107,6 +5296,8 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks", wrapper.ListTasks, options.OperationMiddlewares["listTasks"]...)
 	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks", wrapper.CreateTask, options.OperationMiddlewares["createTask"]...)
 	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks/claim", wrapper.ClaimNextTask, options.OperationMiddlewares["claimNextTask"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/files", wrapper.ListTaskFiles, options.OperationMiddlewares["listTaskFiles"]...)
+	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks/sync", wrapper.SyncTasks, options.OperationMiddlewares["syncTasks"]...)
 	router.GET(options.BaseURL+"/v1/retention-policy", wrapper.GetRetentionPolicy, options.OperationMiddlewares["getRetentionPolicy"]...)
 	router.PATCH(options.BaseURL+"/v1/retention-policy", wrapper.SetRetentionPolicy, options.OperationMiddlewares["setRetentionPolicy"]...)
 	router.GET(options.BaseURL+"/v1/sessions", wrapper.ListSessions, options.OperationMiddlewares["listSessions"]...)
@@ -7238,6 +7429,87 @@ func (response ClaimNextTaskdefaultApplicationProblemPlusJSONResponse) VisitClai
 	return err
 }
 
+type ListTaskFilesRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    ListTaskFilesParams
+}
+
+type ListTaskFilesResponseObject interface {
+	VisitListTaskFilesResponse(w http.ResponseWriter) error
+}
+
+type ListTaskFiles200JSONResponse TaskFilePage
+
+func (response ListTaskFiles200JSONResponse) VisitListTaskFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTaskFilesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListTaskFilesdefaultApplicationProblemPlusJSONResponse) VisitListTaskFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SyncTasksRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    SyncTasksParams
+	Body      *SyncTasksJSONRequestBody
+}
+
+type SyncTasksResponseObject interface {
+	VisitSyncTasksResponse(w http.ResponseWriter) error
+}
+
+type SyncTasks200JSONResponse TaskSyncReport
+
+func (response SyncTasks200JSONResponse) VisitSyncTasksResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SyncTasksdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SyncTasksdefaultApplicationProblemPlusJSONResponse) VisitSyncTasksResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetRetentionPolicyRequestObject struct {
 }
 
@@ -8772,6 +9044,12 @@ type StrictServerInterface interface {
 	// ClaimNextTask Claim the next task
 	// (POST /v1/projects/{projectId}/tasks/claim)
 	ClaimNextTask(ctx context.Context, request ClaimNextTaskRequestObject) (ClaimNextTaskResponseObject, error)
+	// ListTaskFiles List a project's tasks as files
+	// (GET /v1/projects/{projectId}/tasks/files)
+	ListTaskFiles(ctx context.Context, request ListTaskFilesRequestObject) (ListTaskFilesResponseObject, error)
+	// SyncTasks Sync a set of task files
+	// (POST /v1/projects/{projectId}/tasks/sync)
+	SyncTasks(ctx context.Context, request SyncTasksRequestObject) (SyncTasksResponseObject, error)
 	// GetRetentionPolicy Get the retention policy
 	// (GET /v1/retention-policy)
 	GetRetentionPolicy(ctx context.Context, request GetRetentionPolicyRequestObject) (GetRetentionPolicyResponseObject, error)
@@ -10409,6 +10687,81 @@ func (sh *strictHandler) ClaimNextTask(ctx echo.Context, projectId ProjectId, pa
 		return err
 	} else if validResponse, ok := response.(ClaimNextTaskResponseObject); ok {
 		return validResponse.VisitClaimNextTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListTaskFiles operation middleware
+func (sh *strictHandler) ListTaskFiles(ctx echo.Context, projectId ProjectId, params ListTaskFilesParams) error {
+	var request ListTaskFilesRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListTaskFiles(ctx.Request().Context(), request.(ListTaskFilesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListTaskFiles")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListTaskFilesResponseObject); ok {
+		return validResponse.VisitListTaskFilesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// SyncTasks operation middleware
+func (sh *strictHandler) SyncTasks(ctx echo.Context, projectId ProjectId, params SyncTasksParams) error {
+	var request SyncTasksRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	var body SyncTasksJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SyncTasks(ctx.Request().Context(), request.(SyncTasksRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SyncTasks")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SyncTasksResponseObject); ok {
+		return validResponse.VisitSyncTasksResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

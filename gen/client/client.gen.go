@@ -433,6 +433,24 @@ func (e TaskStatus) Valid() bool {
 	}
 }
 
+// Defines values for TaskSyncOnConflict.
+const (
+	TaskSyncOnConflictFile   TaskSyncOnConflict = "file"
+	TaskSyncOnConflictReport TaskSyncOnConflict = "report"
+)
+
+// Valid indicates whether the value is a known member of the TaskSyncOnConflict enum.
+func (e TaskSyncOnConflict) Valid() bool {
+	switch e {
+	case TaskSyncOnConflictFile:
+		return true
+	case TaskSyncOnConflictReport:
+		return true
+	default:
+		return false
+	}
+}
+
 // AccessLevel The level on the platform. An admin's keys may carry platform:*.
 type AccessLevel string
 
@@ -1407,6 +1425,47 @@ type TaskCreate struct {
 	Tags *[]string `json:"tags,omitempty"`
 }
 
+// TaskFieldList defines model for TaskFieldList.
+type TaskFieldList struct {
+	Fields []string `json:"fields"`
+	Path   string   `json:"path"`
+	Slug   string   `json:"slug"`
+}
+
+// TaskFile defines model for TaskFile.
+type TaskFile struct {
+	// Path Below the task folder, with slashes.
+	Path string `json:"path"`
+
+	// Text The whole file.
+	Text string `json:"text"`
+}
+
+// TaskFileFault defines model for TaskFileFault.
+type TaskFileFault struct {
+	Line    int32  `json:"line"`
+	Message string `json:"message"`
+	Path    string `json:"path"`
+}
+
+// TaskFilePage defines model for TaskFilePage.
+type TaskFilePage struct {
+	Items []TaskFileState `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// TaskFileState defines model for TaskFileState.
+type TaskFileState struct {
+	// Base What the file of the last sync was: the SHA-256, in hex, of its head (through the line that closes the frontmatter) and the SHA-256 of its body in hex. null for a task that never had a file.
+	Base *string `json:"base"`
+	Path string  `json:"path"`
+
+	// Text The file as the task is now, byte for byte as it was where nothing changed.
+	Text string `json:"text"`
+}
+
 // TaskImpact defines model for TaskImpact.
 type TaskImpact string
 
@@ -1452,6 +1511,44 @@ type TaskStatusChangePage struct {
 
 	// NextCursor Absent on the last page.
 	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// TaskSync defines model for TaskSync.
+type TaskSync struct {
+	// DryRun Say what would be done, and do nothing.
+	DryRun *bool      `json:"dryRun,omitempty"`
+	Files  []TaskFile `json:"files"`
+
+	// KeepGoing Leave files with errors out, and apply the others.
+	KeepGoing *bool `json:"keepGoing,omitempty"`
+
+	// OnConflict What becomes of a field that both sides have changed.
+	OnConflict *TaskSyncOnConflict `json:"onConflict,omitempty"`
+
+	// Prune Archive the tasks of the project whose files are not among these.
+	Prune *bool `json:"prune,omitempty"`
+}
+
+// TaskSyncOnConflict What becomes of a field that both sides have changed.
+type TaskSyncOnConflict string
+
+// TaskSyncReport Tasks by their slugs.
+type TaskSyncReport struct {
+	// Ahead What was changed here and not in the file; it stays.
+	Ahead []TaskFieldList `json:"ahead"`
+
+	// Applied Whether anything was written.
+	Applied   bool            `json:"applied"`
+	Conflicts []TaskFieldList `json:"conflicts"`
+	Created   []string        `json:"created"`
+	Errors    []TaskFileFault `json:"errors"`
+	Removed   []string        `json:"removed"`
+
+	// Skipped Paths of files without frontmatter.
+	Skipped   []string        `json:"skipped"`
+	Unchanged []string        `json:"unchanged"`
+	Updated   []TaskFieldList `json:"updated"`
+	Warnings  []TaskFileFault `json:"warnings"`
 }
 
 // TaskUpdate defines model for TaskUpdate.
@@ -1860,6 +1957,21 @@ type ClaimNextTaskParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListTaskFilesParams defines parameters for ListTaskFiles.
+type ListTaskFilesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// SyncTasksParams defines parameters for SyncTasks.
+type SyncTasksParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // SetRetentionPolicyParams defines parameters for SetRetentionPolicy.
 type SetRetentionPolicyParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
@@ -2074,6 +2186,9 @@ type CreateTaskJSONRequestBody = TaskCreate
 
 // ClaimNextTaskJSONRequestBody defines body for ClaimNextTask for application/json ContentType.
 type ClaimNextTaskJSONRequestBody = ClaimNext
+
+// SyncTasksJSONRequestBody defines body for SyncTasks for application/json ContentType.
+type SyncTasksJSONRequestBody = TaskSync
 
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
@@ -2946,6 +3061,45 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
 	ClaimNextTask(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, body ClaimNextTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListTaskFiles List a project's tasks as files
+	//
+	// As the last sync brought them, with what changed since. In the order of slugs.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
+	ListTaskFiles(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SyncTasksWithBody Sync a set of task files
+	//
+	// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+	// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+	// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+	// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+	// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+	SyncTasksWithBody(ctx context.Context, projectId ProjectId, params *SyncTasksParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SyncTasks Sync a set of task files
+	//
+	// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+	// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+	// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+	// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+	// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+	SyncTasks(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetRetentionPolicy Get the retention policy
 	//
@@ -4606,6 +4760,75 @@ func (c *Client) ClaimNextTaskWithBody(ctx context.Context, projectId ProjectId,
 // Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
 func (c *Client) ClaimNextTask(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, body ClaimNextTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewClaimNextTaskRequest(c.Server, projectId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListTaskFiles List a project's tasks as files
+//
+// As the last sync brought them, with what changed since. In the order of slugs.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
+func (c *Client) ListTaskFiles(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTaskFilesRequest(c.Server, projectId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SyncTasksWithBody Sync a set of task files
+//
+// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+func (c *Client) SyncTasksWithBody(ctx context.Context, projectId ProjectId, params *SyncTasksParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSyncTasksRequestWithBody(c.Server, projectId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SyncTasks Sync a set of task files
+//
+// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+func (c *Client) SyncTasks(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSyncTasksRequest(c.Server, projectId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -8408,6 +8631,141 @@ func NewClaimNextTaskRequestWithBody(server string, projectId ProjectId, params 
 	return req, nil
 }
 
+// NewListTaskFilesRequest constructs an http.Request for the ListTaskFiles method
+func NewListTaskFilesRequest(server string, projectId ProjectId, params *ListTaskFilesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/files", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSyncTasksRequest calls the generic SyncTasks builder with application/json body
+func NewSyncTasksRequest(server string, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSyncTasksRequestWithBody(server, projectId, params, "application/json", bodyReader)
+}
+
+// NewSyncTasksRequestWithBody constructs an http.Request for the SyncTasks method, with any body, and a specified content type
+func NewSyncTasksRequestWithBody(server string, projectId ProjectId, params *SyncTasksParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/sync", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetRetentionPolicyRequest constructs an http.Request for the GetRetentionPolicy method
 func NewGetRetentionPolicyRequest(server string) (*http.Request, error) {
 	var err error
@@ -10886,6 +11244,47 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
 	ClaimNextTaskWithResponse(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, body ClaimNextTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*ClaimNextTaskResponse, error)
+
+	// ListTaskFilesWithResponse List a project's tasks as files
+	//
+	// As the last sync brought them, with what changed since. In the order of slugs.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
+	ListTaskFilesWithResponse(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*ListTaskFilesResponse, error)
+
+	// SyncTasksWithBodyWithResponse Sync a set of task files
+	//
+	// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+	// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+	// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+	// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+	// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+	SyncTasksWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *SyncTasksParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SyncTasksResponse, error)
+
+	// SyncTasksWithResponse Sync a set of task files
+	//
+	// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+	// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+	// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+	// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+	// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+	SyncTasksWithResponse(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*SyncTasksResponse, error)
 
 	// GetRetentionPolicyWithResponse Get the retention policy
 	//
@@ -13766,6 +14165,102 @@ func (r ClaimNextTaskResponse) ContentType() string {
 	return ""
 }
 
+type ListTaskFilesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TaskFilePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListTaskFilesResponse) GetJSON200() *TaskFilePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListTaskFilesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListTaskFilesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListTaskFilesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListTaskFilesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListTaskFilesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SyncTasksResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TaskSyncReport
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SyncTasksResponse) GetJSON200() *TaskSyncReport {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SyncTasksResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SyncTasksResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SyncTasksResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SyncTasksResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SyncTasksResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetRetentionPolicyResponse200Headers the declared response headers of an HTTP 200 response for GetRetentionPolicy
 type GetRetentionPolicyResponse200Headers struct {
 	ETag string
@@ -16375,6 +16870,65 @@ func (c *ClientWithResponses) ClaimNextTaskWithResponse(ctx context.Context, pro
 		return nil, err
 	}
 	return ParseClaimNextTaskResponse(rsp)
+}
+
+// ListTaskFilesWithResponse List a project's tasks as files
+//
+// As the last sync brought them, with what changed since. In the order of slugs.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
+func (c *ClientWithResponses) ListTaskFilesWithResponse(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*ListTaskFilesResponse, error) {
+	rsp, err := c.ListTaskFiles(ctx, projectId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListTaskFilesResponse(rsp)
+}
+
+// SyncTasksWithBodyWithResponse Sync a set of task files
+//
+// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+func (c *ClientWithResponses) SyncTasksWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *SyncTasksParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SyncTasksResponse, error) {
+	rsp, err := c.SyncTasksWithBody(ctx, projectId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSyncTasksResponse(rsp)
+}
+
+// SyncTasksWithResponse Sync a set of task files
+//
+// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+func (c *ClientWithResponses) SyncTasksWithResponse(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*SyncTasksResponse, error) {
+	rsp, err := c.SyncTasks(ctx, projectId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSyncTasksResponse(rsp)
 }
 
 // GetRetentionPolicyWithResponse Get the retention policy
@@ -19073,6 +19627,72 @@ func ParseClaimNextTaskResponse(rsp *http.Response) (*ClaimNextTaskResponse, err
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListTaskFilesResponse parses an HTTP response from a ListTaskFilesWithResponse call
+func ParseListTaskFilesResponse(rsp *http.Response) (*ListTaskFilesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListTaskFilesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TaskFilePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseSyncTasksResponse parses an HTTP response from a SyncTasksWithResponse call
+func ParseSyncTasksResponse(rsp *http.Response) (*SyncTasksResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SyncTasksResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TaskSyncReport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
 	}
 
 	return response, nil

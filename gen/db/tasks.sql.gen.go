@@ -8,6 +8,7 @@ package db
 import (
 	"context"
 	"encoding/json"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -49,6 +50,23 @@ func (q *Queries) AddDependencies(ctx context.Context, arg AddDependenciesParams
 		return nil, err
 	}
 	return items, nil
+}
+
+const addDependenciesOfTasks = `-- name: AddDependenciesOfTasks :exec
+INSERT INTO task_dependencies (org_id, project_id, dependent_task_id, depends_on_task_id)
+SELECT current_org_id(), $1, unnest($2::uuid[]), unnest($3::uuid[])
+ON CONFLICT (org_id, project_id, dependent_task_id, depends_on_task_id) DO NOTHING
+`
+
+type AddDependenciesOfTasksParams struct {
+	ProjectID       uuid.UUID
+	DependentIds    []uuid.UUID
+	PrerequisiteIds []uuid.UUID
+}
+
+func (q *Queries) AddDependenciesOfTasks(ctx context.Context, arg AddDependenciesOfTasksParams) error {
+	_, err := q.db.Exec(ctx, addDependenciesOfTasks, arg.ProjectID, arg.DependentIds, arg.PrerequisiteIds)
+	return err
 }
 
 const addDependency = `-- name: AddDependency :one
@@ -94,6 +112,22 @@ func (q *Queries) AddTaskNote(ctx context.Context, arg AddTaskNoteParams) (TaskN
 		&i.CreatedAt,
 	)
 	return i, err
+}
+
+const archiveTasks = `-- name: ArchiveTasks :exec
+UPDATE tasks SET archived_at = now(), frontmatter = NULL, base = NULL
+WHERE org_id = current_org_id() AND project_id = $1 AND id = ANY ($2::uuid[]) AND archived_at IS NULL
+`
+
+type ArchiveTasksParams struct {
+	ProjectID uuid.UUID
+	Ids       []uuid.UUID
+}
+
+// Their files are gone: what comes back is taken up again.
+func (q *Queries) ArchiveTasks(ctx context.Context, arg ArchiveTasksParams) error {
+	_, err := q.db.Exec(ctx, archiveTasks, arg.ProjectID, arg.Ids)
+	return err
 }
 
 const claimNextTask = `-- name: ClaimNextTask :one
@@ -265,6 +299,44 @@ func (q *Queries) CreateTask(ctx context.Context, arg CreateTaskParams) (uuid.UU
 	var id uuid.UUID
 	err := row.Scan(&id)
 	return id, err
+}
+
+const createTasksFromFiles = `-- name: CreateTasksFromFiles :many
+INSERT INTO tasks (org_id, project_id, slug, name, path, scope, risk, impact, level, priority, tags, assignee, due, body, file_created_at, file_modified_at, frontmatter, base, status)
+SELECT current_org_id(), $1, r.slug, r.name, r.path, r.scope, r.risk, r.impact, r.level, r.priority, coalesce(r.tags, '{}'), r.assignee, r.due, r.body, r.created, r.modified, r.frontmatter, r.base, r.status
+FROM jsonb_to_recordset($2::jsonb) AS r(slug text, name text, path text, scope task_scope, risk task_risk, impact task_impact, level task_level, priority task_priority,
+     tags text[], assignee text, due text, body text, created timestamptz, modified timestamptz, frontmatter text, base jsonb, status task_status)
+RETURNING id, slug
+`
+
+type CreateTasksFromFilesParams struct {
+	ProjectID uuid.UUID
+	Tasks     json.RawMessage
+}
+
+type CreateTasksFromFilesRow struct {
+	ID   uuid.UUID
+	Slug string
+}
+
+func (q *Queries) CreateTasksFromFiles(ctx context.Context, arg CreateTasksFromFilesParams) ([]CreateTasksFromFilesRow, error) {
+	rows, err := q.db.Query(ctx, createTasksFromFiles, arg.ProjectID, arg.Tasks)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []CreateTasksFromFilesRow{}
+	for rows.Next() {
+		var i CreateTasksFromFilesRow
+		if err := rows.Scan(&i.ID, &i.Slug); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
 }
 
 const deleteTask = `-- name: DeleteTask :execrows
@@ -513,6 +585,83 @@ func (q *Queries) ListDependencies(ctx context.Context, arg ListDependenciesPara
 	return items, nil
 }
 
+const listTaskFiles = `-- name: ListTaskFiles :many
+SELECT t.id, t.slug, t.name, t.path, t.status, t.scope, t.risk, t.impact, t.level, t.priority, t.tags, t.assignee, t.due, t.body, t.file_created_at, t.file_modified_at, t.frontmatter, t.base, t.depends_on
+FROM task_details t
+WHERE t.org_id = current_org_id() AND t.project_id = $1 AND t.slug > $2 AND t.archived_at IS NULL
+ORDER BY t.slug
+LIMIT $3
+`
+
+type ListTaskFilesParams struct {
+	ProjectID uuid.UUID
+	AfterSlug string
+	RowLimit  int32
+}
+
+type ListTaskFilesRow struct {
+	ID             uuid.UUID
+	Slug           string
+	Name           string
+	Path           string
+	Status         string
+	Scope          *string
+	Risk           *string
+	Impact         *string
+	Level          *string
+	Priority       *string
+	Tags           []string
+	Assignee       *string
+	Due            *string
+	Body           string
+	FileCreatedAt  *time.Time
+	FileModifiedAt *time.Time
+	Frontmatter    *string
+	Base           json.RawMessage
+	DependsOn      []string
+}
+
+// What pull writes: tasks in use, in the order of their slugs.
+func (q *Queries) ListTaskFiles(ctx context.Context, arg ListTaskFilesParams) ([]ListTaskFilesRow, error) {
+	rows, err := q.db.Query(ctx, listTaskFiles, arg.ProjectID, arg.AfterSlug, arg.RowLimit)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListTaskFilesRow{}
+	for rows.Next() {
+		var i ListTaskFilesRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Slug,
+			&i.Name,
+			&i.Path,
+			&i.Status,
+			&i.Scope,
+			&i.Risk,
+			&i.Impact,
+			&i.Level,
+			&i.Priority,
+			&i.Tags,
+			&i.Assignee,
+			&i.Due,
+			&i.Body,
+			&i.FileCreatedAt,
+			&i.FileModifiedAt,
+			&i.Frontmatter,
+			&i.Base,
+			&i.DependsOn,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listTaskNotes = `-- name: ListTaskNotes :many
 SELECT n.org_id, n.id, n.project_id, n.task_id, n.account_id, n.session_id, n.body, n.created_at FROM tasks t JOIN task_notes n ON n.org_id = t.org_id AND n.project_id = t.project_id AND n.task_id = t.id
 WHERE t.org_id = current_org_id() AND t.id = $1 AND n.id > $2
@@ -701,6 +850,91 @@ func (q *Queries) ListTasks(ctx context.Context, arg ListTasksParams) ([]TaskDet
 	return items, nil
 }
 
+const listTasksForSync = `-- name: ListTasksForSync :many
+SELECT t.id, t.slug, t.name, t.path, t.scope, t.risk, t.impact, t.level, t.priority, t.tags, t.assignee, t.due, encode(sha256(convert_to(t.body, 'UTF8')), 'hex')::text AS body_hash,
+       t.file_created_at, t.file_modified_at, t.frontmatter, t.base, (t.archived_at IS NOT NULL)::boolean AS archived,
+       ARRAY(SELECT p.slug FROM task_dependencies d JOIN tasks p ON p.org_id = d.org_id AND p.id = d.depends_on_task_id
+             WHERE d.org_id = t.org_id AND d.project_id = t.project_id AND d.dependent_task_id = t.id ORDER BY p.slug)::text[] AS depends_on
+FROM tasks t WHERE t.org_id = current_org_id() AND t.project_id = $1
+ORDER BY t.slug
+`
+
+type ListTasksForSyncRow struct {
+	ID             uuid.UUID
+	Slug           string
+	Name           string
+	Path           string
+	Scope          *string
+	Risk           *string
+	Impact         *string
+	Level          *string
+	Priority       *string
+	Tags           []string
+	Assignee       *string
+	Due            *string
+	BodyHash       string
+	FileCreatedAt  *time.Time
+	FileModifiedAt *time.Time
+	Frontmatter    *string
+	Base           json.RawMessage
+	Archived       bool
+	DependsOn      []string
+}
+
+// What sync compares: bodies as their hashes.
+func (q *Queries) ListTasksForSync(ctx context.Context, projectID uuid.UUID) ([]ListTasksForSyncRow, error) {
+	rows, err := q.db.Query(ctx, listTasksForSync, projectID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListTasksForSyncRow{}
+	for rows.Next() {
+		var i ListTasksForSyncRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Slug,
+			&i.Name,
+			&i.Path,
+			&i.Scope,
+			&i.Risk,
+			&i.Impact,
+			&i.Level,
+			&i.Priority,
+			&i.Tags,
+			&i.Assignee,
+			&i.Due,
+			&i.BodyHash,
+			&i.FileCreatedAt,
+			&i.FileModifiedAt,
+			&i.Frontmatter,
+			&i.Base,
+			&i.Archived,
+			&i.DependsOn,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const lockProject = `-- name: LockProject :one
+
+SELECT id FROM projects WHERE org_id = current_org_id() AND id = $1 FOR NO KEY UPDATE
+`
+
+// Sync ------------------------------------------------------------------------------------------------------------
+func (q *Queries) LockProject(ctx context.Context, id uuid.UUID) (uuid.UUID, error) {
+	row := q.db.QueryRow(ctx, lockProject, id)
+	var id_2 uuid.UUID
+	err := row.Scan(&id_2)
+	return id_2, err
+}
+
 const lockProjectOfTask = `-- name: LockProjectOfTask :one
 SELECT p.id FROM tasks t JOIN projects p ON p.org_id = t.org_id AND p.id = t.project_id WHERE t.org_id = current_org_id() AND t.id = $1 FOR NO KEY UPDATE OF p
 `
@@ -710,6 +944,53 @@ func (q *Queries) LockProjectOfTask(ctx context.Context, id uuid.UUID) (uuid.UUI
 	var id_2 uuid.UUID
 	err := row.Scan(&id_2)
 	return id_2, err
+}
+
+const lockTasks = `-- name: LockTasks :many
+SELECT id FROM tasks WHERE org_id = current_org_id() AND project_id = $1 AND id = ANY ($2::uuid[]) ORDER BY id FOR NO KEY UPDATE
+`
+
+type LockTasksParams struct {
+	ProjectID uuid.UUID
+	Ids       []uuid.UUID
+}
+
+// In the order of their ids. What others are changing is waited for, and read as it is then.
+func (q *Queries) LockTasks(ctx context.Context, arg LockTasksParams) ([]uuid.UUID, error) {
+	rows, err := q.db.Query(ctx, lockTasks, arg.ProjectID, arg.Ids)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []uuid.UUID{}
+	for rows.Next() {
+		var id uuid.UUID
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		items = append(items, id)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const removeDependencies = `-- name: RemoveDependencies :exec
+DELETE FROM task_dependencies d
+USING (SELECT unnest($1::uuid[]) AS dependent_id, unnest($2::uuid[]) AS prerequisite_id) r
+WHERE d.org_id = current_org_id() AND d.project_id = $3 AND d.dependent_task_id = r.dependent_id AND d.depends_on_task_id = r.prerequisite_id
+`
+
+type RemoveDependenciesParams struct {
+	DependentIds    []uuid.UUID
+	PrerequisiteIds []uuid.UUID
+	ProjectID       uuid.UUID
+}
+
+func (q *Queries) RemoveDependencies(ctx context.Context, arg RemoveDependenciesParams) error {
+	_, err := q.db.Exec(ctx, removeDependencies, arg.DependentIds, arg.PrerequisiteIds, arg.ProjectID)
+	return err
 }
 
 const removeDependency = `-- name: RemoveDependency :execrows
@@ -868,4 +1149,24 @@ func (q *Queries) UpdateTask(ctx context.Context, arg UpdateTaskParams) (uuid.UU
 	var id uuid.UUID
 	err := row.Scan(&id)
 	return id, err
+}
+
+const updateTasksFromFiles = `-- name: UpdateTasksFromFiles :exec
+UPDATE tasks t SET
+    name = r.name, path = r.path, scope = r.scope, risk = r.risk, impact = r.impact, level = r.level, priority = r.priority, tags = coalesce(r.tags, '{}'), assignee = r.assignee, due = r.due,
+    body = coalesce(r.body, t.body), file_created_at = r.created, file_modified_at = r.modified, frontmatter = r.frontmatter, base = r.base, archived_at = CASE WHEN r.archived THEN t.archived_at END
+FROM jsonb_to_recordset($2::jsonb) AS r(id uuid, name text, path text, scope task_scope, risk task_risk, impact task_impact, level task_level, priority task_priority,
+     tags text[], assignee text, due text, body text, created timestamptz, modified timestamptz, frontmatter text, base jsonb, archived boolean)
+WHERE t.org_id = current_org_id() AND t.project_id = $1 AND t.id = r.id
+`
+
+type UpdateTasksFromFilesParams struct {
+	ProjectID uuid.UUID
+	Tasks     json.RawMessage
+}
+
+// Authored fields only (C07). A body that is NULL stays.
+func (q *Queries) UpdateTasksFromFiles(ctx context.Context, arg UpdateTasksFromFilesParams) error {
+	_, err := q.db.Exec(ctx, updateTasksFromFiles, arg.ProjectID, arg.Tasks)
+	return err
 }

@@ -121,3 +121,61 @@ SELECT * FROM set_task_aside(@id, (@from_statuses::text[])::task_status[], @to_s
 
 -- name: LockProjectOfTask :one
 SELECT p.id FROM tasks t JOIN projects p ON p.org_id = t.org_id AND p.id = t.project_id WHERE t.org_id = current_org_id() AND t.id = @id FOR NO KEY UPDATE OF p;
+
+
+-- Sync ------------------------------------------------------------------------------------------------------------
+
+-- name: LockProject :one
+SELECT id FROM projects WHERE org_id = current_org_id() AND id = @id FOR NO KEY UPDATE;
+
+-- name: ListTasksForSync :many
+-- What sync compares: bodies as their hashes.
+SELECT t.id, t.slug, t.name, t.path, t.scope, t.risk, t.impact, t.level, t.priority, t.tags, t.assignee, t.due, encode(sha256(convert_to(t.body, 'UTF8')), 'hex')::text AS body_hash,
+       t.file_created_at, t.file_modified_at, t.frontmatter, t.base, (t.archived_at IS NOT NULL)::boolean AS archived,
+       ARRAY(SELECT p.slug FROM task_dependencies d JOIN tasks p ON p.org_id = d.org_id AND p.id = d.depends_on_task_id
+             WHERE d.org_id = t.org_id AND d.project_id = t.project_id AND d.dependent_task_id = t.id ORDER BY p.slug)::text[] AS depends_on
+FROM tasks t WHERE t.org_id = current_org_id() AND t.project_id = @project_id
+ORDER BY t.slug;
+
+-- name: LockTasks :many
+-- In the order of their ids. What others are changing is waited for, and read as it is then.
+SELECT id FROM tasks WHERE org_id = current_org_id() AND project_id = @project_id AND id = ANY (@ids::uuid[]) ORDER BY id FOR NO KEY UPDATE;
+
+-- name: CreateTasksFromFiles :many
+INSERT INTO tasks (org_id, project_id, slug, name, path, scope, risk, impact, level, priority, tags, assignee, due, body, file_created_at, file_modified_at, frontmatter, base, status)
+SELECT current_org_id(), @project_id, r.slug, r.name, r.path, r.scope, r.risk, r.impact, r.level, r.priority, coalesce(r.tags, '{}'), r.assignee, r.due, r.body, r.created, r.modified, r.frontmatter, r.base, r.status
+FROM jsonb_to_recordset(@tasks::jsonb) AS r(slug text, name text, path text, scope task_scope, risk task_risk, impact task_impact, level task_level, priority task_priority,
+     tags text[], assignee text, due text, body text, created timestamptz, modified timestamptz, frontmatter text, base jsonb, status task_status)
+RETURNING id, slug;
+
+-- name: UpdateTasksFromFiles :exec
+-- Authored fields only (C07). A body that is NULL stays.
+UPDATE tasks t SET
+    name = r.name, path = r.path, scope = r.scope, risk = r.risk, impact = r.impact, level = r.level, priority = r.priority, tags = coalesce(r.tags, '{}'), assignee = r.assignee, due = r.due,
+    body = coalesce(r.body, t.body), file_created_at = r.created, file_modified_at = r.modified, frontmatter = r.frontmatter, base = r.base, archived_at = CASE WHEN r.archived THEN t.archived_at END
+FROM jsonb_to_recordset(@tasks::jsonb) AS r(id uuid, name text, path text, scope task_scope, risk task_risk, impact task_impact, level task_level, priority task_priority,
+     tags text[], assignee text, due text, body text, created timestamptz, modified timestamptz, frontmatter text, base jsonb, archived boolean)
+WHERE t.org_id = current_org_id() AND t.project_id = @project_id AND t.id = r.id;
+
+-- name: ArchiveTasks :exec
+-- Their files are gone: what comes back is taken up again.
+UPDATE tasks SET archived_at = now(), frontmatter = NULL, base = NULL
+WHERE org_id = current_org_id() AND project_id = @project_id AND id = ANY (@ids::uuid[]) AND archived_at IS NULL;
+
+-- name: RemoveDependencies :exec
+DELETE FROM task_dependencies d
+USING (SELECT unnest(@dependent_ids::uuid[]) AS dependent_id, unnest(@prerequisite_ids::uuid[]) AS prerequisite_id) r
+WHERE d.org_id = current_org_id() AND d.project_id = @project_id AND d.dependent_task_id = r.dependent_id AND d.depends_on_task_id = r.prerequisite_id;
+
+-- name: AddDependenciesOfTasks :exec
+INSERT INTO task_dependencies (org_id, project_id, dependent_task_id, depends_on_task_id)
+SELECT current_org_id(), @project_id, unnest(@dependent_ids::uuid[]), unnest(@prerequisite_ids::uuid[])
+ON CONFLICT (org_id, project_id, dependent_task_id, depends_on_task_id) DO NOTHING;
+
+-- name: ListTaskFiles :many
+-- What pull writes: tasks in use, in the order of their slugs.
+SELECT t.id, t.slug, t.name, t.path, t.status, t.scope, t.risk, t.impact, t.level, t.priority, t.tags, t.assignee, t.due, t.body, t.file_created_at, t.file_modified_at, t.frontmatter, t.base, t.depends_on
+FROM task_details t
+WHERE t.org_id = current_org_id() AND t.project_id = @project_id AND t.slug > @after_slug AND t.archived_at IS NULL
+ORDER BY t.slug
+LIMIT @row_limit;
