@@ -451,6 +451,27 @@ func (e TaskSyncOnConflict) Valid() bool {
 	}
 }
 
+// Defines values for GetTaskGraphParamsFormat.
+const (
+	GetTaskGraphParamsFormatDot     GetTaskGraphParamsFormat = "dot"
+	GetTaskGraphParamsFormatJson    GetTaskGraphParamsFormat = "json"
+	GetTaskGraphParamsFormatMermaid GetTaskGraphParamsFormat = "mermaid"
+)
+
+// Valid indicates whether the value is a known member of the GetTaskGraphParamsFormat enum.
+func (e GetTaskGraphParamsFormat) Valid() bool {
+	switch e {
+	case GetTaskGraphParamsFormatDot:
+		return true
+	case GetTaskGraphParamsFormatJson:
+		return true
+	case GetTaskGraphParamsFormatMermaid:
+		return true
+	default:
+		return false
+	}
+}
+
 // AccessLevel The level on the platform. An admin's keys may carry platform:*.
 type AccessLevel string
 
@@ -1388,6 +1409,13 @@ type Task struct {
 	UpdatedAt  time.Time `json:"updatedAt"`
 }
 
+// TaskBottleneck defines model for TaskBottleneck.
+type TaskBottleneck struct {
+	// Paths Rounded above 2^53.
+	Paths float64 `json:"paths"`
+	Slug  string  `json:"slug"`
+}
+
 // TaskClaim Who works on it.
 type TaskClaim struct {
 	ClaimedAt      time.Time `json:"claimedAt"`
@@ -1397,6 +1425,29 @@ type TaskClaim struct {
 	// MappingId Names this claim: what heartbeats and its end must name.
 	MappingId openapi_types.UUID `json:"mappingId"`
 	SessionId openapi_types.UUID `json:"sessionId"`
+}
+
+// TaskCost defines model for TaskCost.
+type TaskCost struct {
+	// Attempt What an attempt costs.
+	Attempt float64 `json:"attempt"`
+
+	// Expected The expected cost.
+	Expected float64 `json:"expected"`
+	Slug     string  `json:"slug"`
+
+	// Success The chance that an attempt succeeds.
+	Success float64 `json:"success"`
+
+	// Weight By its impact.
+	Weight float64 `json:"weight"`
+}
+
+// TaskCosts defines model for TaskCosts.
+type TaskCosts struct {
+	// Items In the order of slugs.
+	Items []TaskCost `json:"items"`
+	Total float64    `json:"total"`
 }
 
 // TaskCreate defines model for TaskCreate.
@@ -1423,6 +1474,12 @@ type TaskCreate struct {
 	// Slug The id that task files use. It may hold slashes.
 	Slug string    `json:"slug"`
 	Tags *[]string `json:"tags,omitempty"`
+}
+
+// TaskDecompose defines model for TaskDecompose.
+type TaskDecompose struct {
+	Reasons []string `json:"reasons"`
+	Slug    string   `json:"slug"`
 }
 
 // TaskFieldList defines model for TaskFieldList.
@@ -1466,6 +1523,20 @@ type TaskFileState struct {
 	Text string `json:"text"`
 }
 
+// TaskGraph Tasks by their slugs.
+type TaskGraph struct {
+	// Bottlenecks The greatest first.
+	Bottlenecks    []TaskBottleneck `json:"bottlenecks"`
+	CriticalPath   []string         `json:"criticalPath"`
+	Decompose      []TaskDecompose  `json:"decompose"`
+	Order          []string         `json:"order"`
+	ParallelGroups [][]string       `json:"parallelGroups"`
+
+	// Pending In the order in which they would be claimed.
+	Pending  []TaskReadiness `json:"pending"`
+	RiskPath TaskRiskPath    `json:"riskPath"`
+}
+
 // TaskImpact defines model for TaskImpact.
 type TaskImpact string
 
@@ -1480,11 +1551,32 @@ type TaskPage struct {
 	NextCursor *string `json:"nextCursor,omitempty"`
 }
 
+// TaskPrerequisite defines model for TaskPrerequisite.
+type TaskPrerequisite struct {
+	Slug   string     `json:"slug"`
+	Status TaskStatus `json:"status"`
+}
+
 // TaskPriority defines model for TaskPriority.
 type TaskPriority string
 
+// TaskReadiness defines model for TaskReadiness.
+type TaskReadiness struct {
+	Ready bool   `json:"ready"`
+	Slug  string `json:"slug"`
+
+	// WaitsFor Prerequisites that are not completed. One that failed will not be by itself.
+	WaitsFor []TaskPrerequisite `json:"waitsFor"`
+}
+
 // TaskRisk defines model for TaskRisk.
 type TaskRisk string
+
+// TaskRiskPath defines model for TaskRiskPath.
+type TaskRiskPath struct {
+	Risk  float64  `json:"risk"`
+	Tasks []string `json:"tasks"`
+}
 
 // TaskScope defines model for TaskScope.
 type TaskScope string
@@ -1957,6 +2049,15 @@ type ClaimNextTaskParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// GetTaskCostsParams defines parameters for GetTaskCosts.
+type GetTaskCostsParams struct {
+	// PathPrefix Only tasks whose path begins so.
+	PathPrefix *string `form:"pathPrefix,omitempty" json:"pathPrefix,omitempty"`
+
+	// Completed Completed tasks as well.
+	Completed *bool `form:"completed,omitempty" json:"completed,omitempty"`
+}
+
 // ListTaskFilesParams defines parameters for ListTaskFiles.
 type ListTaskFilesParams struct {
 	// Limit How many items to return at most.
@@ -1965,6 +2066,16 @@ type ListTaskFilesParams struct {
 	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
+
+// GetTaskGraphParams defines parameters for GetTaskGraph.
+type GetTaskGraphParams struct {
+	// PathPrefix Only tasks whose path begins so.
+	PathPrefix *string                   `form:"pathPrefix,omitempty" json:"pathPrefix,omitempty"`
+	Format     *GetTaskGraphParamsFormat `form:"format,omitempty" json:"format,omitempty"`
+}
+
+// GetTaskGraphParamsFormat defines parameters for GetTaskGraph.
+type GetTaskGraphParamsFormat string
 
 // SyncTasksParams defines parameters for SyncTasks.
 type SyncTasksParams struct {
@@ -2544,9 +2655,15 @@ type ServerInterface interface {
 	// ClaimNextTask Claim the next task
 	// (POST /v1/projects/{projectId}/tasks/claim)
 	ClaimNextTask(ctx echo.Context, projectId ProjectId, params ClaimNextTaskParams) error
+	// GetTaskCosts Get the expected cost of a project's tasks
+	// (GET /v1/projects/{projectId}/tasks/costs)
+	GetTaskCosts(ctx echo.Context, projectId ProjectId, params GetTaskCostsParams) error
 	// ListTaskFiles List a project's tasks as files
 	// (GET /v1/projects/{projectId}/tasks/files)
 	ListTaskFiles(ctx echo.Context, projectId ProjectId, params ListTaskFilesParams) error
+	// GetTaskGraph Get what follows from a project's dependencies
+	// (GET /v1/projects/{projectId}/tasks/graph)
+	GetTaskGraph(ctx echo.Context, projectId ProjectId, params GetTaskGraphParams) error
 	// SyncTasks Sync a set of task files
 	// (POST /v1/projects/{projectId}/tasks/sync)
 	SyncTasks(ctx echo.Context, projectId ProjectId, params SyncTasksParams) error
@@ -4187,6 +4304,38 @@ func (w *ServerInterfaceWrapper) ClaimNextTask(ctx echo.Context) error {
 	return err
 }
 
+// GetTaskCosts converts echo context to params.
+func (w *ServerInterfaceWrapper) GetTaskCosts(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetTaskCostsParams
+	// ------------- Optional query parameter "pathPrefix" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pathPrefix", ctx.QueryParams(), &params.PathPrefix, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pathPrefix: %s", err))
+	}
+
+	// ------------- Optional query parameter "completed" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "completed", ctx.QueryParams(), &params.Completed, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter completed: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetTaskCosts(ctx, projectId, params)
+	return err
+}
+
 // ListTaskFiles converts echo context to params.
 func (w *ServerInterfaceWrapper) ListTaskFiles(ctx echo.Context) error {
 	var err error
@@ -4216,6 +4365,38 @@ func (w *ServerInterfaceWrapper) ListTaskFiles(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.ListTaskFiles(ctx, projectId, params)
+	return err
+}
+
+// GetTaskGraph converts echo context to params.
+func (w *ServerInterfaceWrapper) GetTaskGraph(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetTaskGraphParams
+	// ------------- Optional query parameter "pathPrefix" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pathPrefix", ctx.QueryParams(), &params.PathPrefix, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pathPrefix: %s", err))
+	}
+
+	// ------------- Optional query parameter "format" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "format", ctx.QueryParams(), &params.Format, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter format: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetTaskGraph(ctx, projectId, params)
 	return err
 }
 
@@ -5296,7 +5477,9 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks", wrapper.ListTasks, options.OperationMiddlewares["listTasks"]...)
 	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks", wrapper.CreateTask, options.OperationMiddlewares["createTask"]...)
 	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks/claim", wrapper.ClaimNextTask, options.OperationMiddlewares["claimNextTask"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/costs", wrapper.GetTaskCosts, options.OperationMiddlewares["getTaskCosts"]...)
 	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/files", wrapper.ListTaskFiles, options.OperationMiddlewares["listTaskFiles"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/graph", wrapper.GetTaskGraph, options.OperationMiddlewares["getTaskGraph"]...)
 	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks/sync", wrapper.SyncTasks, options.OperationMiddlewares["syncTasks"]...)
 	router.GET(options.BaseURL+"/v1/retention-policy", wrapper.GetRetentionPolicy, options.OperationMiddlewares["getRetentionPolicy"]...)
 	router.PATCH(options.BaseURL+"/v1/retention-policy", wrapper.SetRetentionPolicy, options.OperationMiddlewares["setRetentionPolicy"]...)
@@ -7429,6 +7612,46 @@ func (response ClaimNextTaskdefaultApplicationProblemPlusJSONResponse) VisitClai
 	return err
 }
 
+type GetTaskCostsRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    GetTaskCostsParams
+}
+
+type GetTaskCostsResponseObject interface {
+	VisitGetTaskCostsResponse(w http.ResponseWriter) error
+}
+
+type GetTaskCosts200JSONResponse TaskCosts
+
+func (response GetTaskCosts200JSONResponse) VisitGetTaskCostsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTaskCostsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetTaskCostsdefaultApplicationProblemPlusJSONResponse) VisitGetTaskCostsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListTaskFilesRequestObject struct {
 	ProjectId ProjectId `json:"projectId"`
 	Params    ListTaskFilesParams
@@ -7458,6 +7681,57 @@ type ListTaskFilesdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response ListTaskFilesdefaultApplicationProblemPlusJSONResponse) VisitListTaskFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTaskGraphRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    GetTaskGraphParams
+}
+
+type GetTaskGraphResponseObject interface {
+	VisitGetTaskGraphResponse(w http.ResponseWriter) error
+}
+
+type GetTaskGraph200JSONResponse TaskGraph
+
+func (response GetTaskGraph200JSONResponse) VisitGetTaskGraphResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTaskGraph200TextResponse string
+
+func (response GetTaskGraph200TextResponse) VisitGetTaskGraphResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/plain")
+	w.WriteHeader(200)
+
+	_, err := w.Write([]byte(fmt.Sprint(response)))
+	return err
+}
+
+type GetTaskGraphdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetTaskGraphdefaultApplicationProblemPlusJSONResponse) VisitGetTaskGraphResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -9044,9 +9318,15 @@ type StrictServerInterface interface {
 	// ClaimNextTask Claim the next task
 	// (POST /v1/projects/{projectId}/tasks/claim)
 	ClaimNextTask(ctx context.Context, request ClaimNextTaskRequestObject) (ClaimNextTaskResponseObject, error)
+	// GetTaskCosts Get the expected cost of a project's tasks
+	// (GET /v1/projects/{projectId}/tasks/costs)
+	GetTaskCosts(ctx context.Context, request GetTaskCostsRequestObject) (GetTaskCostsResponseObject, error)
 	// ListTaskFiles List a project's tasks as files
 	// (GET /v1/projects/{projectId}/tasks/files)
 	ListTaskFiles(ctx context.Context, request ListTaskFilesRequestObject) (ListTaskFilesResponseObject, error)
+	// GetTaskGraph Get what follows from a project's dependencies
+	// (GET /v1/projects/{projectId}/tasks/graph)
+	GetTaskGraph(ctx context.Context, request GetTaskGraphRequestObject) (GetTaskGraphResponseObject, error)
 	// SyncTasks Sync a set of task files
 	// (POST /v1/projects/{projectId}/tasks/sync)
 	SyncTasks(ctx context.Context, request SyncTasksRequestObject) (SyncTasksResponseObject, error)
@@ -10693,6 +10973,32 @@ func (sh *strictHandler) ClaimNextTask(ctx echo.Context, projectId ProjectId, pa
 	return nil
 }
 
+// GetTaskCosts operation middleware
+func (sh *strictHandler) GetTaskCosts(ctx echo.Context, projectId ProjectId, params GetTaskCostsParams) error {
+	var request GetTaskCostsRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTaskCosts(ctx.Request().Context(), request.(GetTaskCostsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTaskCosts")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetTaskCostsResponseObject); ok {
+		return validResponse.VisitGetTaskCostsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // ListTaskFiles operation middleware
 func (sh *strictHandler) ListTaskFiles(ctx echo.Context, projectId ProjectId, params ListTaskFilesParams) error {
 	var request ListTaskFilesRequestObject
@@ -10713,6 +11019,32 @@ func (sh *strictHandler) ListTaskFiles(ctx echo.Context, projectId ProjectId, pa
 		return err
 	} else if validResponse, ok := response.(ListTaskFilesResponseObject); ok {
 		return validResponse.VisitListTaskFilesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetTaskGraph operation middleware
+func (sh *strictHandler) GetTaskGraph(ctx echo.Context, projectId ProjectId, params GetTaskGraphParams) error {
+	var request GetTaskGraphRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTaskGraph(ctx.Request().Context(), request.(GetTaskGraphRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTaskGraph")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetTaskGraphResponseObject); ok {
+		return validResponse.VisitGetTaskGraphResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

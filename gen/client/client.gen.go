@@ -451,6 +451,27 @@ func (e TaskSyncOnConflict) Valid() bool {
 	}
 }
 
+// Defines values for GetTaskGraphParamsFormat.
+const (
+	GetTaskGraphParamsFormatDot     GetTaskGraphParamsFormat = "dot"
+	GetTaskGraphParamsFormatJson    GetTaskGraphParamsFormat = "json"
+	GetTaskGraphParamsFormatMermaid GetTaskGraphParamsFormat = "mermaid"
+)
+
+// Valid indicates whether the value is a known member of the GetTaskGraphParamsFormat enum.
+func (e GetTaskGraphParamsFormat) Valid() bool {
+	switch e {
+	case GetTaskGraphParamsFormatDot:
+		return true
+	case GetTaskGraphParamsFormatJson:
+		return true
+	case GetTaskGraphParamsFormatMermaid:
+		return true
+	default:
+		return false
+	}
+}
+
 // AccessLevel The level on the platform. An admin's keys may carry platform:*.
 type AccessLevel string
 
@@ -1388,6 +1409,13 @@ type Task struct {
 	UpdatedAt  time.Time `json:"updatedAt"`
 }
 
+// TaskBottleneck defines model for TaskBottleneck.
+type TaskBottleneck struct {
+	// Paths Rounded above 2^53.
+	Paths float64 `json:"paths"`
+	Slug  string  `json:"slug"`
+}
+
 // TaskClaim Who works on it.
 type TaskClaim struct {
 	ClaimedAt      time.Time `json:"claimedAt"`
@@ -1397,6 +1425,29 @@ type TaskClaim struct {
 	// MappingId Names this claim: what heartbeats and its end must name.
 	MappingId openapi_types.UUID `json:"mappingId"`
 	SessionId openapi_types.UUID `json:"sessionId"`
+}
+
+// TaskCost defines model for TaskCost.
+type TaskCost struct {
+	// Attempt What an attempt costs.
+	Attempt float64 `json:"attempt"`
+
+	// Expected The expected cost.
+	Expected float64 `json:"expected"`
+	Slug     string  `json:"slug"`
+
+	// Success The chance that an attempt succeeds.
+	Success float64 `json:"success"`
+
+	// Weight By its impact.
+	Weight float64 `json:"weight"`
+}
+
+// TaskCosts defines model for TaskCosts.
+type TaskCosts struct {
+	// Items In the order of slugs.
+	Items []TaskCost `json:"items"`
+	Total float64    `json:"total"`
 }
 
 // TaskCreate defines model for TaskCreate.
@@ -1423,6 +1474,12 @@ type TaskCreate struct {
 	// Slug The id that task files use. It may hold slashes.
 	Slug string    `json:"slug"`
 	Tags *[]string `json:"tags,omitempty"`
+}
+
+// TaskDecompose defines model for TaskDecompose.
+type TaskDecompose struct {
+	Reasons []string `json:"reasons"`
+	Slug    string   `json:"slug"`
 }
 
 // TaskFieldList defines model for TaskFieldList.
@@ -1466,6 +1523,20 @@ type TaskFileState struct {
 	Text string `json:"text"`
 }
 
+// TaskGraph Tasks by their slugs.
+type TaskGraph struct {
+	// Bottlenecks The greatest first.
+	Bottlenecks    []TaskBottleneck `json:"bottlenecks"`
+	CriticalPath   []string         `json:"criticalPath"`
+	Decompose      []TaskDecompose  `json:"decompose"`
+	Order          []string         `json:"order"`
+	ParallelGroups [][]string       `json:"parallelGroups"`
+
+	// Pending In the order in which they would be claimed.
+	Pending  []TaskReadiness `json:"pending"`
+	RiskPath TaskRiskPath    `json:"riskPath"`
+}
+
 // TaskImpact defines model for TaskImpact.
 type TaskImpact string
 
@@ -1480,11 +1551,32 @@ type TaskPage struct {
 	NextCursor *string `json:"nextCursor,omitempty"`
 }
 
+// TaskPrerequisite defines model for TaskPrerequisite.
+type TaskPrerequisite struct {
+	Slug   string     `json:"slug"`
+	Status TaskStatus `json:"status"`
+}
+
 // TaskPriority defines model for TaskPriority.
 type TaskPriority string
 
+// TaskReadiness defines model for TaskReadiness.
+type TaskReadiness struct {
+	Ready bool   `json:"ready"`
+	Slug  string `json:"slug"`
+
+	// WaitsFor Prerequisites that are not completed. One that failed will not be by itself.
+	WaitsFor []TaskPrerequisite `json:"waitsFor"`
+}
+
 // TaskRisk defines model for TaskRisk.
 type TaskRisk string
+
+// TaskRiskPath defines model for TaskRiskPath.
+type TaskRiskPath struct {
+	Risk  float64  `json:"risk"`
+	Tasks []string `json:"tasks"`
+}
 
 // TaskScope defines model for TaskScope.
 type TaskScope string
@@ -1957,6 +2049,15 @@ type ClaimNextTaskParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// GetTaskCostsParams defines parameters for GetTaskCosts.
+type GetTaskCostsParams struct {
+	// PathPrefix Only tasks whose path begins so.
+	PathPrefix *string `form:"pathPrefix,omitempty" json:"pathPrefix,omitempty"`
+
+	// Completed Completed tasks as well.
+	Completed *bool `form:"completed,omitempty" json:"completed,omitempty"`
+}
+
 // ListTaskFilesParams defines parameters for ListTaskFiles.
 type ListTaskFilesParams struct {
 	// Limit How many items to return at most.
@@ -1965,6 +2066,16 @@ type ListTaskFilesParams struct {
 	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
+
+// GetTaskGraphParams defines parameters for GetTaskGraph.
+type GetTaskGraphParams struct {
+	// PathPrefix Only tasks whose path begins so.
+	PathPrefix *string                   `form:"pathPrefix,omitempty" json:"pathPrefix,omitempty"`
+	Format     *GetTaskGraphParamsFormat `form:"format,omitempty" json:"format,omitempty"`
+}
+
+// GetTaskGraphParamsFormat defines parameters for GetTaskGraph.
+type GetTaskGraphParamsFormat string
 
 // SyncTasksParams defines parameters for SyncTasks.
 type SyncTasksParams struct {
@@ -3062,6 +3173,16 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
 	ClaimNextTask(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, body ClaimNextTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetTaskCosts Get the expected cost of a project's tasks
+	//
+	// taskgraph's categorical model. Of what is not assessed: risk counts as medium, scope as narrow, impact as isolated. An attempt at a task
+	// succeeds with the chance of its risk and costs what its scope says; after two retries there is a fallback.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/costs (the `GetTaskCosts` operationId).
+	GetTaskCosts(ctx context.Context, projectId ProjectId, params *GetTaskCostsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListTaskFiles List a project's tasks as files
 	//
 	// As the last sync brought them, with what changed since. In the order of slugs.
@@ -3070,6 +3191,17 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
 	ListTaskFiles(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTaskGraph Get what follows from a project's dependencies
+	//
+	// With the meaning of taskgraph: an order with prerequisites first; generations that can be worked on side by side; a path with the most
+	// tasks; the path with the greatest sum of (1 - chance of success) x weight of impact; on how many paths between any two tasks each task
+	// lies; which tasks should be cut into smaller ones; and which pending tasks are ready, or what they wait for. Or the graph as a picture.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/graph (the `GetTaskGraph` operationId).
+	GetTaskGraph(ctx context.Context, projectId ProjectId, params *GetTaskGraphParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// SyncTasksWithBody Sync a set of task files
 	//
@@ -4770,6 +4902,26 @@ func (c *Client) ClaimNextTask(ctx context.Context, projectId ProjectId, params 
 	return c.Client.Do(req)
 }
 
+// GetTaskCosts Get the expected cost of a project's tasks
+//
+// taskgraph's categorical model. Of what is not assessed: risk counts as medium, scope as narrow, impact as isolated. An attempt at a task
+// succeeds with the chance of its risk and costs what its scope says; after two retries there is a fallback.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/costs (the `GetTaskCosts` operationId).
+func (c *Client) GetTaskCosts(ctx context.Context, projectId ProjectId, params *GetTaskCostsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTaskCostsRequest(c.Server, projectId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListTaskFiles List a project's tasks as files
 //
 // As the last sync brought them, with what changed since. In the order of slugs.
@@ -4779,6 +4931,27 @@ func (c *Client) ClaimNextTask(ctx context.Context, projectId ProjectId, params 
 // Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
 func (c *Client) ListTaskFiles(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewListTaskFilesRequest(c.Server, projectId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTaskGraph Get what follows from a project's dependencies
+//
+// With the meaning of taskgraph: an order with prerequisites first; generations that can be worked on side by side; a path with the most
+// tasks; the path with the greatest sum of (1 - chance of success) x weight of impact; on how many paths between any two tasks each task
+// lies; which tasks should be cut into smaller ones; and which pending tasks are ready, or what they wait for. Or the graph as a picture.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/graph (the `GetTaskGraph` operationId).
+func (c *Client) GetTaskGraph(ctx context.Context, projectId ProjectId, params *GetTaskGraphParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTaskGraphRequest(c.Server, projectId, params)
 	if err != nil {
 		return nil, err
 	}
@@ -8631,6 +8804,79 @@ func NewClaimNextTaskRequestWithBody(server string, projectId ProjectId, params 
 	return req, nil
 }
 
+// NewGetTaskCostsRequest constructs an http.Request for the GetTaskCosts method
+func NewGetTaskCostsRequest(server string, projectId ProjectId, params *GetTaskCostsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/costs", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.PathPrefix != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pathPrefix", *params.PathPrefix, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Completed != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "completed", *params.Completed, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListTaskFilesRequest constructs an http.Request for the ListTaskFiles method
 func NewListTaskFilesRequest(server string, projectId ProjectId, params *ListTaskFilesParams) (*http.Request, error) {
 	var err error
@@ -8681,6 +8927,79 @@ func NewListTaskFilesRequest(server string, projectId ProjectId, params *ListTas
 		if params.Cursor != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetTaskGraphRequest constructs an http.Request for the GetTaskGraph method
+func NewGetTaskGraphRequest(server string, projectId ProjectId, params *GetTaskGraphParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/graph", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.PathPrefix != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pathPrefix", *params.PathPrefix, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Format != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "format", *params.Format, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -11245,6 +11564,18 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
 	ClaimNextTaskWithResponse(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, body ClaimNextTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*ClaimNextTaskResponse, error)
 
+	// GetTaskCostsWithResponse Get the expected cost of a project's tasks
+	//
+	// taskgraph's categorical model. Of what is not assessed: risk counts as medium, scope as narrow, impact as isolated. An attempt at a task
+	// succeeds with the chance of its risk and costs what its scope says; after two retries there is a fallback.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/costs (the `GetTaskCosts` operationId).
+	GetTaskCostsWithResponse(ctx context.Context, projectId ProjectId, params *GetTaskCostsParams, reqEditors ...RequestEditorFn) (*GetTaskCostsResponse, error)
+
 	// ListTaskFilesWithResponse List a project's tasks as files
 	//
 	// As the last sync brought them, with what changed since. In the order of slugs.
@@ -11255,6 +11586,19 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
 	ListTaskFilesWithResponse(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*ListTaskFilesResponse, error)
+
+	// GetTaskGraphWithResponse Get what follows from a project's dependencies
+	//
+	// With the meaning of taskgraph: an order with prerequisites first; generations that can be worked on side by side; a path with the most
+	// tasks; the path with the greatest sum of (1 - chance of success) x weight of impact; on how many paths between any two tasks each task
+	// lies; which tasks should be cut into smaller ones; and which pending tasks are ready, or what they wait for. Or the graph as a picture.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/graph (the `GetTaskGraph` operationId).
+	GetTaskGraphWithResponse(ctx context.Context, projectId ProjectId, params *GetTaskGraphParams, reqEditors ...RequestEditorFn) (*GetTaskGraphResponse, error)
 
 	// SyncTasksWithBodyWithResponse Sync a set of task files
 	//
@@ -14165,6 +14509,54 @@ func (r ClaimNextTaskResponse) ContentType() string {
 	return ""
 }
 
+type GetTaskCostsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TaskCosts
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTaskCostsResponse) GetJSON200() *TaskCosts {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetTaskCostsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTaskCostsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTaskCostsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTaskCostsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTaskCostsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListTaskFilesResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -14207,6 +14599,54 @@ func (r ListTaskFilesResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r ListTaskFilesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetTaskGraphResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TaskGraph
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTaskGraphResponse) GetJSON200() *TaskGraph {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetTaskGraphResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTaskGraphResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTaskGraphResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTaskGraphResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTaskGraphResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -16872,6 +17312,24 @@ func (c *ClientWithResponses) ClaimNextTaskWithResponse(ctx context.Context, pro
 	return ParseClaimNextTaskResponse(rsp)
 }
 
+// GetTaskCostsWithResponse Get the expected cost of a project's tasks
+//
+// taskgraph's categorical model. Of what is not assessed: risk counts as medium, scope as narrow, impact as isolated. An attempt at a task
+// succeeds with the chance of its risk and costs what its scope says; after two retries there is a fallback.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/costs (the `GetTaskCosts` operationId).
+func (c *ClientWithResponses) GetTaskCostsWithResponse(ctx context.Context, projectId ProjectId, params *GetTaskCostsParams, reqEditors ...RequestEditorFn) (*GetTaskCostsResponse, error) {
+	rsp, err := c.GetTaskCosts(ctx, projectId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTaskCostsResponse(rsp)
+}
+
 // ListTaskFilesWithResponse List a project's tasks as files
 //
 // As the last sync brought them, with what changed since. In the order of slugs.
@@ -16887,6 +17345,25 @@ func (c *ClientWithResponses) ListTaskFilesWithResponse(ctx context.Context, pro
 		return nil, err
 	}
 	return ParseListTaskFilesResponse(rsp)
+}
+
+// GetTaskGraphWithResponse Get what follows from a project's dependencies
+//
+// With the meaning of taskgraph: an order with prerequisites first; generations that can be worked on side by side; a path with the most
+// tasks; the path with the greatest sum of (1 - chance of success) x weight of impact; on how many paths between any two tasks each task
+// lies; which tasks should be cut into smaller ones; and which pending tasks are ready, or what they wait for. Or the graph as a picture.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/graph (the `GetTaskGraph` operationId).
+func (c *ClientWithResponses) GetTaskGraphWithResponse(ctx context.Context, projectId ProjectId, params *GetTaskGraphParams, reqEditors ...RequestEditorFn) (*GetTaskGraphResponse, error) {
+	rsp, err := c.GetTaskGraph(ctx, projectId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTaskGraphResponse(rsp)
 }
 
 // SyncTasksWithBodyWithResponse Sync a set of task files
@@ -19632,6 +20109,39 @@ func ParseClaimNextTaskResponse(rsp *http.Response) (*ClaimNextTaskResponse, err
 	return response, nil
 }
 
+// ParseGetTaskCostsResponse parses an HTTP response from a GetTaskCostsWithResponse call
+func ParseGetTaskCostsResponse(rsp *http.Response) (*GetTaskCostsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTaskCostsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TaskCosts
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseListTaskFilesResponse parses an HTTP response from a ListTaskFilesWithResponse call
 func ParseListTaskFilesResponse(rsp *http.Response) (*ListTaskFilesResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -19659,6 +20169,42 @@ func ParseListTaskFilesResponse(rsp *http.Response) (*ListTaskFilesResponse, err
 			return nil, err
 		}
 		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetTaskGraphResponse parses an HTTP response from a GetTaskGraphWithResponse call
+func ParseGetTaskGraphResponse(rsp *http.Response) (*GetTaskGraphResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTaskGraphResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TaskGraph
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/plain) unsupported
 
 	}
 

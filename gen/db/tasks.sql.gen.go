@@ -662,6 +662,62 @@ func (q *Queries) ListTaskFiles(ctx context.Context, arg ListTaskFilesParams) ([
 	return items, nil
 }
 
+const listTaskGraph = `-- name: ListTaskGraph :many
+
+SELECT t.id, t.slug, t.name, t.path, t.status, t.scope, t.risk, t.impact, t.unmet_count, coalesce(d.ids, '{}')::uuid[] AS depends_on
+FROM tasks t
+LEFT JOIN (SELECT e.dependent_task_id, array_agg(e.depends_on_task_id) AS ids FROM task_dependencies e WHERE e.org_id = current_org_id() AND e.project_id = $1 GROUP BY 1) d
+    ON d.dependent_task_id = t.id
+WHERE t.org_id = current_org_id() AND t.project_id = $1 AND t.archived_at IS NULL
+ORDER BY t.priority_rank DESC, t.downstream_count DESC, t.id
+`
+
+type ListTaskGraphRow struct {
+	ID         uuid.UUID
+	Slug       string
+	Name       string
+	Path       string
+	Status     string
+	Scope      *string
+	Risk       *string
+	Impact     *string
+	UnmetCount int32
+	DependsOn  []uuid.UUID
+}
+
+// The graph -------------------------------------------------------------------------------------------------------
+// All tasks in use with the ids of their prerequisites, in the order in which they would be claimed.
+func (q *Queries) ListTaskGraph(ctx context.Context, projectID uuid.UUID) ([]ListTaskGraphRow, error) {
+	rows, err := q.db.Query(ctx, listTaskGraph, projectID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListTaskGraphRow{}
+	for rows.Next() {
+		var i ListTaskGraphRow
+		if err := rows.Scan(
+			&i.ID,
+			&i.Slug,
+			&i.Name,
+			&i.Path,
+			&i.Status,
+			&i.Scope,
+			&i.Risk,
+			&i.Impact,
+			&i.UnmetCount,
+			&i.DependsOn,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listTaskNotes = `-- name: ListTaskNotes :many
 SELECT n.org_id, n.id, n.project_id, n.task_id, n.account_id, n.session_id, n.body, n.created_at FROM tasks t JOIN task_notes n ON n.org_id = t.org_id AND n.project_id = t.project_id AND n.task_id = t.id
 WHERE t.org_id = current_org_id() AND t.id = $1 AND n.id > $2

@@ -94,7 +94,9 @@ func (h *hub) files(t testing.TB, project string) map[string]string {
 	}
 }
 
-func file(slug, more string) string { return "---\nid: " + slug + "\nname: " + slug + "\n" + more + "---\nBody of " + slug + "\n" }
+func file(slug, more string) string {
+	return "---\nid: " + slug + "\nname: " + slug + "\n" + more + "---\nBody of " + slug + "\n"
+}
 
 func TestC07_SyncFromBeginningToEnd(t *testing.T) {
 	t.Parallel()

@@ -179,3 +179,15 @@ FROM task_details t
 WHERE t.org_id = current_org_id() AND t.project_id = @project_id AND t.slug > @after_slug AND t.archived_at IS NULL
 ORDER BY t.slug
 LIMIT @row_limit;
+
+
+-- The graph -------------------------------------------------------------------------------------------------------
+
+-- name: ListTaskGraph :many
+-- All tasks in use with the ids of their prerequisites, in the order in which they would be claimed.
+SELECT t.id, t.slug, t.name, t.path, t.status, t.scope, t.risk, t.impact, t.unmet_count, coalesce(d.ids, '{}')::uuid[] AS depends_on
+FROM tasks t
+LEFT JOIN (SELECT e.dependent_task_id, array_agg(e.depends_on_task_id) AS ids FROM task_dependencies e WHERE e.org_id = current_org_id() AND e.project_id = @project_id GROUP BY 1) d
+    ON d.dependent_task_id = t.id
+WHERE t.org_id = current_org_id() AND t.project_id = @project_id AND t.archived_at IS NULL
+ORDER BY t.priority_rank DESC, t.downstream_count DESC, t.id;
