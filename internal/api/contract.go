@@ -32,6 +32,11 @@ const authenticateFirst = 64 << 10
 
 func init() {
 	openapi3.DefineStringFormatValidator("uuid", openapi3.NewRegexpFormatValidator(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`))
+	// What time.Time reads: it knows no leap seconds.
+	openapi3.DefineStringFormatValidator("date-time", openapi3.NewCallbackValidator(func(text string) error {
+		_, err := time.Parse(time.RFC3339, text)
+		return err
+	}))
 }
 
 // operation is what the contract says of one method of one path, ready for use.
@@ -138,10 +143,10 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 				if caller.KeyHash, err = bearer(r.Header); err != nil {
 					return err
 				}
-				if err := s.limits.take(c, caller); err != nil {
+				defer func() { s.limits.learn(caller, err) }()
+				if err := s.limit(ctx, c, caller); err != nil {
 					return err
 				}
-				defer func() { s.limits.learn(caller, err) }()
 				ctx = store.WithCaller(ctx, caller)
 			}
 			r = r.WithContext(ctx)

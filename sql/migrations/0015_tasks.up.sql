@@ -58,7 +58,6 @@ CREATE TABLE tasks (
     created_at       timestamptz NOT NULL DEFAULT now(),
     updated_at       timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT tasks_pkey PRIMARY KEY (org_id, id),
-    CONSTRAINT tasks_project_id_id_key UNIQUE (org_id, project_id, id),
     CONSTRAINT tasks_slug_key UNIQUE (org_id, project_id, slug),
     CONSTRAINT tasks_project_id_fkey FOREIGN KEY (org_id, project_id) REFERENCES projects (org_id, id) ON DELETE RESTRICT,
     CONSTRAINT tasks_id_version_check CHECK (is_uuidv7(id)),
@@ -92,7 +91,6 @@ COMMENT ON COLUMN tasks.downstream_count IS 'X04: tasks that wait for this one, 
 COMMENT ON COLUMN tasks.priority_rank IS 'X04: what the ready set is ordered by: 4 critical, 3 high, 2 medium or not assessed, 1 low.';
 COMMENT ON COLUMN tasks.metadata IS 'W01: opaque, one object per subsystem.';
 COMMENT ON COLUMN tasks.revision IS 'Counts changes of everything but the counts: the ETag.';
-COMMENT ON CONSTRAINT tasks_project_id_id_key ON tasks IS 'C09, S13: what dependencies, notes and mappings refer to, so that a task''s project is theirs.';
 COMMENT ON CONSTRAINT tasks_project_id_fkey ON tasks IS 'S13. Indexed by tasks_project_id_id_key.';
 COMMENT ON CONSTRAINT tasks_id_version_check ON tasks IS 'C02';
 COMMENT ON CONSTRAINT tasks_metadata_check ON tasks IS 'W01';
@@ -100,6 +98,10 @@ COMMENT ON CONSTRAINT tasks_metadata_check ON tasks IS 'W01';
 CREATE INDEX tasks_path_idx ON tasks (org_id, project_id, path, slug);
 CREATE INDEX tasks_ready_idx ON tasks (org_id, project_id, priority_rank DESC, downstream_count DESC, id)
     WHERE status = 'pending' AND unmet_count = 0 AND archived_at IS NULL;
+-- After the other indexes: where PostgreSQL has no statistics yet, as within a large sync, it takes the newest of those that seem equal for
+-- the look-ups of foreign keys, and any other one would be read through for each row.
+ALTER TABLE tasks ADD CONSTRAINT tasks_project_id_id_key UNIQUE (org_id, project_id, id);
+COMMENT ON CONSTRAINT tasks_project_id_id_key ON tasks IS 'C09, S13: what dependencies, notes and mappings refer to, so that a task''s project is theirs.';
 COMMENT ON INDEX tasks_path_idx IS 'W17';
 COMMENT ON INDEX tasks_ready_idx IS 'X04: the ready set, in the order in which it is claimed. The status stands in the predicate: under row-level security enum equality uses no index.';
 
