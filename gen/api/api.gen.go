@@ -1895,22 +1895,6 @@ type VerifyAuditLogParams struct {
 	Platform *bool `form:"platform,omitempty" json:"platform,omitempty"`
 }
 
-// ListMappingsParams defines parameters for ListMappings.
-type ListMappingsParams struct {
-	ProjectId       openapi_types.UUID  `form:"projectId" json:"projectId"`
-	Kind            *MappingKind        `form:"kind,omitempty" json:"kind,omitempty"`
-	Status          *MappingStatus      `form:"status,omitempty" json:"status,omitempty"`
-	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
-	ParentSessionId *openapi_types.UUID `form:"parentSessionId,omitempty" json:"parentSessionId,omitempty"`
-	TaskId          *openapi_types.UUID `form:"taskId,omitempty" json:"taskId,omitempty"`
-
-	// Limit How many items to return at most.
-	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
-
-	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
-	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
-}
-
 // CreateMappingParams defines parameters for CreateMapping.
 type CreateMappingParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
@@ -2016,6 +2000,21 @@ type DeleteProjectParams struct {
 type UpdateProjectParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListMappingsParams defines parameters for ListMappings.
+type ListMappingsParams struct {
+	Kind            *MappingKind        `form:"kind,omitempty" json:"kind,omitempty"`
+	Status          *MappingStatus      `form:"status,omitempty" json:"status,omitempty"`
+	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+	ParentSessionId *openapi_types.UUID `form:"parentSessionId,omitempty" json:"parentSessionId,omitempty"`
+	TaskId          *openapi_types.UUID `form:"taskId,omitempty" json:"taskId,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
 }
 
 // ListTasksParams defines parameters for ListTasks.
@@ -2589,9 +2588,6 @@ type ServerInterface interface {
 	// VerifyAuditLog Verify the audit log
 	// (GET /v1/audit-logs/verification)
 	VerifyAuditLog(ctx echo.Context, params VerifyAuditLogParams) error
-	// ListMappings List a project's mappings
-	// (GET /v1/mappings)
-	ListMappings(ctx echo.Context, params ListMappingsParams) error
 	// CreateMapping Say that a session works for another one
 	// (POST /v1/mappings)
 	CreateMapping(ctx echo.Context, params CreateMappingParams) error
@@ -2652,6 +2648,9 @@ type ServerInterface interface {
 	// UpdateProject Change a project
 	// (PATCH /v1/projects/{projectId})
 	UpdateProject(ctx echo.Context, projectId ProjectId, params UpdateProjectParams) error
+	// ListMappings List a project's mappings
+	// (GET /v1/projects/{projectId}/mappings)
+	ListMappings(ctx echo.Context, projectId ProjectId, params ListMappingsParams) error
 	// ListTasks List a project's tasks
 	// (GET /v1/projects/{projectId}/tasks)
 	ListTasks(ctx echo.Context, projectId ProjectId, params ListTasksParams) error
@@ -3524,73 +3523,6 @@ func (w *ServerInterfaceWrapper) VerifyAuditLog(ctx echo.Context) error {
 	return err
 }
 
-// ListMappings converts echo context to params.
-func (w *ServerInterfaceWrapper) ListMappings(ctx echo.Context) error {
-	var err error
-
-	// Parameter object where we will unmarshal all parameters from the context
-	var params ListMappingsParams
-	// ------------- Required query parameter "projectId" -------------
-
-	err = runtime.BindQueryParameterWithOptions("form", true, true, "projectId", ctx.QueryParams(), &params.ProjectId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
-	if err != nil {
-		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
-	}
-
-	// ------------- Optional query parameter "kind" -------------
-
-	err = runtime.BindQueryParameterWithOptions("form", true, false, "kind", ctx.QueryParams(), &params.Kind, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
-	if err != nil {
-		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter kind: %s", err))
-	}
-
-	// ------------- Optional query parameter "status" -------------
-
-	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", ctx.QueryParams(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
-	if err != nil {
-		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter status: %s", err))
-	}
-
-	// ------------- Optional query parameter "sessionId" -------------
-
-	err = runtime.BindQueryParameterWithOptions("form", true, false, "sessionId", ctx.QueryParams(), &params.SessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
-	if err != nil {
-		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
-	}
-
-	// ------------- Optional query parameter "parentSessionId" -------------
-
-	err = runtime.BindQueryParameterWithOptions("form", true, false, "parentSessionId", ctx.QueryParams(), &params.ParentSessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
-	if err != nil {
-		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter parentSessionId: %s", err))
-	}
-
-	// ------------- Optional query parameter "taskId" -------------
-
-	err = runtime.BindQueryParameterWithOptions("form", true, false, "taskId", ctx.QueryParams(), &params.TaskId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
-	if err != nil {
-		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
-	}
-
-	// ------------- Optional query parameter "limit" -------------
-
-	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
-	if err != nil {
-		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
-	}
-
-	// ------------- Optional query parameter "cursor" -------------
-
-	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
-	if err != nil {
-		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
-	}
-
-	// Invoke the callback with all the unmarshaled arguments
-	err = w.Handler.ListMappings(ctx, params)
-	return err
-}
-
 // CreateMapping converts echo context to params.
 func (w *ServerInterfaceWrapper) CreateMapping(ctx echo.Context) error {
 	var err error
@@ -4161,6 +4093,73 @@ func (w *ServerInterfaceWrapper) UpdateProject(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.UpdateProject(ctx, projectId, params)
+	return err
+}
+
+// ListMappings converts echo context to params.
+func (w *ServerInterfaceWrapper) ListMappings(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListMappingsParams
+	// ------------- Optional query parameter "kind" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "kind", ctx.QueryParams(), &params.Kind, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter kind: %s", err))
+	}
+
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", ctx.QueryParams(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter status: %s", err))
+	}
+
+	// ------------- Optional query parameter "sessionId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sessionId", ctx.QueryParams(), &params.SessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Optional query parameter "parentSessionId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "parentSessionId", ctx.QueryParams(), &params.ParentSessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter parentSessionId: %s", err))
+	}
+
+	// ------------- Optional query parameter "taskId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "taskId", ctx.QueryParams(), &params.TaskId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListMappings(ctx, projectId, params)
 	return err
 }
 
@@ -5473,7 +5472,6 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/audit-logs", wrapper.ListAuditLogs, options.OperationMiddlewares["listAuditLogs"]...)
 	router.GET(options.BaseURL+"/v1/audit-logs/export", wrapper.ExportAuditLogs, options.OperationMiddlewares["exportAuditLogs"]...)
 	router.GET(options.BaseURL+"/v1/audit-logs/verification", wrapper.VerifyAuditLog, options.OperationMiddlewares["verifyAuditLog"]...)
-	router.GET(options.BaseURL+"/v1/mappings", wrapper.ListMappings, options.OperationMiddlewares["listMappings"]...)
 	router.POST(options.BaseURL+"/v1/mappings", wrapper.CreateMapping, options.OperationMiddlewares["createMapping"]...)
 	router.GET(options.BaseURL+"/v1/mappings/:mappingId", wrapper.GetMapping, options.OperationMiddlewares["getMapping"]...)
 	router.POST(options.BaseURL+"/v1/mappings/:mappingId/end", wrapper.EndMapping, options.OperationMiddlewares["endMapping"]...)
@@ -5494,6 +5492,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.DELETE(options.BaseURL+"/v1/projects/:projectId", wrapper.DeleteProject, options.OperationMiddlewares["deleteProject"]...)
 	router.GET(options.BaseURL+"/v1/projects/:projectId", wrapper.GetProject, options.OperationMiddlewares["getProject"]...)
 	router.PATCH(options.BaseURL+"/v1/projects/:projectId", wrapper.UpdateProject, options.OperationMiddlewares["updateProject"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/mappings", wrapper.ListMappings, options.OperationMiddlewares["listMappings"]...)
 	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks", wrapper.ListTasks, options.OperationMiddlewares["listTasks"]...)
 	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks", wrapper.CreateTask, options.OperationMiddlewares["createTask"]...)
 	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks/claim", wrapper.ClaimNextTask, options.OperationMiddlewares["claimNextTask"]...)
@@ -6555,45 +6554,6 @@ func (response VerifyAuditLogdefaultApplicationProblemPlusJSONResponse) VisitVer
 	return err
 }
 
-type ListMappingsRequestObject struct {
-	Params ListMappingsParams
-}
-
-type ListMappingsResponseObject interface {
-	VisitListMappingsResponse(w http.ResponseWriter) error
-}
-
-type ListMappings200JSONResponse MappingPage
-
-func (response ListMappings200JSONResponse) VisitListMappingsResponse(w http.ResponseWriter) error {
-
-	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response); err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(200)
-	_, err := buf.WriteTo(w)
-	return err
-}
-
-type ListMappingsdefaultApplicationProblemPlusJSONResponse struct {
-	Body       Problem
-	StatusCode int
-}
-
-func (response ListMappingsdefaultApplicationProblemPlusJSONResponse) VisitListMappingsResponse(w http.ResponseWriter) error {
-
-	var buf bytes.Buffer
-	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
-		return err
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(response.StatusCode)
-	_, err := buf.WriteTo(w)
-	return err
-}
-
 type CreateMappingRequestObject struct {
 	Params CreateMappingParams
 	Body   *CreateMappingJSONRequestBody
@@ -7473,6 +7433,46 @@ type UpdateProjectdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response UpdateProjectdefaultApplicationProblemPlusJSONResponse) VisitUpdateProjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListMappingsRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    ListMappingsParams
+}
+
+type ListMappingsResponseObject interface {
+	VisitListMappingsResponse(w http.ResponseWriter) error
+}
+
+type ListMappings200JSONResponse MappingPage
+
+func (response ListMappings200JSONResponse) VisitListMappingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListMappingsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListMappingsdefaultApplicationProblemPlusJSONResponse) VisitListMappingsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -9266,9 +9266,6 @@ type StrictServerInterface interface {
 	// VerifyAuditLog Verify the audit log
 	// (GET /v1/audit-logs/verification)
 	VerifyAuditLog(ctx context.Context, request VerifyAuditLogRequestObject) (VerifyAuditLogResponseObject, error)
-	// ListMappings List a project's mappings
-	// (GET /v1/mappings)
-	ListMappings(ctx context.Context, request ListMappingsRequestObject) (ListMappingsResponseObject, error)
 	// CreateMapping Say that a session works for another one
 	// (POST /v1/mappings)
 	CreateMapping(ctx context.Context, request CreateMappingRequestObject) (CreateMappingResponseObject, error)
@@ -9329,6 +9326,9 @@ type StrictServerInterface interface {
 	// UpdateProject Change a project
 	// (PATCH /v1/projects/{projectId})
 	UpdateProject(ctx context.Context, request UpdateProjectRequestObject) (UpdateProjectResponseObject, error)
+	// ListMappings List a project's mappings
+	// (GET /v1/projects/{projectId}/mappings)
+	ListMappings(ctx context.Context, request ListMappingsRequestObject) (ListMappingsResponseObject, error)
 	// ListTasks List a project's tasks
 	// (GET /v1/projects/{projectId}/tasks)
 	ListTasks(ctx context.Context, request ListTasksRequestObject) (ListTasksResponseObject, error)
@@ -10131,31 +10131,6 @@ func (sh *strictHandler) VerifyAuditLog(ctx echo.Context, params VerifyAuditLogP
 	return nil
 }
 
-// ListMappings operation middleware
-func (sh *strictHandler) ListMappings(ctx echo.Context, params ListMappingsParams) error {
-	var request ListMappingsRequestObject
-
-	request.Params = params
-
-	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
-		return sh.ssi.ListMappings(ctx.Request().Context(), request.(ListMappingsRequestObject))
-	}
-	for _, middleware := range sh.middlewares {
-		handler = middleware(handler, "ListMappings")
-	}
-
-	response, err := handler(ctx, request)
-
-	if err != nil {
-		return err
-	} else if validResponse, ok := response.(ListMappingsResponseObject); ok {
-		return validResponse.VisitListMappingsResponse(ctx.Response())
-	} else if response != nil {
-		return fmt.Errorf("unexpected response type: %T", response)
-	}
-	return nil
-}
-
 // CreateMapping operation middleware
 func (sh *strictHandler) CreateMapping(ctx echo.Context, params CreateMappingParams) error {
 	var request CreateMappingRequestObject
@@ -10863,6 +10838,32 @@ func (sh *strictHandler) UpdateProject(ctx echo.Context, projectId ProjectId, pa
 		return err
 	} else if validResponse, ok := response.(UpdateProjectResponseObject); ok {
 		return validResponse.VisitUpdateProjectResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListMappings operation middleware
+func (sh *strictHandler) ListMappings(ctx echo.Context, projectId ProjectId, params ListMappingsParams) error {
+	var request ListMappingsRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListMappings(ctx.Request().Context(), request.(ListMappingsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListMappings")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListMappingsResponseObject); ok {
+		return validResponse.VisitListMappingsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -585,6 +585,35 @@ func (q *Queries) ListDependencies(ctx context.Context, arg ListDependenciesPara
 	return items, nil
 }
 
+const listDependencyEdges = `-- name: ListDependencyEdges :many
+SELECT dependent_task_id, depends_on_task_id FROM task_dependencies WHERE org_id = current_org_id() AND project_id = $1
+`
+
+type ListDependencyEdgesRow struct {
+	DependentTaskID uuid.UUID
+	DependsOnTaskID uuid.UUID
+}
+
+func (q *Queries) ListDependencyEdges(ctx context.Context, projectID uuid.UUID) ([]ListDependencyEdgesRow, error) {
+	rows, err := q.db.Query(ctx, listDependencyEdges, projectID)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []ListDependencyEdgesRow{}
+	for rows.Next() {
+		var i ListDependencyEdgesRow
+		if err := rows.Scan(&i.DependentTaskID, &i.DependsOnTaskID); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listTaskFiles = `-- name: ListTaskFiles :many
 SELECT t.id, t.slug, t.name, t.path, t.status, t.scope, t.risk, t.impact, t.level, t.priority, t.tags, t.assignee, t.due, t.body, t.file_created_at, t.file_modified_at, t.frontmatter, t.base, t.depends_on
 FROM task_details t
@@ -664,12 +693,10 @@ func (q *Queries) ListTaskFiles(ctx context.Context, arg ListTaskFilesParams) ([
 
 const listTaskGraph = `-- name: ListTaskGraph :many
 
-SELECT t.id, t.slug, t.name, t.path, t.status, t.scope, t.risk, t.impact, t.unmet_count, coalesce(d.ids, '{}')::uuid[] AS depends_on
-FROM tasks t
-LEFT JOIN (SELECT e.dependent_task_id, array_agg(e.depends_on_task_id) AS ids FROM task_dependencies e WHERE e.org_id = current_org_id() AND e.project_id = $1 GROUP BY 1) d
-    ON d.dependent_task_id = t.id
-WHERE t.org_id = current_org_id() AND t.project_id = $1 AND t.archived_at IS NULL
-ORDER BY t.priority_rank DESC, t.downstream_count DESC, t.id
+SELECT id, slug, name, path, status, scope, risk, impact, unmet_count
+FROM tasks
+WHERE org_id = current_org_id() AND project_id = $1 AND archived_at IS NULL
+ORDER BY priority_rank DESC, downstream_count DESC, id
 `
 
 type ListTaskGraphRow struct {
@@ -682,11 +709,10 @@ type ListTaskGraphRow struct {
 	Risk       *string
 	Impact     *string
 	UnmetCount int32
-	DependsOn  []uuid.UUID
 }
 
 // The graph -------------------------------------------------------------------------------------------------------
-// All tasks in use with the ids of their prerequisites, in the order in which they would be claimed.
+// All tasks in use, in the order in which they would be claimed.
 func (q *Queries) ListTaskGraph(ctx context.Context, projectID uuid.UUID) ([]ListTaskGraphRow, error) {
 	rows, err := q.db.Query(ctx, listTaskGraph, projectID)
 	if err != nil {
@@ -706,7 +732,6 @@ func (q *Queries) ListTaskGraph(ctx context.Context, projectID uuid.UUID) ([]Lis
 			&i.Risk,
 			&i.Impact,
 			&i.UnmetCount,
-			&i.DependsOn,
 		); err != nil {
 			return nil, err
 		}
@@ -908,11 +933,8 @@ func (q *Queries) ListTasks(ctx context.Context, arg ListTasksParams) ([]TaskDet
 
 const listTasksForSync = `-- name: ListTasksForSync :many
 SELECT t.id, t.slug, t.name, t.path, t.scope, t.risk, t.impact, t.level, t.priority, t.tags, t.assignee, t.due, encode(sha256(convert_to(t.body, 'UTF8')), 'hex')::text AS body_hash,
-       t.file_created_at, t.file_modified_at, t.frontmatter, t.base, (t.archived_at IS NOT NULL)::boolean AS archived,
-       ARRAY(SELECT p.slug FROM task_dependencies d JOIN tasks p ON p.org_id = d.org_id AND p.id = d.depends_on_task_id
-             WHERE d.org_id = t.org_id AND d.project_id = t.project_id AND d.dependent_task_id = t.id ORDER BY p.slug)::text[] AS depends_on
+       t.file_created_at, t.file_modified_at, t.frontmatter, t.base, (t.archived_at IS NOT NULL)::boolean AS archived
 FROM tasks t WHERE t.org_id = current_org_id() AND t.project_id = $1
-ORDER BY t.slug
 `
 
 type ListTasksForSyncRow struct {
@@ -934,10 +956,9 @@ type ListTasksForSyncRow struct {
 	Frontmatter    *string
 	Base           json.RawMessage
 	Archived       bool
-	DependsOn      []string
 }
 
-// What sync compares: bodies as their hashes.
+// What sync compares: bodies as their hashes. The dependencies are asked for beside it: a join would be planned badly while a large sync is new.
 func (q *Queries) ListTasksForSync(ctx context.Context, projectID uuid.UUID) ([]ListTasksForSyncRow, error) {
 	rows, err := q.db.Query(ctx, listTasksForSync, projectID)
 	if err != nil {
@@ -966,7 +987,6 @@ func (q *Queries) ListTasksForSync(ctx context.Context, projectID uuid.UUID) ([]
 			&i.Frontmatter,
 			&i.Base,
 			&i.Archived,
-			&i.DependsOn,
 		); err != nil {
 			return nil, err
 		}

@@ -46,8 +46,8 @@ func (s *Server) GetMapping(ctx context.Context, r api.GetMappingRequestObject) 
 
 // ListMappings implements the contract's operation.
 func (s *Server) ListMappings(ctx context.Context, r api.ListMappingsRequestObject) (api.ListMappingsResponseObject, error) {
-	limit, filters := pageSize(r.Params.Limit), r.Params
-	filters.Limit, filters.Cursor = nil, nil
+	limit, filters := pageSize(r.Params.Limit), r
+	filters.Params.Limit, filters.Params.Cursor = nil, nil
 	before, found, err := after[uuid.UUID](r.Params.Cursor, filters)
 	if err != nil {
 		return nil, err
@@ -56,11 +56,16 @@ func (s *Server) ListMappings(ctx context.Context, r api.ListMappingsRequestObje
 		before = uuid.Max
 	}
 	rows, err := s.db.ListMappings(ctx, db.ListMappingsParams{
-		ProjectID: r.Params.ProjectId, BeforeID: before, RowLimit: limit + 1, Kind: (*string)(r.Params.Kind), Status: (*string)(r.Params.Status),
+		ProjectID: r.ProjectId, BeforeID: before, RowLimit: limit + 1, Kind: (*string)(r.Params.Kind), Status: (*string)(r.Params.Status),
 		SessionID: r.Params.SessionId, ParentSessionID: r.Params.ParentSessionId, TaskID: r.Params.TaskId,
 	})
 	if err != nil {
 		return nil, err
+	}
+	if len(rows) == 0 { // no mapping, or no project
+		if _, err := s.db.GetProject(ctx, r.ProjectId); err != nil {
+			return nil, missing("project", err)
+		}
 	}
 	rows, cursor := next(rows, limit, filters, func(m db.MappingDetail) uuid.UUID { return m.ID })
 	return api.ListMappings200JSONResponse{Items: each(rows, mapping), NextCursor: cursor}, nil

@@ -21,13 +21,13 @@ func TestW20_MappingsFromBeginningToEnd(t *testing.T) {
 
 	task := h.claims(t, p, h.newTask(t, p, "a", "").ID)
 	for query, want := range map[string]int{
-		"": 2, "&kind=assignment": 1, "&kind=delegation": 1, "&status=active": 2, "&status=failed": 0, "&sessionId=" + child: 1, "&parentSessionId=" + parent: 1, "&parentSessionId=" + child: 0, "&taskId=" + task.ID: 1,
+		"": 2, "kind=assignment": 1, "kind=delegation": 1, "status=active": 2, "status=failed": 0, "sessionId=" + child: 1, "parentSessionId=" + parent: 1, "parentSessionId=" + child: 0, "taskId=" + task.ID: 1,
 	} {
-		if got := len(h.page(t, h.admin, "/v1/mappings?projectId="+p+query, "id").values); got != want {
+		if got := len(h.page(t, h.admin, "/v1/projects/"+p+"/mappings?"+query, "id").values); got != want {
 			t.Errorf("%s: %d, want %d", query, got, want)
 		}
 	}
-	h.do(t, "GET", "/v1/mappings", nil).refused(t, 400, "invalid_request", "query:projectId")
+	h.do(t, "GET", "/v1/projects/"+parent+"/mappings", nil).refused(t, 404, "project_not_found")
 
 	// A coordinator ends an assignment: the task moves with it.
 	end := "/v1/mappings/" + task.Claim.MappingID + "/end"

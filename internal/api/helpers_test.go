@@ -101,6 +101,25 @@ func allScopes(t testing.TB) []string {
 // family is what most operations are about: a project, a session in it and a message in that.
 type family struct {
 	project, emptyProject, session, message string
+	task, waiting, delegation, coordinator  string
+	held                                    map[string]held // a task for each operation that needs one in a certain state
+}
+
+// held is a task in progress, and its claim.
+type held struct{ task, mapping string }
+
+// ids are all of them.
+func (f family) ids() []string {
+	all := []string{f.project, f.emptyProject, f.session, f.message, f.task, f.waiting, f.delegation, f.coordinator}
+	for _, h := range f.held {
+		all = append(all, h.task, h.mapping)
+	}
+	return all
+}
+
+// mentions says whether the text holds one of the ids.
+func (f family) mentions(text string) bool {
+	return slices.ContainsFunc(f.ids(), func(id string) bool { return strings.Contains(text, id) })
 }
 
 // newFamily makes one as this caller, whose key needs *.
@@ -114,6 +133,24 @@ func (h *hub) newFamily(t testing.TB, c caller) family {
 	var list struct{ Items []struct{ ID string } }
 	create("/v1/sessions/"+f.session+"/messages", `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"hello"}}]}]}`).into(t, &list)
 	f.message = list.Items[0].ID
+	id := func() string { return uuid.Must(uuid.NewV7()).String() }
+	f.task, f.waiting, f.delegation = id(), id(), id()
+	h.exec(t, `INSERT INTO tasks (org_id, id, project_id, slug, name, path) SELECT org_id, unnest($2::uuid[]), id, unnest('{task,waiting}'::text[]), 't', 't.md' FROM projects WHERE id = $1`, f.project, []string{f.task, f.waiting})
+	h.exec(t, `INSERT INTO task_dependencies (org_id, project_id, dependent_task_id, depends_on_task_id) SELECT org_id, id, $3::uuid, $2::uuid FROM projects WHERE id = $1`, f.project, f.task, f.waiting)
+	var sessions, tasks, mappings []string
+	f.held = map[string]held{}
+	for _, verb := range []string{"heartbeat", "release", "complete", "fail", "block", "unblock", "reopen", "end", "delete"} {
+		f.held[verb] = held{id(), id()}
+		sessions, tasks, mappings = append(sessions, id()), append(tasks, f.held[verb].task), append(mappings, f.held[verb].mapping)
+	}
+	f.coordinator = sessions[1]
+	h.exec(t, `INSERT INTO sessions (org_id, id, project_id) SELECT org_id, unnest($2::uuid[]), id FROM projects WHERE id = $1`, f.project, sessions)
+	h.exec(t, `INSERT INTO tasks (org_id, id, project_id, slug, name, path) SELECT org_id, t, id, t, 't', 't.md' FROM projects, unnest($2::uuid[]) t WHERE id = $1`, f.project, tasks)
+	h.exec(t, `INSERT INTO mappings (org_id, id, kind, project_id, session_id, task_id, lease_seconds) SELECT org_id, m, 'assignment', id, s, t, 300 FROM projects, unnest($2::uuid[], $3::uuid[], $4::uuid[]) u(s, t, m) WHERE id = $1`, f.project, sessions, tasks, mappings)
+	h.exec(t, `INSERT INTO mappings (org_id, id, kind, project_id, session_id, parent_session_id) SELECT org_id, $2::uuid, 'delegation', id, $3::uuid, $4::uuid FROM projects WHERE id = $1`, f.project, f.delegation, sessions[0], f.session)
+	h.exec(t, `UPDATE mappings SET status = 'completed' WHERE id = $1`, f.held["reopen"].mapping)
+	h.exec(t, `UPDATE mappings SET status = 'aborted' WHERE id = $1`, f.held["unblock"].mapping)
+	h.exec(t, `UPDATE tasks SET status = 'blocked' WHERE id = $1`, f.held["unblock"].task)
 	return f
 }
 
@@ -138,7 +175,10 @@ func (f family) samples() map[string]sample {
 		plain = "application/json"
 		merge = "application/merge-patch+json"
 	)
-	session := "/v1/sessions/" + f.session
+	session, tasks, task := "/v1/sessions/"+f.session, "/v1/projects/"+f.project+"/tasks", "/v1/tasks/"+f.task
+	verb := func(name string) sample {
+		return sample{"POST", "/v1/tasks/" + f.held[name].task + "/" + name, plain, `{"mappingId":"` + f.held[name].mapping + `"}`, 200}
+	}
 	return map[string]sample{
 		"getHealth":    {"GET", "/healthz", "", "", 200},
 		"getReadiness": {"GET", "/readyz", "", "", 200},
@@ -150,16 +190,47 @@ func (f family) samples() map[string]sample {
 		"updateProject": {"PATCH", "/v1/projects/" + f.project, merge, `{"name":"changed"}`, 200},
 		"deleteProject": {"DELETE", "/v1/projects/" + f.emptyProject, "", "", 204},
 
-		"createSession": {"POST", "/v1/sessions", plain, `{"projectId":"` + f.project + `","parentId":"` + f.session + `"}`, 201},
-		"listSessions":  {"GET", "/v1/sessions", "", "", 200},
-		"getSession":    {"GET", session, "", "", 200},
-		"updateSession": {"PATCH", session, merge, `{"title":"changed"}`, 200},
-		"deleteSession": {"DELETE", session, "", "", 204},
-		"importSession": {"POST", "/v1/sessions/import?projectId=" + f.project, plain, export{id: "ses_" + uuid.NewString()}.String(), 201},
-		"exportSession": {"GET", session + "/export", "", "", 200},
-		"appendMessage": {"POST", session + "/messages", plain, `{"messages":[{"role":"user"}]}`, 201},
-		"listMessages":  {"GET", session + "/messages", "", "", 200},
-		"getMessage":    {"GET", session + "/messages/" + f.message, "", "", 200},
+		"createSession":         {"POST", "/v1/sessions", plain, `{"projectId":"` + f.project + `","parentId":"` + f.session + `"}`, 201},
+		"listSessions":          {"GET", "/v1/sessions", "", "", 200},
+		"getSession":            {"GET", session, "", "", 200},
+		"updateSession":         {"PATCH", session, merge, `{"title":"changed"}`, 200},
+		"deleteSession":         {"DELETE", session, "", "", 204},
+		"importSession":         {"POST", "/v1/sessions/import?projectId=" + f.project, plain, export{id: "ses_" + uuid.NewString()}.String(), 201},
+		"exportSession":         {"GET", session + "/export", "", "", 200},
+		"appendMessage":         {"POST", session + "/messages", plain, `{"messages":[{"role":"user"}]}`, 201},
+		"listMessages":          {"GET", session + "/messages", "", "", 200},
+		"createTask":            {"POST", tasks, plain, `{"slug":"` + uuid.NewString() + `","name":"sample","dependsOn":["task"]}`, 201},
+		"listTasks":             {"GET", tasks, "", "", 200},
+		"claimNextTask":         {"POST", tasks + "/claim", plain, `{"sessionId":"` + f.session + `","pathPrefix":"nowhere/"}`, 204},
+		"syncTasks":             {"POST", tasks + "/sync", plain, `{"files":[{"path":"synced.md","text":"---\nid: synced\nname: synced\n---\n"}]}`, 200},
+		"listTaskFiles":         {"GET", tasks + "/files", "", "", 200},
+		"getTaskGraph":          {"GET", tasks + "/graph", "", "", 200},
+		"getTaskCosts":          {"GET", tasks + "/costs", "", "", 200},
+		"getTask":               {"GET", task, "", "", 200},
+		"updateTask":            {"PATCH", task, merge, `{"name":"changed"}`, 200},
+		"deleteTask":            {"DELETE", "/v1/tasks/" + f.held["delete"].task, "", "", 204},
+		"claimTask":             {"POST", task + "/claim", plain, `{"sessionId":"` + f.session + `"}`, 200},
+		"heartbeatClaim":        verb("heartbeat"),
+		"releaseTask":           verb("release"),
+		"completeTask":          verb("complete"),
+		"failTask":              verb("fail"),
+		"blockTask":             verb("block"),
+		"unblockTask":           {"POST", "/v1/tasks/" + f.held["unblock"].task + "/unblock", plain, `{}`, 200},
+		"reopenTask":            {"POST", "/v1/tasks/" + f.held["reopen"].task + "/reopen", plain, `{}`, 200},
+		"listTaskStatusChanges": {"GET", task + "/status-changes", "", "", 200},
+		"listDependencies":      {"GET", task + "/dependencies", "", "", 200},
+		"addDependency":         {"POST", "/v1/tasks/" + f.held["unblock"].task + "/dependencies", plain, `{"dependsOnTaskId":"` + f.task + `"}`, 201},
+		"removeDependency":      {"DELETE", "/v1/tasks/" + f.waiting + "/dependencies/" + f.task, "", "", 204},
+		"addTaskNote":           {"POST", "/v1/tasks/" + f.waiting + "/notes", plain, `{"body":"sample"}`, 201},
+		"listTaskNotes":         {"GET", task + "/notes", "", "", 200},
+		"getTaskDocument":       {"GET", task + "/document", "", "", 200},
+
+		"createMapping": {"POST", "/v1/mappings", plain, `{"sessionId":"` + f.session + `","parentSessionId":"` + f.coordinator + `"}`, 201},
+		"listMappings":  {"GET", "/v1/projects/" + f.project + "/mappings", "", "", 200},
+		"getMapping":    {"GET", "/v1/mappings/" + f.delegation, "", "", 200},
+		"endMapping":    {"POST", "/v1/mappings/" + f.held["end"].mapping + "/end", plain, `{"status":"failed"}`, 200},
+
+		"getMessage": {"GET", session + "/messages/" + f.message, "", "", 200},
 	}
 }
 

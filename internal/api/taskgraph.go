@@ -12,23 +12,38 @@ import (
 	"github.com/alkdev/hub/internal/taskgraph"
 )
 
+// graphRow is a task with its prerequisites, those that were put aside too.
+type graphRow struct {
+	db.ListTaskGraphRow
+	DependsOn []uuid.UUID
+}
+
 // graphOf reads a project's tasks, and orders those whose path begins with the prefix. The rows are in the order of claims; the map has all.
-func (s *Server) graphOf(ctx context.Context, project uuid.UUID, prefix *string) ([]db.ListTaskGraphRow, *taskgraph.Graph, map[uuid.UUID]db.ListTaskGraphRow, error) {
-	rows, err := s.db.ListTaskGraph(ctx, project)
+func (s *Server) graphOf(ctx context.Context, project uuid.UUID, prefix *string) ([]graphRow, *taskgraph.Graph, map[uuid.UUID]graphRow, error) {
+	found, err := s.db.ListTaskGraph(ctx, project)
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	edges, err := s.db.ListDependencyEdges(ctx, project)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	dependsOn := map[uuid.UUID][]uuid.UUID{}
+	for _, e := range edges {
+		dependsOn[e.DependentTaskID] = append(dependsOn[e.DependentTaskID], e.DependsOnTaskID)
+	}
+	rows := each(found, func(row db.ListTaskGraphRow) graphRow { return graphRow{row, dependsOn[row.ID]} })
 	if len(rows) == 0 {
 		if _, err := s.db.GetProject(ctx, project); err != nil {
 			return nil, nil, nil, missing("project", err)
 		}
 	}
-	byID := make(map[uuid.UUID]db.ListTaskGraphRow, len(rows))
+	byID := make(map[uuid.UUID]graphRow, len(rows))
 	for _, row := range rows {
 		byID[row.ID] = row
 	}
 	if prefix != nil {
-		rows = slices.DeleteFunc(rows, func(row db.ListTaskGraphRow) bool { return !strings.HasPrefix(row.Path, *prefix) })
+		rows = slices.DeleteFunc(rows, func(row graphRow) bool { return !strings.HasPrefix(row.Path, *prefix) })
 	}
 	tasks := make([]taskgraph.Task, len(rows))
 	for i, row := range rows {
@@ -43,7 +58,7 @@ func (s *Server) graphOf(ctx context.Context, project uuid.UUID, prefix *string)
 	return rows, graph, byID, err
 }
 
-// GetTaskGraph implements the contract's operation: one query, and one pass for each answer.
+// GetTaskGraph implements the contract's operation: two queries, and one pass for each answer.
 func (s *Server) GetTaskGraph(ctx context.Context, r api.GetTaskGraphRequestObject) (api.GetTaskGraphResponseObject, error) {
 	rows, graph, byID, err := s.graphOf(ctx, r.ProjectId, r.Params.PathPrefix)
 	if err != nil {

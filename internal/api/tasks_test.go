@@ -302,7 +302,7 @@ func TestW11_WorkOnATask(t *testing.T) {
 	var mappings struct {
 		Items []struct{ ID, Kind, Status, TaskSlug, Reason string }
 	}
-	h.do(t, "GET", "/v1/mappings?projectId="+p+"&taskId="+first.ID, nil).wants(t, 200).into(t, &mappings)
+	h.do(t, "GET", "/v1/projects/"+p+"/mappings?taskId="+first.ID, nil).wants(t, 200).into(t, &mappings)
 	steps = nil
 	for _, m := range mappings.Items {
 		steps = append(steps, m.Kind+":"+m.TaskSlug+":"+m.Status)

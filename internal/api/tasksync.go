@@ -34,11 +34,9 @@ func (s *Server) SyncTasks(ctx context.Context, r api.SyncTasksRequestObject) (a
 		},
 	}
 	run.parse(r.Body.Files)
-	rows, err := s.db.ListTasksForSync(ctx, r.ProjectId)
-	if err != nil {
+	if err := run.read(ctx, s.db); err != nil {
 		return nil, err
 	}
-	run.take(rows)
 	run.judgeDependencies()
 	if dry := deref(r.Body.DryRun); dry || len(run.report.Errors) > 0 && !run.keepGoing || !run.plan() {
 		if dry && (len(run.report.Errors) == 0 || run.keepGoing) {
@@ -58,9 +56,9 @@ type taskSync struct {
 	project                    uuid.UUID
 	prune, keepGoing, fileWins bool
 
-	files   map[string]*fileTask              // by slug; those with errors are not among them
-	refused map[string]bool                   // slugs and paths of files with errors: what they stand for is not pruned
-	rows    map[string]db.ListTasksForSyncRow // by slug
+	files   map[string]*fileTask // by slug; those with errors are not among them
+	refused map[string]bool      // slugs and paths of files with errors: what they stand for is not pruned
+	rows    map[string]syncRow   // by slug
 	report  api.TaskSyncReport
 	creates []*fileTask
 	updates []taskUpdate
@@ -77,7 +75,7 @@ type fileTask struct {
 
 // taskUpdate is what a task becomes.
 type taskUpdate struct {
-	row    db.ListTasksForSyncRow
+	row    syncRow
 	file   *fileTask
 	take   []string // fields that come from the file
 	base   map[string]string
@@ -155,15 +153,41 @@ func outsideLimits(t taskfiles.Task, path string) string {
 	return ""
 }
 
-func (r *taskSync) take(rows []db.ListTasksForSyncRow) {
-	r.rows = make(map[string]db.ListTasksForSyncRow, len(rows))
-	for _, row := range rows {
-		r.rows[row.Slug] = row
+// syncRow is a task with the slugs of its prerequisites.
+type syncRow struct {
+	db.ListTasksForSyncRow
+	DependsOn []string
+}
+
+func (r *taskSync) read(ctx context.Context, q *db.Queries) error {
+	rows, err := q.ListTasksForSync(ctx, r.project)
+	if err != nil {
+		return err
 	}
+	edges, err := q.ListDependencyEdges(ctx, r.project)
+	if err != nil {
+		return err
+	}
+	slugs := make(map[uuid.UUID]string, len(rows))
+	for _, row := range rows {
+		slugs[row.ID] = row.Slug
+	}
+	dependsOn := map[uuid.UUID][]string{}
+	for _, e := range edges {
+		if slug, ok := slugs[e.DependsOnTaskID]; ok {
+			dependsOn[e.DependentTaskID] = append(dependsOn[e.DependentTaskID], slug)
+		}
+	}
+	r.rows = make(map[string]syncRow, len(rows))
+	for _, row := range rows {
+		slices.Sort(dependsOn[row.ID])
+		r.rows[row.Slug] = syncRow{row, dependsOn[row.ID]}
+	}
+	return nil
 }
 
 // pruned says whether a row goes, for want of a file.
-func (r *taskSync) pruned(row db.ListTasksForSyncRow) bool {
+func (r *taskSync) pruned(row syncRow) bool {
 	return r.prune && !row.Archived && r.files[row.Slug] == nil && !r.refused[row.Slug] && !r.refused[row.Path]
 }
 
@@ -236,7 +260,7 @@ func circles(edges map[string][]string) (found [][]string) {
 }
 
 // rowFields are a row's authored fields, as taskfiles spells them.
-func rowFields(row db.ListTasksForSyncRow) map[string]string {
+func rowFields(row syncRow) map[string]string {
 	return map[string]string{
 		"name": row.Name, "path": row.Path, "scope": deref(row.Scope), "risk": deref(row.Risk), "impact": deref(row.Impact), "level": deref(row.Level), "priority": deref(row.Priority),
 		"tags": taskfiles.List(row.Tags), "dependsOn": taskfiles.List(row.DependsOn), "assignee": deref(row.Assignee), "due": deref(row.Due),
@@ -271,7 +295,7 @@ func (r *taskSync) plan() bool {
 }
 
 // merge compares a file with its task and with what both were after the last sync.
-func (r *taskSync) merge(f *fileTask, row db.ListTasksForSyncRow) {
+func (r *taskSync) merge(f *fileTask, row syncRow) {
 	here := rowFields(row)
 	returned := row.Archived && row.Base == nil // its file was gone, and is back
 	var base map[string]string
@@ -353,11 +377,9 @@ func (r *taskSync) apply(ctx context.Context, q *db.Queries) error {
 	if _, err := q.LockTasks(ctx, db.LockTasksParams{ProjectID: r.project, Ids: ids}); err != nil {
 		return err
 	}
-	rows, err := q.ListTasksForSync(ctx, r.project)
-	if err != nil {
+	if err := r.read(ctx, q); err != nil {
 		return err
 	}
-	r.take(rows)
 	r.plan() // what is new to this plan was unchanged before: it is not locked, and waits for the next sync
 	locked := map[uuid.UUID]bool{}
 	for _, id := range ids {

@@ -25,11 +25,11 @@ func TestX01_NothingOfAnotherOrganisation(t *testing.T) {
 		t.Run(op.id, func(t *testing.T) {
 			before := h.tables(t)
 			a := h.send(t, stranger, s)
-			usesOurs := strings.Contains(s.path+s.body, ours.project) || strings.Contains(s.path+s.body, ours.session) || strings.Contains(s.path+s.body, ours.emptyProject)
+			usesOurs := ours.mentions(s.path + s.body)
 			switch {
 			case !usesOurs && op.method == "GET":
 				a.wants(t, 200)
-				for _, id := range []string{ours.project, ours.emptyProject, ours.session, ours.message} {
+				for _, id := range ours.ids() {
 					if strings.Contains(string(a.body), id) {
 						t.Errorf("the list has our %s: %s", id, a.body)
 					}
@@ -37,14 +37,14 @@ func TestX01_NothingOfAnotherOrganisation(t *testing.T) {
 			case !usesOurs:
 				a.wants(t, s.status) // the stranger's own
 				return
-			case strings.Contains(s.path, "/"+ours.session) || strings.Contains(s.path, "/"+ours.project) || strings.Contains(s.path, "/"+ours.emptyProject):
+			case ours.mentions(s.path):
 				a.refused(t, 404, a.problem(t).Code)
 				if !strings.HasSuffix(a.problem(t).Code, "_not_found") {
 					t.Errorf("%s", a.body)
 				}
 				// Exactly as if it were nowhere.
 				nowhere := s
-				for _, id := range []string{ours.project, ours.emptyProject, ours.session, ours.message} {
+				for _, id := range ours.ids() {
 					nowhere.path = strings.ReplaceAll(nowhere.path, id, "01a20700-0000-7000-8000-000000000001")
 				}
 				b := h.send(t, stranger, nowhere).wants(t, 404)
