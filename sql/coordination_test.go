@@ -16,7 +16,7 @@ var coordinationRules = []ruleCase{
 	{rule: "mappings_pkey", hub: true, sql: "INSERT INTO mappings (org_id, id, kind, project_id, session_id, task_id, lease_seconds) VALUES (@org, ??, 'assignment', @project, @child, @free_task, 9)", bad: []string{"@mapping"}, good: []string{"@new", "@other_mapping"}},
 	{rule: "mappings_id_version_check", hub: true, sql: "INSERT INTO mappings (org_id, id, kind, project_id, session_id, task_id, lease_seconds) VALUES (@org, ??, 'assignment', @project, @child, @free_task, 9)", bad: notUUIDv7, good: uuidv7},
 	// S13: session, task and parent session are of the mapping's own project.
-	{rule: "mappings_session_id_fkey", sql: claim + "(@org, 'assignment', ??, 9)", bad: []string{"@project, @new, @free_task", "@project, @other_session, @free_task", "@empty_project, @child, @empty_task"}, good: []string{"@project, @child, @free_task"}},
+	{rule: "mappings_session_id_fkey", sql: claim + "(@org, 'assignment', ??, 9)", bad: []string{"@project, @new, @free_task", "@project, @other_session, @free_task", "@task_project, @child, @empty_task"}, good: []string{"@project, @child, @free_task"}},
 	{rule: "mappings_task_id_fkey", hub: true, before: "ALTER TABLE mappings DISABLE TRIGGER mappings_task_status_agrees", sql: claim + "(@org, 'assignment', @project, @child, ??, 9)", bad: []string{"@new", "@empty_task", "@other_task"}, good: []string{"@free_task"}},
 	{rule: "mappings_parent_session_id_fkey", sql: "INSERT INTO mappings (org_id, kind, project_id, session_id, parent_session_id) VALUES (@org, 'delegation', @project, @imported, ??)", bad: []string{"@new", "@other_session"}, good: []string{"@session", "@child"}},
 	{
@@ -40,7 +40,7 @@ var coordinationRules = []ruleCase{
 	{rule: "mappings_task_active_key", hub: true, before: "ALTER TABLE mappings DISABLE TRIGGER mappings_begin", sql: "INSERT INTO mappings (org_id, kind, project_id, session_id, task_id, lease_seconds, lease_expires_at) VALUES (@org, 'assignment', @project, @child, ??, 9, now())", bad: []string{"@held_task"}, good: []string{"@free_task"}},
 	{
 		rule: "mappings_identity_immutable", hub: true, before: "UPDATE mappings SET status = 'aborted' WHERE id = @delegation", sql: "UPDATE mappings SET ?? WHERE id = @delegation",
-		bad:  []string{"id = @new", "org_id = @other_org", "project_id = @empty_project", "session_id = @imported", "parent_session_id = @imported", "kind = 'assignment'", "task_id = @task", "created_at = created_at - interval '1 hour'"},
+		bad:  []string{"id = @new", "org_id = @other_org", "project_id = @task_project", "session_id = @imported", "parent_session_id = @imported", "kind = 'assignment'", "task_id = @task", "created_at = created_at - interval '1 hour'"},
 		good: []string{"reason = 'x'", "org_id = @org"},
 	},
 	// S14

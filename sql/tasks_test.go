@@ -8,9 +8,10 @@ import (
 )
 
 const tasksFixture = `
+INSERT INTO projects (org_id, id, slug, name) VALUES (@org, @task_project, 'tasks', 'Tasks');
 INSERT INTO tasks (org_id, id, project_id, slug, name, path, tags) VALUES
 	(@org, @task, @project, 'a', 'A', 'g/a.md', '{x}'), (@org, @waiting_task, @project, 'b', 'B', 'g/b.md', '{}'), (@org, @free_task, @project, 'c', 'C', 'c.md', '{}'),
-	(@org, @held_task, @project, 'd', 'D', 'd.md', '{}'), (@org, @empty_task, @empty_project, 'a', 'A', 'a.md', '{}'), (@other_org, @other_task, @other_project, 'a', 'A', 'a.md', '{}'),
+	(@org, @held_task, @project, 'd', 'D', 'd.md', '{}'), (@org, @empty_task, @task_project, 'a', 'A', 'a.md', '{}'), (@other_org, @other_task, @other_project, 'a', 'A', 'a.md', '{}'),
 	(@other_org, @other_waiting_task, @other_project, 'b', 'B', 'b.md', '{}');
 INSERT INTO task_dependencies (org_id, project_id, dependent_task_id, depends_on_task_id) VALUES
 	(@org, @project, @waiting_task, @task), (@other_org, @other_project, @other_waiting_task, @other_task);
@@ -31,7 +32,7 @@ var tasksRules = []ruleCase{
 	},
 	{rule: "tasks_slug_key", sql: "INSERT INTO tasks (org_id, project_id, slug, name, path) VALUES (@org, ??, 'c', 'x', 'x')", bad: []string{"@project"}, good: []string{"@empty_project"}},
 	{rule: "tasks_project_id_fkey", sql: "INSERT INTO tasks (org_id, project_id, slug, name, path) VALUES (@org, ??, 'x', 'x', 'x')", bad: []string{"@new", "@other_project"}, good: []string{"@project"}},
-	{rule: "tasks_project_id_fkey_in_use", before: "DELETE FROM tasks WHERE project_id = @empty_project; INSERT INTO projects (org_id, id, slug, name) VALUES (@org, @new, 'x', 'x'); INSERT INTO tasks (org_id, project_id, slug, name, path) VALUES (@org, @new, 'x', 'x', 'x')", sql: "DELETE FROM projects WHERE id = ??", bad: []string{"@new"}, good: []string{"@empty_project"}},
+	{rule: "tasks_project_id_fkey_in_use", sql: "DELETE FROM projects WHERE id = ??", bad: []string{"@task_project"}, good: []string{"@empty_project"}},
 	{
 		rule: "tasks_slug_shape_check", sql: "UPDATE tasks SET slug = ?? WHERE id = @task", bad: []string{"''", "' a'", "'a '", `E'a\nb'`, `E'a\n'`, "repeat('a', 501)", "repeat('ä', 251)"},
 		good: []string{"'a/b'", "'ä 1'", "'A_b.c'", "'😀'", "repeat('a', 500)"},
