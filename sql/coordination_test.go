@@ -13,6 +13,10 @@ var coordinationRules = []ruleCase{
 	{rule: "mapping_status_transitions_pkey", hub: true, sql: "INSERT INTO mapping_status_transitions (from_status, to_status) VALUES ('active', ??)", bad: []string{"'failed'"}, good: []string{"'active'"}},
 
 	{rule: "mappings_tenant", sql: claim + "(??, 'assignment', @project, @child, @free_task, 9)", bad: []string{"@other_org", "@new"}, good: []string{"@org"}},
+	{
+		rule: "mappings_limited", before: "INSERT INTO sessions (org_id, id, project_id) VALUES (@org, @new, @task_project); SELECT set_config('hub.project_ids', '{' || @task_project || '}', true)",
+		sql: claim + "(@org, 'assignment', ??, 9)", bad: []string{"@project, @child, @free_task"}, good: []string{"@task_project, @new, @empty_task"},
+	},
 	{rule: "mappings_pkey", hub: true, sql: "INSERT INTO mappings (org_id, id, kind, project_id, session_id, task_id, lease_seconds) VALUES (@org, ??, 'assignment', @project, @child, @free_task, 9)", bad: []string{"@mapping"}, good: []string{"@new", "@other_mapping"}},
 	{rule: "mappings_id_version_check", hub: true, sql: "INSERT INTO mappings (org_id, id, kind, project_id, session_id, task_id, lease_seconds) VALUES (@org, ??, 'assignment', @project, @child, @free_task, 9)", bad: notUUIDv7, good: uuidv7},
 	// S13: session, task and parent session are of the mapping's own project.

@@ -24,6 +24,13 @@ var tasksRules = []ruleCase{
 	{rule: "task_status_transitions_pkey", hub: true, sql: "INSERT INTO task_status_transitions (from_status, to_status) VALUES ('pending', ??)", bad: []string{"'in-progress'"}, good: []string{"'failed'"}},
 
 	{rule: "tasks_tenant", sql: "INSERT INTO tasks (org_id, project_id, slug, name, path) VALUES (??, @project, 'x', 'x', 'x')", bad: []string{"@other_org", "@new"}, good: []string{"@org"}},
+	// api_keys.resources: a key that is limited to one project writes nothing into another one.
+	{rule: "tasks_limited", before: "SELECT set_config('hub.project_ids', '{' || @task_project || '}', true)", sql: "INSERT INTO tasks (org_id, project_id, slug, name, path) VALUES (@org, ??, 'x', 'x', 'x')", bad: []string{"@project"}, good: []string{"@task_project"}},
+	{
+		rule: "task_dependencies_limited", before: "INSERT INTO tasks (org_id, id, project_id, slug, name, path) VALUES (@org, @new, @task_project, 'x', 'x', 'x'); SELECT set_config('hub.project_ids', '{' || @task_project || '}', true)",
+		sql: "INSERT INTO task_dependencies (org_id, project_id, dependent_task_id, depends_on_task_id) VALUES (@org, ??)", bad: []string{"@project, @free_task, @task"}, good: []string{"@task_project, @new, @empty_task"},
+	},
+	{rule: "task_notes_limited", before: "SELECT set_config('hub.project_ids', '{' || @task_project || '}', true)", sql: "INSERT INTO task_notes (org_id, project_id, task_id, body) VALUES (@org, ??, 'x')", bad: []string{"@project, @task"}, good: []string{"@task_project, @empty_task"}},
 	{rule: "tasks_pkey", sql: "INSERT INTO tasks (org_id, id, project_id, slug, name, path) VALUES (@org, ??, @project, 'x', 'x', 'x')", bad: []string{"@task", "@empty_task"}, good: []string{"@new", "@other_task"}},
 	{rule: "tasks_id_version_check", sql: "INSERT INTO tasks (org_id, id, project_id, slug, name, path) VALUES (@org, ??, @project, 'x', 'x', 'x')", bad: notUUIDv7, good: uuidv7},
 	{
