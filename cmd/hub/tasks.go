@@ -103,30 +103,29 @@ func findProject(ctx context.Context, hub *client.ClientWithResponses, slug stri
 
 // readTaskFiles reads the .md files below a folder. state changes when any of them does.
 func readTaskFiles(dir string) (files []client.TaskFile, state string, err error) {
-	if info, err := os.Stat(dir); err != nil {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
 		return nil, "", err
-	} else if !info.IsDir() {
-		return nil, "", fmt.Errorf("%s is no folder", dir)
 	}
+	defer func() { _ = root.Close() }()
 	sum := sha256.New()
 	files = []client.TaskFile{}
-	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() || !entry.Type().IsRegular() || filepath.Ext(path) != ".md" {
+	err = fs.WalkDir(root.FS(), ".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() || filepath.Ext(name) != ".md" {
 			return err
 		}
-		text, err := os.ReadFile(path)
+		text, err := root.ReadFile(name)
 		if errors.Is(err, os.ErrNotExist) { // gone meanwhile
 			return nil
 		}
-		name, relErr := filepath.Rel(dir, path)
-		if err = errors.Join(err, relErr); err != nil {
+		if err != nil {
 			return err
 		}
 		if strings.ToValidUTF8(string(text), "") != string(text) {
-			return fmt.Errorf("%s: is not UTF-8", path)
+			return fmt.Errorf("%s: is not UTF-8", name)
 		}
 		fmt.Fprintf(sum, "%s\x00%d\x00%s", name, len(text), text)
-		files = append(files, client.TaskFile{Path: filepath.ToSlash(name), Text: string(text)})
+		files = append(files, client.TaskFile{Path: name, Text: string(text)})
 		return nil
 	})
 	return files, hex.EncodeToString(sum.Sum(nil)), err
@@ -262,14 +261,14 @@ A file that was changed since the last sync is left alone and named, unless --fo
 // pullFile writes one file, whole or not at all: a reader never sees half of it. The path is below dir whatever it says, also where
 // a link in dir leads elsewhere.
 func pullFile(dir string, file client.TaskFileState, force bool) (done string, err error) {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // files for people to read
 		return "", err
 	}
 	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return "", err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	name := filepath.FromSlash(file.Path)
 	now, err := root.ReadFile(name)
 	switch {
