@@ -23,20 +23,32 @@ func (op contractOp) anyPath() string {
 		_, after, _ := strings.Cut(rest, "}")
 		path = before + uuid.NewString() + after
 	}
-	if op.streamed {
+	switch {
+	case op.streamed:
 		path += "?projectId=" + uuid.NewString()
+	case op.id == "searchAccounts":
+		path += "?q=x"
 	}
 	return path
 }
 
-// An operation without scopes would be open to every key.
+// An operation without scopes would be open to every key: only to say who is asking takes none.
 func TestEveryOperationIsPublicOrHasScopes(t *testing.T) {
 	t.Parallel()
 	for _, op := range operations(t) {
-		if op.public != (len(op.scopes) == 0) {
+		if op.public != (len(op.scopes) == 0) && op.id != "getMe" {
 			t.Errorf("%s: public %v, scopes %v", op.id, op.public, op.scopes)
 		}
+		if !slices.Contains([]string{"member", "admin", "owner"}, op.level) || op.public && op.level != "member" {
+			t.Errorf("%s: the level %q", op.id, op.level)
+		}
 		for _, scope := range op.scopes {
+			if scope == "platform:*" {
+				if op.method == "GET" || len(op.scopes) > 1 {
+					t.Errorf("%s %s wants %v", op.method, op.id, op.scopes)
+				}
+				continue
+			}
 			noun, verb, _ := strings.Cut(scope, ":")
 			if noun == "" || !slices.Contains([]string{"read", "write", "admin"}, verb) {
 				t.Errorf("%s: the scope %q", op.id, scope)
@@ -79,7 +91,7 @@ func TestS05_EveryWayToFailIsTheSame401(t *testing.T) {
 		h.exec(t, sql, c.account)
 		spoilt[name] = c
 	}
-	good := h.newCaller(t, uuid.Nil, "*")
+	good := h.newCaller(t, uuid.Nil, "*", "platform:*")
 	mistyped := []byte(good.key)
 	mistyped[10] ^= 1
 	headers := map[string]string{
@@ -184,49 +196,82 @@ func mustHash(t testing.TB, key string) []byte {
 	return hash
 }
 
-// Scopes: exactly the right one is enough on every operation; everything else is not, and the answer names what is missing.
-// Whether the request is in order is not told to who may not send it.
-func TestScopesOfEveryOperation(t *testing.T) {
+func (s sample) with(query string) sample {
+	s.path += map[bool]string{true: "&", false: "?"}[strings.Contains(s.path, "?")] + query
+	return s
+}
+
+// bad are forms of a request that are refused for more than one reason: which of them is told says who was asked first.
+func (s sample) bad() []sample {
+	nonsense := s.with("nonsense=1")
+	broken, large := nonsense, s
+	broken.body = `{"nonsense":`
+	large.body = `{"nonsense":"` + strings.Repeat("x", 70<<10) + `"}`
+	return []sample{s, nonsense, broken, large}
+}
+
+// tenant is an organisation of its own: its owner, a caller with exactly what an operation needs, and a family for that caller.
+func (h *hub) tenant(t testing.TB, op contractOp, scopes ...string) (owner, right caller, f family) {
+	t.Helper()
+	owner = h.newCaller(t, uuid.Nil, "*")
+	if op.level == "owner" { // some of these take the accountable one
+		right = h.newKey(t, owner, scopes...)
+	} else {
+		right = h.newMember(t, owner.org, op.level, scopes...)
+	}
+	return owner, right, h.newFamily(t, owner, right)
+}
+
+// Who may use an operation, and what everybody else is told: a key, in force, of this organisation, with the scope, whose holder has the
+// level. Whether the request is in order is not told to who may not send it.
+func TestEveryOperationAsksForKeyScopeAndLevel(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	scopes := allScopes(t)
-	all := h.newCaller(t, h.admin.org, "*")
-	keys := map[string]caller{}
-	with := func(t *testing.T, scopes ...string) caller {
-		if scopes == nil {
-			scopes = []string{}
-		}
-		name := strings.Join(scopes, " ")
-		if _, ok := keys[name]; !ok {
-			keys[name] = h.newCaller(t, h.admin.org, scopes...)
-		}
-		return keys[name]
-	}
+	stranger := h.newCaller(t, uuid.Nil, "*")
 	for _, op := range operations(t) {
 		if op.public {
 			continue
 		}
 		t.Run(op.id, func(t *testing.T) {
-			f := h.newFamily(t, h.admin)
+			owner, right, f := h.tenant(t, op, op.scopes...)
 			s, ok := f.sampleOf(t, op)
 			if !ok {
 				return
 			}
-			noun, _, _ := strings.Cut(op.scopes[0], ":")
-			without := slices.DeleteFunc(slices.Clone(scopes), func(scope string) bool { return slices.Contains(op.scopes, scope) })
-			lacking := []caller{with(t), with(t, without...), with(t, noun+":admin"), with(t, "platform:*")}
-			if !slices.Contains(op.scopes, noun+":read") {
-				lacking = append(lacking, with(t, noun+":read"))
+			with := func(scopes ...string) caller { return h.newMember(t, owner.org, "owner", scopes...) }
+			var lacking, below []caller
+			if len(op.scopes) > 0 {
+				noun, _, _ := strings.Cut(op.scopes[0], ":")
+				without := slices.DeleteFunc(slices.Clone(scopes), func(scope string) bool { return slices.Contains(op.scopes, scope) })
+				lacking = []caller{with(), with(without...)}
+				if op.scopes[0] == "platform:*" {
+					demoted := with("*", "platform:*") // what an admin's key holds counts while its account is an admin's
+					h.exec(t, "UPDATE accounts SET access_level = 'member' WHERE id = $1", demoted.account)
+					lacking = append(lacking, owner, with("*"), demoted)
+				} else {
+					lacking = append(lacking, with("platform:*"))
+					for _, verb := range []string{"read", "write", "admin"} {
+						if scope := noun + ":" + verb; !slices.Contains(op.scopes, scope) {
+							lacking = append(lacking, with(scope))
+						}
+					}
+				}
 			}
+			for _, level := range []string{"member", "admin"} {
+				if level == op.level || op.level == "member" {
+					break
+				}
+				below = append(below, h.newMember(t, owner.org, level, "*"), h.newMember(t, owner.org, level, op.scopes...))
+			}
+			spoilt := h.newKey(t, right, op.scopes...)
+			h.exec(t, "UPDATE api_keys SET revoked_at = now() WHERE id = $1", spoilt.id)
 			before := h.tables(t)
-			for i, c := range lacking {
-				bad := s
-				bad.path += map[bool]string{true: "&", false: "?"}[strings.Contains(s.path, "?")] + "nonsense=1"
-				worse := bad
-				worse.body = `{"nonsense":`
-				large := s
-				large.body = `{"nonsense":"` + strings.Repeat("x", 70<<10) + `"}`
-				for _, request := range []sample{s, bad, worse, large} {
+			for _, request := range s.bad() {
+				for _, c := range []caller{{}, {key: "nonsense"}, {key: unknownKey()}, spoilt} {
+					h.send(t, c, request).refused(t, 401, "unauthenticated")
+				}
+				for i, c := range lacking {
 					a := h.send(t, c, request)
 					a.refused(t, 403, "insufficient_scope")
 					for _, scope := range op.scopes {
@@ -235,17 +280,69 @@ func TestScopesOfEveryOperation(t *testing.T) {
 						}
 					}
 				}
-			}
-			h.unchanged(t, before, "requests without their scope")
-			for _, c := range []caller{with(t, op.scopes...), all} {
-				if op.method == "DELETE" {
-					f = h.newFamily(t, h.admin)
+				for _, c := range below {
+					a := h.send(t, c, request)
+					a.refused(t, 403, "insufficient_level")
+					if !strings.Contains(a.problem(t).Detail, op.level) {
+						t.Errorf("the answer does not name the level %s: %s", op.level, a.body)
+					}
 				}
-				s, _ := f.sampleOf(t, op)
-				h.send(t, c, s).wants(t, s.status)
-				s.path += map[bool]string{true: "&", false: "?"}[strings.Contains(s.path, "?")] + "nonsense=1"
-				h.send(t, c, s).refused(t, 400, "invalid_request", "query:nonsense")
 			}
+			// A key of another organisation: there is nothing, or a list of its own.
+			if inPath, elsewhere := f.namedBy(s); op.id != "addMember" && (inPath || elsewhere || op.method == "GET") {
+				a := h.send(t, stranger, s)
+				switch {
+				case slices.Contains(op.scopes, "platform:*"):
+					a.refused(t, 403, "insufficient_scope")
+				case inPath:
+					if code := a.wants(t, 404).problem(t).Code; !strings.HasSuffix(code, "_not_found") {
+						t.Errorf("%s", a.body)
+					}
+				case elsewhere:
+					if code := a.wants(t, 422).problem(t).Code; !strings.HasSuffix(code, "_fkey") {
+						t.Errorf("%s", a.body)
+					}
+				default:
+					for _, id := range f.ids() {
+						if strings.Contains(string(a.wants(t, 200).body), id) {
+							t.Errorf("a stranger's list has %s: %s", id, a.body)
+						}
+					}
+				}
+			}
+			h.unchanged(t, before, "requests of those who may not")
+
+			// The twins: exactly what it takes, and the same by everything that it takes.
+			h.send(t, right, s.with("nonsense=1")).refused(t, 400, "invalid_request", "query:nonsense")
+			h.send(t, right, s).wants(t, s.status)
+			all := []string{"*"}
+			if slices.Contains(op.scopes, "platform:*") {
+				all = []string{"*", "platform:*"}
+			}
+			_, right, f = h.tenant(t, op, all...)
+			s, _ = f.sampleOf(t, op)
+			h.send(t, right, s).wants(t, s.status)
+		})
+	}
+}
+
+// A platform admin has no need of a membership level, but of the scope.
+func TestX01_PlatformAdminsRankAboveLevels(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	for _, op := range operations(t) {
+		if op.level == "member" || op.public {
+			continue
+		}
+		owner := h.newCaller(t, uuid.Nil, "*")
+		s, ok := h.newFamily(t, owner).sampleOf(t, op)
+		if !ok {
+			continue
+		}
+		t.Run(op.id, func(t *testing.T) {
+			h.send(t, h.newMember(t, owner.org, "member", "platform:*"), s).refused(t, 403, "insufficient_scope")
+			h.send(t, h.newMember(t, owner.org, "member", op.scopes...), s).refused(t, 403, "insufficient_level")
+			h.send(t, h.newMember(t, owner.org, "member", append([]string{"platform:*"}, op.scopes...)...), s).wants(t, s.status)
 		})
 	}
 }
@@ -326,6 +423,9 @@ func TestRevocationWorksAtOnce(t *testing.T) {
 		"all taken but platform": {"UPDATE api_keys SET scopes = '{platform:*}' WHERE account_id = $1", "UPDATE api_keys SET scopes = '{*}' WHERE account_id = $1"},
 	} {
 		c := h.newCaller(t, uuid.Nil, "*")
+		if name == "all taken but platform" {
+			c = h.newCaller(t, uuid.Nil, "*", "platform:*")
+		}
 		for range 3 {
 			h.as(t, c, "GET", "/v1/projects", nil).wants(t, 200)
 		}

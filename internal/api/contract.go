@@ -34,7 +34,10 @@ func init() {
 	openapi3.DefineStringFormatValidator("uuid", openapi3.NewRegexpFormatValidator(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`))
 	// What time.Time reads: it knows no leap seconds.
 	openapi3.DefineStringFormatValidator("date-time", openapi3.NewCallbackValidator(func(text string) error {
-		_, err := time.Parse(time.RFC3339, text)
+		at, err := time.Parse(time.RFC3339, text)
+		if err == nil {
+			_, err = at.MarshalText() // a cursor says it again
+		}
 		return err
 	}))
 }

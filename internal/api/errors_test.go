@@ -84,12 +84,24 @@ func TestInternalErrorsSayNothing(t *testing.T) {
 	if !regexp.MustCompile(`"level":"ERROR"[^\n]*"requestId":"find-me-1"[^\n]*` + marker).MatchString(log.String()) {
 		t.Errorf("the log does not lead from the request id to the cause: %s", log)
 	}
+}
 
-	// A privilege that is missing is our mistake: told as little, and logged.
-	h.exec(t, "DROP TRIGGER broken ON projects; REVOKE DELETE ON projects FROM hub_app")
+// A privilege that is missing is our mistake: told as little, and logged.
+func TestAMissingPrivilegeIsLogged(t *testing.T) {
+	t.Parallel()
+	log := &logBuffer{}
+	h := newHub(t, log.configure)
 	project := h.newProject(t, "p")
-	h.do(t, "DELETE", "/v1/projects/"+project, nil).refused(t, 403, "not_permitted")
-	log.waitFor(t, `"code":"not_permitted"`)
+	// What a limited key may not is not.
+	limited := h.limited(t, h.admin, project, "*")
+	h.as(t, limited, "POST", "/v1/projects", `{"slug":"q","name":"q"}`).refused(t, 403, "not_permitted")
+	log.waitFor(t, `"status":403,`)
+	if strings.Contains(log.String(), `"level":"ERROR"`) {
+		t.Errorf("a client's fault is logged as ours: %s", log)
+	}
+	h.exec(t, "REVOKE DELETE ON projects FROM hub_app")
+	h.do(t, "DELETE", "/v1/projects/"+project, nil, "X-Request-Id", "missing-1").refused(t, 403, "not_permitted")
+	log.waitFor(t, `"requestId":"missing-1","code":"not_permitted"`)
 	h.exec(t, "GRANT DELETE ON projects TO hub_app")
 	h.do(t, "DELETE", "/v1/projects/"+project, nil).wants(t, 204)
 }

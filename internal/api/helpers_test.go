@@ -37,16 +37,25 @@ import (
 type contractOp struct {
 	id, method, path string
 	scopes           []string
+	level            string // member, admin, owner
 	public           bool
 	media            string // of its body; "" for none
+	optional         bool   // its body
 	streamed         bool
+	secret           bool     // its answer holds a secret
+	long             bool     // it may take as long as an import
+	headers          []string // the names of its header parameters
+	filters          []string // the names of its query parameters that take an id
 }
 
 // operations reads all of them from the document that is served, sorted by id. It shares no code with the server.
 func operations(t testing.TB) []contractOp {
 	t.Helper()
 	var doc struct {
-		Paths map[string]map[string]json.RawMessage
+		Paths      map[string]map[string]json.RawMessage
+		Components struct {
+			Parameters map[string]struct{ Name, In string }
+		}
 	}
 	if err := json.Unmarshal(genapi.Contract, &doc); err != nil {
 		t.Fatal(err)
@@ -60,9 +69,20 @@ func operations(t testing.TB) []contractOp {
 			var spec struct {
 				OperationID string
 				Scopes      []string `json:"x-scopes"`
+				Level       string   `json:"x-level"`
 				Body        string   `json:"x-body"`
+				Secret      bool     `json:"x-secret"`
+				Long        bool     `json:"x-long"`
 				Security    *[]any
-				RequestBody struct{ Content map[string]any }
+				RequestBody struct {
+					Content  map[string]any
+					Required bool
+				}
+				Parameters []struct {
+					Name, In string
+					Schema   struct{ Format string }
+					Ref      string `json:"$ref"`
+				}
 			}
 			if err := json.Unmarshal(text, &spec); err != nil {
 				t.Fatal(err)
@@ -70,6 +90,18 @@ func operations(t testing.TB) []contractOp {
 			op := contractOp{
 				id: spec.OperationID, method: strings.ToUpper(method), path: path, scopes: spec.Scopes,
 				public: spec.Security != nil && len(*spec.Security) == 0, streamed: spec.Body == "stream",
+				optional: !spec.RequestBody.Required, level: or(spec.Level, "member"), secret: spec.Secret, long: spec.Long,
+			}
+			for _, p := range spec.Parameters {
+				if name, ok := strings.CutPrefix(p.Ref, "#/components/parameters/"); ok {
+					p.Name, p.In = doc.Components.Parameters[name].Name, doc.Components.Parameters[name].In
+				}
+				if p.In == "header" {
+					op.headers = append(op.headers, p.Name)
+				}
+				if p.In == "query" && p.Schema.Format == "uuid" && !op.streamed {
+					op.filters = append(op.filters, p.Name)
+				}
 			}
 			for media := range spec.RequestBody.Content {
 				op.media = media
@@ -98,9 +130,15 @@ func allScopes(t testing.TB) []string {
 
 // A request that each operation answers well ----------------------------------------------------------------------------
 
-// family is what most operations are about: a project, a session in it and a message in that.
+// family is what most operations are about: a project, a session in it and a message in that; and accounts, keys and an organisation
+// to do things to.
 type family struct {
+	org                                     string // its own
 	project, emptyProject, session, message string
+	self, account, leaver, heir, outsider   string // accounts: the holder of the keys, and members, but for the outsider
+	removed                                 string // the one that removeMember removes
+	key, lostKey, oldKey                    string // keys to change, to revoke, to rotate
+	emptyOrg                                string // the organisation that deleteOrganization deletes: its own, where its maker could make no other
 	task, waiting, delegation, coordinator  string
 	held                                    map[string]held // a task for each operation that needs one in a certain state
 }
@@ -108,24 +146,10 @@ type family struct {
 // held is a task in progress, and its claim.
 type held struct{ task, mapping string }
 
-// ids are all of them.
-func (f family) ids() []string {
-	all := []string{f.project, f.emptyProject, f.session, f.message, f.task, f.waiting, f.delegation, f.coordinator}
-	for _, h := range f.held {
-		all = append(all, h.task, h.mapping)
-	}
-	return all
-}
-
-// mentions says whether the text holds one of the ids.
-func (f family) mentions(text string) bool {
-	return slices.ContainsFunc(f.ids(), func(id string) bool { return strings.Contains(text, id) })
-}
-
-// newFamily makes one as this caller, whose key needs *.
-func (h *hub) newFamily(t testing.TB, c caller) family {
+// newFamily makes one as this caller, an owner whose key needs *. Where a holder is given, its self and the keys are the holder's.
+func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 	t.Helper()
-	var f family
+	f := family{org: c.org.String(), self: c.account.String(), emptyOrg: c.org.String()}
 	create := func(path, body string) answer { return h.as(t, c, "POST", path, body).wants(t, http.StatusCreated) }
 	f.project = create("/v1/projects", `{"slug":"f-`+uuid.NewString()+`","name":"family"}`).id(t)
 	f.emptyProject = create("/v1/projects", `{"slug":"e-`+uuid.NewString()+`","name":"empty"}`).id(t)
@@ -151,7 +175,55 @@ func (h *hub) newFamily(t testing.TB, c caller) family {
 	h.exec(t, `UPDATE mappings SET status = 'completed' WHERE id = $1`, f.held["reopen"].mapping)
 	h.exec(t, `UPDATE mappings SET status = 'aborted' WHERE id = $1`, f.held["unblock"].mapping)
 	h.exec(t, `UPDATE tasks SET status = 'blocked' WHERE id = $1`, f.held["unblock"].task)
+
+	for _, account := range []*string{&f.account, &f.leaver, &f.heir, &f.outsider} {
+		*account = create("/v1/accounts", `{"kind":"human","displayName":"family"}`).id(t)
+	}
+	h.as(t, c, "DELETE", "/v1/members/"+f.outsider, nil).wants(t, http.StatusNoContent)
+	f.removed = f.account
+	if len(holder) > 0 {
+		f.self = holder[0].account.String()
+		f.removed = f.self
+	}
+	for _, key := range []*string{&f.key, &f.lostKey, &f.oldKey} {
+		var created struct{ APIKey struct{ ID string } }
+		create("/v1/api-keys", `{"accountId":"`+f.self+`","name":"family","scopes":["keys:write"]}`).into(t, &created)
+		*key = created.APIKey.ID
+	}
+	if h.isPlatformAdmin(t, c) {
+		var created struct{ Organization struct{ ID string } }
+		create("/v1/organizations", `{"slug":"f-`+uuid.NewString()+`","name":"family"}`).into(t, &created)
+		f.emptyOrg = created.Organization.ID
+	}
 	return f
+}
+
+func (h *hub) isPlatformAdmin(t testing.TB, c caller) (is bool) {
+	t.Helper()
+	h.scan(t, &is, "SELECT 'platform:*' = ANY (scopes) FROM api_keys WHERE id = $1", c.id)
+	return is
+}
+
+// ids are all of the family's.
+func (f family) ids() []string {
+	all := []string{
+		f.org, f.project, f.emptyProject, f.session, f.message, f.self, f.account, f.leaver, f.heir, f.outsider, f.key, f.lostKey, f.oldKey, f.emptyOrg,
+		f.task, f.waiting, f.delegation, f.coordinator,
+	}
+	for _, verb := range slices.Sorted(maps.Keys(f.held)) {
+		all = append(all, f.held[verb].task, f.held[verb].mapping)
+	}
+	return all
+}
+
+// namedBy is whether a request names one of the family's rows in its path, and whether it does so elsewhere.
+func (f family) namedBy(s sample) (path, elsewhere bool) {
+	target, query, _ := strings.Cut(s.path, "?")
+	for _, id := range f.ids() {
+		path = path || strings.Contains(target, id)
+		elsewhere = elsewhere || strings.Contains(query, id) || strings.Contains(s.body, id)
+	}
+	return path, elsewhere
 }
 
 // sample is a request, and the status of its answer.
@@ -179,10 +251,50 @@ func (f family) samples() map[string]sample {
 	verb := func(name string) sample {
 		return sample{"POST", "/v1/tasks/" + f.held[name].task + "/" + name, plain, `{"mappingId":"` + f.held[name].mapping + `"}`, 200}
 	}
+	account, organization, key := "/v1/accounts/"+f.account, "/v1/organizations/"+f.org, "/v1/api-keys/"+f.key
 	return map[string]sample{
 		"getHealth":    {"GET", "/healthz", "", "", 200},
 		"getReadiness": {"GET", "/readyz", "", "", 200},
 		"getVersion":   {"GET", "/v1/version", "", "", 200},
+
+		"getMe":             {"GET", "/v1/me", "", "", 200},
+		"createAccount":     {"POST", "/v1/accounts", plain, `{"kind":"llm","displayName":"sample"}`, 201},
+		"listAccounts":      {"GET", "/v1/accounts", "", "", 200},
+		"searchAccounts":    {"GET", "/v1/accounts/search?q=family", "", "", 200},
+		"getAccount":        {"GET", account, "", "", 200},
+		"updateAccount":     {"PATCH", "/v1/accounts/" + f.self, merge, `{"displayName":"changed"}`, 200},
+		"deleteAccount":     {"DELETE", account, "", "", 204},
+		"suspendAccount":    {"POST", account + "/suspend", "", "", 200},
+		"activateAccount":   {"POST", account + "/activate", "", "", 200},
+		"deactivateAccount": {"POST", "/v1/accounts/" + f.leaver + "/deactivate", "", "", 200},
+
+		"createOrganization":            {"POST", "/v1/organizations", plain, `{"slug":"s-` + uuid.NewString() + `","name":"sample","ownerId":"` + f.heir + `"}`, 201},
+		"listOrganizations":             {"GET", "/v1/organizations", "", "", 200},
+		"getOrganization":               {"GET", organization, "", "", 200},
+		"updateOrganization":            {"PATCH", organization, merge, `{"name":"changed"}`, 200},
+		"deleteOrganization":            {"DELETE", "/v1/organizations/" + f.emptyOrg, "", "", 204},
+		"transferOrganizationOwnership": {"POST", organization + "/transfer-ownership", plain, `{"accountId":"` + f.heir + `"}`, 200},
+
+		"addMember":    {"POST", "/v1/members", plain, `{"accountId":"` + f.outsider + `"}`, 201},
+		"listMembers":  {"GET", "/v1/members", "", "", 200},
+		"getMember":    {"GET", "/v1/members/" + f.account, "", "", 200},
+		"updateMember": {"PATCH", "/v1/members/" + f.account, merge, `{"membershipLevel":"admin"}`, 200},
+		"removeMember": {"DELETE", "/v1/members/" + f.removed, "", "", 204},
+
+		"createApiKey":  {"POST", "/v1/api-keys", plain, `{"accountId":"` + f.self + `","name":"sample","scopes":["keys:write"]}`, 201},
+		"listApiKeys":   {"GET", "/v1/api-keys", "", "", 200},
+		"getApiKey":     {"GET", key, "", "", 200},
+		"updateApiKey":  {"PATCH", key, merge, `{"name":"changed"}`, 200},
+		"revokeApiKey":  {"POST", "/v1/api-keys/" + f.lostKey + "/revoke", "", "", 200},
+		"rotateApiKey":  {"POST", "/v1/api-keys/" + f.oldKey + "/rotate", plain, `{"graceSeconds":60}`, 201},
+		"enableApiKey":  {"POST", key + "/enable", "", "", 200},
+		"disableApiKey": {"POST", key + "/disable", "", "", 200},
+
+		"listAuditLogs":      {"GET", "/v1/audit-logs", "", "", 200},
+		"exportAuditLogs":    {"GET", "/v1/audit-logs/export", "", "", 200},
+		"verifyAuditLog":     {"GET", "/v1/audit-logs/verification", "", "", 200},
+		"getRetentionPolicy": {"GET", "/v1/retention-policy", "", "", 200},
+		"setRetentionPolicy": {"PATCH", "/v1/retention-policy", merge, `{"auditDays":400}`, 200},
 
 		"createProject": {"POST", "/v1/projects", plain, `{"slug":"s-` + uuid.NewString() + `","name":"sample"}`, 201},
 		"listProjects":  {"GET", "/v1/projects", "", "", 200},

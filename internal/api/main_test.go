@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,12 +40,13 @@ type hub struct {
 	admin caller
 	owner *pgx.Conn // a superuser's connection to the same database: for what the API does not offer, and to look behind it
 	log   *bytes.Buffer
+	db    *store.DB
 }
 
 // caller is one key, and whom it belongs to.
 type caller struct {
-	key          string
-	org, account uuid.UUID
+	key              string
+	id, org, account uuid.UUID // the key's, its organisation's, its account's
 }
 
 // newHub starts a server. configure may change its configuration, or its pool's.
@@ -52,25 +54,8 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 	t.Helper()
 	ctx := t.Context()
 	h := &hub{log: &bytes.Buffer{}}
-	log := slog.New(slog.NewJSONHandler(&syncWriter{w: h.log}, nil))
-	config := api.Config{Log: log, Version: "test"}
-	url := pgtest.Database(t)
-	database, err := store.Open(ctx, store.Config{URL: url, Log: log, Configure: func(c *pgxpool.Config) {
-		for _, change := range configure {
-			change(&config, c)
-		}
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.DB = database
-	handler, err := api.New(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := httptest.NewServer(handler)
-	t.Cleanup(func() { server.Close(); database.Close() })
-	h.url = server.URL
+	h.serve(t, pgtest.Database(t), configure...)
+	var err error
 	h.owner, err = pgx.Connect(ctx, pgtest.URL(t, "hub"))
 	if err != nil {
 		t.Fatal(err)
@@ -86,31 +71,83 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 	if err != nil {
 		t.Fatal(err)
 	}
+	h.scan(t, &h.admin.id, "SELECT id FROM api_keys")
 	return h
 }
 
-// newCaller makes a key with these scopes for a new account in org; a nil org is a new organisation.
-func (h *hub) newCaller(t testing.TB, org uuid.UUID, scopes ...string) caller {
+// serve starts the server on a database.
+func (h *hub) serve(t testing.TB, url string, configure ...func(*api.Config, *pgxpool.Config)) {
 	t.Helper()
-	c := caller{key: apikey.New(), org: org}
-	hash, err := apikey.Hash(c.key)
+	log := slog.New(slog.NewJSONHandler(&syncWriter{w: h.log}, nil))
+	config := api.Config{Log: log, Version: "test"}
+	database, err := store.Open(t.Context(), store.Config{URL: url, Log: log, Configure: func(c *pgxpool.Config) {
+		for _, change := range configure {
+			change(&config, c)
+		}
+	}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h.exec(t, "BEGIN; SET CONSTRAINTS ALL DEFERRED")
-	h.scan(t, &c.account, "INSERT INTO accounts (kind, display_name) VALUES ('llm', 'somebody') RETURNING id")
+	config.DB = database
+	handler, err := api.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(handler)
+	t.Cleanup(func() { server.Close(); database.Close() })
+	h.url, h.db = server.URL, database
+}
+
+// replica is another server on the same database.
+func (h *hub) replica(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub {
+	t.Helper()
+	other := &hub{admin: h.admin, owner: h.owner, log: &bytes.Buffer{}}
+	other.serve(t, pgtest.URL(t, "hub_app"), configure...)
+	return other
+}
+
+// newCaller makes a key with these scopes for a new account in org, at level member; a nil org is a new organisation, and the account its
+// owner. Who has platform:* is a platform admin.
+func (h *hub) newCaller(t testing.TB, org uuid.UUID, scopes ...string) caller {
+	t.Helper()
 	level := "member"
 	if org == uuid.Nil {
 		level = "owner"
-		h.scan(t, &c.org, "INSERT INTO organizations (slug, name, owner_id) VALUES ($1, 'Other', $2) RETURNING id", "other-"+strings.ToLower(hash2slug(hash)), c.account)
+	}
+	return h.newMember(t, org, level, scopes...)
+}
+
+// newMember is newCaller for another level.
+func (h *hub) newMember(t testing.TB, org uuid.UUID, level string, scopes ...string) caller {
+	t.Helper()
+	c := caller{org: org}
+	access := "member"
+	if slices.Contains(scopes, "platform:*") {
+		access = "admin"
+	}
+	h.exec(t, "BEGIN; SET CONSTRAINTS ALL DEFERRED")
+	if org == uuid.Nil {
+		h.scan(t, &c.account, "INSERT INTO accounts (kind, access_level, display_name) VALUES ('llm', $1, 'somebody') RETURNING id", access)
+		h.scan(t, &c.org, "INSERT INTO organizations (slug, name, owner_id) VALUES ($1, 'Other', $2) RETURNING id", "other-"+uuid.NewString(), c.account)
+	} else {
+		h.scan(t, &c.account, "INSERT INTO accounts (kind, access_level, display_name, home_org_id) VALUES ('llm', $1, 'somebody', $2) RETURNING id", access, org)
 	}
 	h.exec(t, "INSERT INTO organization_members (org_id, account_id, membership_level) VALUES ($1, $2, $3)", c.org, c.account, level)
-	h.exec(t, "INSERT INTO api_keys (org_id, account_id, name, key_hash, scopes) VALUES ($1, $2, 'test', $3, $4)", c.org, c.account, hash, scopes)
+	c = h.newKey(t, c, scopes...)
 	h.exec(t, "COMMIT")
 	return c
 }
 
-func hash2slug(hash []byte) string { return uuid.NewSHA1(uuid.Nil, hash).String() }
+// newKey makes another key of a caller's.
+func (h *hub) newKey(t testing.TB, c caller, scopes ...string) caller {
+	t.Helper()
+	c.key = apikey.New()
+	if scopes == nil {
+		scopes = []string{}
+	}
+	h.scan(t, &c.id, "INSERT INTO api_keys (org_id, account_id, name, key_hash, scopes) VALUES ($1, $2, 'test', $3, $4) RETURNING id", c.org, c.account, mustHash(t, c.key), scopes)
+	return c
+}
 
 func (h *hub) exec(t testing.TB, sql string, args ...any) {
 	t.Helper()

@@ -6,6 +6,8 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -89,6 +91,9 @@ func TestBodiesAreJSONOfTheRightType(t *testing.T) {
 				"UTF-16":            "\xff\xfe" + s.body,
 				"no JSON":           "slug=a&name=b",
 			} {
+				if body == "" && op.optional {
+					continue
+				}
 				if a := send(body); a.status != 400 {
 					t.Errorf("%s: status %d: %s", name, a.status, a.body)
 				} else if code := a.problem(t).Code; code != "invalid_json" && code != "invalid_request" {
@@ -156,7 +161,10 @@ func TestListParametersAreChecked(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	f := h.newFamily(t, h.admin)
-	for list, path := range map[string]string{"projects": "/v1/projects", "sessions": "/v1/sessions", "messages": "/v1/sessions/" + f.session + "/messages"} {
+	for list, path := range map[string]string{
+		"projects": "/v1/projects", "sessions": "/v1/sessions", "messages": "/v1/sessions/" + f.session + "/messages", "accounts": "/v1/accounts", "organizations": "/v1/organizations", "members": "/v1/members",
+		"keys": "/v1/api-keys", "entries": "/v1/audit-logs",
+	} {
 		for _, w := range []struct {
 			good, bad string
 			name      string
@@ -214,6 +222,21 @@ func TestListParametersAreChecked(t *testing.T) {
 		{"/v1/sessions", "runState=ended", "runState=", "runState"},
 		{"/v1/sessions", "archived=true", "archived=TrUe", "archived"},
 		{"/v1/sessions", "archived=true", "archived=true&archived=false", "archived"},
+		{"/v1/accounts", "kind=human", "kind=Human", "kind"},
+		{"/v1/accounts", "status=suspended", "status=", "status"},
+		{"/v1/members", "membershipLevel=owner", "membershipLevel=owner&membershipLevel=owner", "membershipLevel"},
+		{"/v1/api-keys", "accountId=" + f.account, "accountId=" + f.account[1:], "accountId"},
+		{"/v1/api-keys", "tag=" + strings.Repeat("a", 50), "tag=" + strings.Repeat("a", 51), "tag"},
+		{"/v1/api-keys", "tag=%C3%A9", "tag=%00", "tag"},
+		{"/v1/audit-logs", "since=2026-01-01T00:00:00Z", "since=2026-01-01T00:00:00", "since"},
+		{"/v1/audit-logs", "since=2026-02-28T00:00:00-23:59", "since=2026-02-31T00:00:00Z", "since"},
+		{"/v1/audit-logs", "until=9999-12-31T23:59:59-12:00", "until=2026-01-01T00:00:00-25:00", "until"},
+		{"/v1/audit-logs", "until=0000-01-01T00:00:00%2B12:00", "until=10000-01-01T00:00:00Z", "until"},
+		{"/v1/audit-logs", "until=2026-01-01T00:00:00.123456789Z", "until=2026-01-01t00:00:00z", "until"},
+		{"/v1/audit-logs", "action=key.create", "action=key.create%00", "action"},
+		{"/v1/audit-logs", "platform=true", "platform=yes", "platform"},
+		{"/v1/audit-logs/verification", "platform=true", "platform=", "platform"},
+		{"/v1/audit-logs/export", "targetId=" + f.account, "targetId=all", "targetId"},
 	} {
 		t.Run(w.path+" "+w.bad[:min(len(w.bad), 40)], func(t *testing.T) {
 			h.do(t, "GET", w.path+"?"+w.bad, nil).refused(t, 400, "invalid_request", "query:"+w.name)
@@ -230,19 +253,32 @@ func TestPathParametersAreChecked(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	f := h.newFamily(t, h.admin)
+	ids := map[string]string{
+		"{projectId}": f.project, "{sessionId}": f.session, "{messageId}": f.message, "{accountId}": f.account, "{organizationId}": f.org, "{apiKeyId}": f.key,
+	}
 	for _, op := range operations(t) {
 		s, ok := f.sampleOf(t, op)
 		if !ok {
 			continue
 		}
-		for name, id := range map[string]string{"projectId": f.project, "sessionId": f.session, "messageId": f.message} {
-			place := "{" + name + "}"
+		fill := func(path string) string {
+			for place, id := range ids {
+				path = strings.ReplaceAll(path, place, id)
+			}
+			if strings.Contains(path, "{") {
+				t.Errorf("%s: this test has no id for a parameter of %s", op.id, path)
+			}
+			return path
+		}
+		fill(op.path)
+		for place, id := range ids {
+			name := strings.Trim(place, "{}")
 			if !strings.Contains(op.path, place) {
 				continue
 			}
 			with := func(value string) sample {
 				r := s
-				r.path = strings.NewReplacer(place, value, "{projectId}", f.project, "{sessionId}", f.session, "{messageId}", f.message).Replace(op.path)
+				r.path = strings.ReplaceAll(fill(strings.ReplaceAll(op.path, place, "PLACE")), "PLACE", value)
 				return r
 			}
 			for _, bad := range []string{
@@ -280,7 +316,7 @@ func TestRoutesThatAreNone(t *testing.T) {
 		h.as(t, caller{}, "GET", path, nil).refused(t, 404, "route_not_found")
 	}
 	for _, op := range operations(t) {
-		path := strings.NewReplacer("{projectId}", uuid.NewString(), "{sessionId}", uuid.NewString(), "{messageId}", uuid.NewString()).Replace(op.path)
+		path := op.anyPath()
 		a := h.do(t, "PUT", path, nil)
 		a.refused(t, 405, "method_not_allowed")
 		if !strings.Contains(a.header.Get("Allow"), op.method) {
@@ -376,6 +412,17 @@ func TestX07_FreeFormJSON(t *testing.T) {
 			return text
 		}
 	}
+	// within is member of what an answer wraps when it is made, and does not when it is read.
+	within := func(wrapper string, names ...string) func(answer) []byte {
+		return func(a answer) []byte {
+			var wrapped map[string]json.RawMessage
+			a.into(t, &wrapped)
+			if inner := wrapped[wrapper]; inner != nil {
+				a.body = inner
+			}
+			return member(names...)(a)
+		}
+	}
 	post := func(path, before, after string) func(string) answer {
 		return func(object string) answer {
 			return h.do(t, "POST", path, strings.ReplaceAll(before, "SLUG", "s-"+uuid.NewString())+object+after)
@@ -390,6 +437,16 @@ func TestX07_FreeFormJSON(t *testing.T) {
 		{"message metadata", "/messages/0/metadata/_x", post(messages, `{"messages":[{"role":"user","metadata":{"_x":`, `}}]}`), member("items", "0", "metadata", "_x"), ""},
 		{"project", "/data", post("/v1/projects", `{"slug":"SLUG","name":"n","data":`, `}`), member("data"), ""},
 		{"project metadata", "/metadata/_x", post("/v1/projects", `{"slug":"SLUG","name":"n","metadata":{"_x":`, `}}`), member("metadata", "_x"), ""},
+		{"account", "/data", post("/v1/accounts", `{"kind":"human","displayName":"n","data":`, `}`), member("data"), ""},
+		{"account metadata", "/metadata/_x", post("/v1/accounts", `{"kind":"human","displayName":"n","metadata":{"_x":`, `}}`), member("metadata", "_x"), ""},
+		{"organisation", "/data", post("/v1/organizations", `{"slug":"SLUG","name":"n","data":`, `}`), within("organization", "data"), ""},
+		{"organisation metadata", "/metadata/_x", post("/v1/organizations", `{"slug":"SLUG","name":"n","metadata":{"_x":`, `}}`), within("organization", "metadata", "_x"), ""},
+		{"key metadata", "/metadata/_x", post("/v1/api-keys", `{"name":"n","scopes":[],"metadata":{"_x":`, `}}`), within("apiKey", "metadata", "_x"), ""},
+		{"member metadata", "/metadata/_x", func(object string) answer {
+			a := post("/v1/accounts", `{"kind":"human","displayName":"n","data":`, `}`)(`{}`)
+			h.do(t, "DELETE", "/v1/members/"+a.id(t), nil).wants(t, 204)
+			return h.do(t, "POST", "/v1/members", `{"accountId":"`+a.id(t)+`","metadata":{"_x":`+object+`}}`)
+		}, member("metadata", "_x"), ""},
 	}
 	for _, p := range places {
 		t.Run(p.name, func(t *testing.T) {
@@ -508,15 +565,66 @@ func TestX07_NumbersKeepTheirSpelling(t *testing.T) {
 	wantJSON(t, "part data", list.Items[0].Parts[0].Data, []byte(object))
 }
 
+// If-Match in all its forms, on every operation that takes it.
+func TestIfMatchOfEveryOperation(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	for _, op := range operations(t) {
+		if !slices.Contains(op.headers, "If-Match") {
+			continue
+		}
+		t.Run(op.id, func(t *testing.T) {
+			f := h.newFamily(t, h.admin)
+			s, ok := f.sampleOf(t, op)
+			if !ok {
+				return
+			}
+			send := func(s sample, tag string) answer {
+				if s.media == "" {
+					return h.do(t, s.method, s.path, nil, "If-Match", tag)
+				}
+				return h.do(t, s.method, s.path, s.body, "If-Match", tag)
+			}
+			tag := h.do(t, "GET", s.path, nil).wants(t, 200).header.Get("ETag")
+			if !regexp.MustCompile(`^"[1-9][0-9]*"$`).MatchString(tag) {
+				t.Fatalf("the ETag is %s", tag)
+			}
+			before := h.tables(t)
+			for _, bad := range []string{"1", "x", `"`, `"1`, `1"`, `"1" "2"`, `"1","2"`, `W/1`, `w/"1"`, "'1'", strings.Repeat(`"`, 3)} {
+				send(s, bad).refused(t, 400, "invalid_request", "header:If-Match")
+			}
+			send(s, `"`+strings.Repeat("1", 200)+`"`).refused(t, 400, "invalid_request", "header:If-Match")
+			for _, other := range []string{`"0"`, `"99"`, `""`, `"x"`, "W/" + tag, `"01"`, `"-1"`, `"+1"`, `"1.0"`, `"1e0"`, `"99999999999999999999"`, `"2147483648"`, `"é"`, strings.ReplaceAll(tag, `"`, `" `)[2:] + `"`} {
+				if a := send(s, other); a.status != 412 && a.status != 400 {
+					t.Errorf("%q: status %d: %s", other, a.status, a.body)
+				}
+			}
+			send(s, `"0"`).refused(t, 412, "precondition_failed")
+			send(s, "W/"+tag).refused(t, 412, "precondition_failed")
+			if !strings.HasSuffix(op.path, "/retention-policy") {
+				nowhere := s
+				nowhere.path = op.anyPath()
+				send(nowhere, tag).wants(t, 404) // not 412: there is nothing that could have changed
+			}
+			h.unchanged(t, before, "refused by If-Match")
+			send(s, " "+tag+" ").wants(t, s.status)
+			if op.method == "PATCH" {
+				send(s, "*").wants(t, s.status)
+			}
+		})
+	}
+}
+
 // Random mutations of valid requests: whatever a client sends, the fault is its own.
 func TestMutatedRequestsNeverBreakTheServer(t *testing.T) {
 	t.Parallel()
-	const each = 250
+	const each = 150
 	h := newHub(t)
 	for i, op := range operations(t) {
 		t.Run(op.id, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(uint64(i), 20261123))
-			f := h.newFamily(t, h.admin)
+			c := h.newCaller(t, uuid.Nil, "*", "platform:*") // with a short audit log
+			f := h.newFamily(t, c)
 			statuses := map[int]int{}
 			for n := range each {
 				s, ok := f.sampleOf(t, op)
@@ -528,13 +636,13 @@ func TestMutatedRequestsNeverBreakTheServer(t *testing.T) {
 				if err != nil || target.Path == "" || strings.ContainsAny(m.path, " \x7f") {
 					continue // http.Client would not send it: see TestPathParametersAreChecked
 				}
-				a := h.do(t, m.method, m.path, m.body, m.headers...)
+				a := h.as(t, c, m.method, m.path, m.body, m.headers...)
 				statuses[a.status]++
 				if a.status >= 500 {
 					t.Fatalf("mutation %d: status %d: %s\n%s %s\n%q\n%.2000q", n, a.status, a.body, m.method, m.path, m.headers, m.body)
 				}
 				if op.method == "DELETE" && a.status == 204 {
-					f = h.newFamily(t, h.admin)
+					f = h.newFamily(t, c)
 				}
 			}
 			if len(statuses) < 2 {
@@ -554,6 +662,8 @@ var weird = []string{
 	`null`, `true`, `0`, `-1`, `1e400`, `1e-400`, `99999999999999999999`, `0.1`, `""`, `"\u0000"`, `"\ud83d"`, `"\ude00\ud83d"`, `"😀"`, "\"\xff\"", `[]`, `{}`, `[[]]`, `{"":{}}`,
 	`{"_x":{}}`, `{"_x":null}`, `{"x":1}`, `"a-b"`, `"00000000-0000-0000-0000-000000000000"`, `"FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF"`, `"ended"`, `"user"`, `NaN`, `'a'`, ``, ` `,
 	`{"a":1,"a":2}`, `"' OR 1=1 --"`, `"$1"`, `"\\"`, `{"a":[null,{"b":null}]}`, `[1,2,3]`, `"2026-01-01T00:00:00Z"`,
+	`"2099-01-01T00:00:00Z"`, `"0000-01-01T00:00:00+23:59"`, `"9999-12-31T23:59:59.9999999Z"`, `"9999-12-31T23:59:59-23:59"`, `"platform:*"`, `["*","platform:*"]`, `["project:x"]`, `["keys:write",null]`,
+	`["a b"]`, `"a@alk.dev"`, `"@"`, `"00000000-0000-7000-8000-000000000001"`, `2147483648`, `2592001`,
 }
 
 // mutate changes a request in one to four places.
@@ -582,13 +692,15 @@ func mutate(r *rand.Rand, s sample) mutant {
 				m.body = m.body[:i] + pick(weird...) + m.body[min(end, len(m.body)):]
 			}
 		case kind == 7 && m.body != "": // another member
-			m.body = strings.Replace(m.body, "{", `{"`+pick("data", "metadata", "title", "slug", "name", "parentId", "roleName", "version", "runState", "parts", "messages", "info", "x", "archived", "description")+`":`+pick(weird...)+",", 1+r.IntN(2))
+			m.body = strings.Replace(m.body, "{", `{"`+pick("data", "metadata", "title", "slug", "name", "parentId", "roleName", "version", "runState", "parts", "messages", "info", "x", "archived", "description",
+				"kind", "displayName", "email", "membershipLevel", "accessLevel", "accountId", "ownerId", "scopes", "resources", "tags", "expiresAt", "graceSeconds", "auditDays")+`":`+pick(weird...)+",", 1+r.IntN(2))
 		case kind == 8: // the query
 			join := "?"
 			if strings.Contains(m.path, "?") {
 				join = "&"
 			}
-			m.path += join + pick("limit", "cursor", "slug", "archived", "projectId", "parentId", "roleName", "accountId", "runState", "sourceId", "x", "%00", "") + "=" +
+			m.path += join + pick("limit", "cursor", "slug", "archived", "projectId", "parentId", "roleName", "accountId", "runState", "sourceId", "x", "%00", "",
+				"q", "kind", "status", "membershipLevel", "tag", "ownerId", "apiKeyId", "sessionId", "targetId", "targetType", "action", "since", "until", "platform") + "=" +
 				pick("", "0", "1", "200", "-1", "true", "%00", "%ff", "x", "%27", "ended", "00000000-0000-0000-0000-000000000000", "AAAAAAAAAAAAAAAA", "1e9", "%F0%9F%98%80")
 		case kind == 9 && r.IntN(2) == 0: // the path
 			segments := strings.Split(m.path, "/")
@@ -596,8 +708,8 @@ func mutate(r *rand.Rand, s sample) mutant {
 			segments[i] = pick("", "x", "%00", "%ff", "..", "00000000-0000-0000-0000-000000000000", uuid.NewString(), "%2F", "import", "messages", "export")
 			m.path = strings.Join(segments, "/")
 		default: // a header
-			m.headers = append(m.headers, pick("If-Match", "Content-Type", "Accept", "X-Request-Id", "Idempotency-Key", "Range", "Content-Encoding", "X-HTTP-Method-Override"),
-				pick("*", `"1"`, `W/"1"`, `"`, "x", "application/json", "application/json; charset=", "text/plain", "\xff", strings.Repeat("a", 300), "gzip", "DELETE", "bytes=0-1"))
+			m.headers = append(m.headers, pick("If-Match", "Content-Type", "Accept", "X-Request-Id", "Idempotency-Key", "Range", "Content-Encoding", "X-HTTP-Method-Override", "Hub-Session", "Idempotency-Key", "Hub-Session"),
+				pick("*", `"1"`, `W/"1"`, `"`, "x", "application/json", "application/json; charset=", "text/plain", "\xff", strings.Repeat("a", 300), "gzip", "DELETE", "bytes=0-1", "00000000-0000-0000-0000-000000000000", uuid.NewString()))
 		}
 	}
 	return m

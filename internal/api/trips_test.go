@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/alkdev/hub/internal/api"
@@ -131,6 +132,60 @@ func TestRoundTripsPerOperation(t *testing.T) {
 		h.do(t, op.method, op.path, body).wants(t, op.status)
 		if trips, statements := w.counts(); trips != op.trips || statements != op.statements {
 			t.Errorf("%s: %d round trips with %d statements, want %d with %d", op.name, trips, statements, op.trips, op.statements)
+		}
+	}
+}
+
+// Every operation, by its sample: one round trip with its statement and authentication in front of it, but for the ones that are listed.
+func TestRoundTripsOfEveryOperation(t *testing.T) {
+	t.Parallel()
+	type cost struct{ trips, statements int }
+	costs := map[string]cost{ // a transaction: BEGIN with the authentication, each statement, COMMIT
+		"addMember":         {4, 5}, // the account can be seen only when the member is there
+		"deactivateAccount": {4, 5}, // and what it owns
+		"exportAuditLogs":   {3, 4}, // one more for each thousand entries
+		"exportSession":     {5, 6}, // the session, its messages, their parts
+	}
+	retried := map[string]cost{"addMember": {6, 7}, "deactivateAccount": {6, 7}}
+	w := &wire{}
+	h := newHub(t, w.configure)
+	for _, op := range operations(t) {
+		if op.streamed || op.id == "getReadiness" {
+			continue
+		}
+		measured := func(send func(s sample) answer) (c cost) {
+			t.Helper()
+			for range 2 { // the first time a connection also prepares its statements
+				s, ok := h.newFamily(t, h.admin).sampleOf(t, op)
+				if !ok {
+					return c
+				}
+				w.reset()
+				send(s).wants(t, s.status)
+				c.trips, c.statements = w.counts()
+			}
+			return c
+		}
+		want, ok := costs[op.id]
+		switch {
+		case op.public:
+			want = cost{}
+		case !ok:
+			want = cost{1, 2}
+		}
+		if got := measured(func(s sample) answer { return h.send(t, h.admin, s) }); got != want {
+			t.Errorf("%s: %d round trips with %d statements, want %d with %d", op.id, got.trips, got.statements, want.trips, want.statements)
+		}
+		if op.method != "POST" {
+			continue
+		}
+		// With a retry's key: a transaction, which looks for the answer first and keeps it at last.
+		want, ok = retried[op.id]
+		if !ok {
+			want = cost{5, 6}
+		}
+		if got := measured(func(s sample) answer { return h.retry(t, h.admin, s, uuid.NewString()) }); got != want {
+			t.Errorf("%s with an Idempotency-Key: %d round trips with %d statements, want %d with %d", op.id, got.trips, got.statements, want.trips, want.statements)
 		}
 	}
 }
