@@ -255,6 +255,7 @@ func TestPathParametersAreChecked(t *testing.T) {
 	f := h.newFamily(t, h.admin)
 	ids := map[string]string{
 		"{projectId}": f.project, "{sessionId}": f.session, "{messageId}": f.message, "{accountId}": f.account, "{organizationId}": f.org, "{apiKeyId}": f.key,
+		"{taskId}": f.task, "{dependsOnTaskId}": f.task, "{mappingId}": f.delegation,
 	}
 	for _, op := range operations(t) {
 		s, ok := f.sampleOf(t, op)

@@ -143,10 +143,17 @@ func TestRoundTripsOfEveryOperation(t *testing.T) {
 	costs := map[string]cost{ // a transaction: BEGIN with the authentication, each statement, COMMIT
 		"addMember":         {4, 5}, // the account can be seen only when the member is there
 		"deactivateAccount": {4, 5}, // and what it owns
-		"exportAuditLogs":   {3, 4}, // one more for each thousand entries
+		"exportAuditLogs":   {4, 5}, // one more for each thousand entries
 		"exportSession":     {5, 6}, // the session, its messages, their parts
+
+		"createTask": {5, 6}, "updateTask": {4, 5}, "createMapping": {4, 5}, "endMapping": {5, 6}, // what depends on what, what is locked first, and the whole row behind it
+		"addDependency":    {2, 4},                                                           // and the task as it is then
+		"claimNextTask":    {3, 6},                                                           // nothing is ready: because there is no such project or session?
+		"listDependencies": {2, 4}, "listTaskNotes": {2, 4}, "listTaskStatusChanges": {2, 4}, // nothing: because there is no such task?
+		"getTaskGraph": {2, 4}, "getTaskCosts": {2, 4}, // tasks, and their dependencies
+		"syncTasks": {10, 14}, // read, locked, read again, written
 	}
-	retried := map[string]cost{"addMember": {6, 7}, "deactivateAccount": {6, 7}}
+	retried := map[string]cost{"addMember": {6, 7}, "deactivateAccount": {6, 7}, "addDependency": {6, 7}, "claimNextTask": {7, 8}, "createMapping": {6, 7}, "createTask": {7, 8}, "endMapping": {7, 8}, "syncTasks": {12, 13}}
 	w := &wire{}
 	h := newHub(t, w.configure)
 	for _, op := range operations(t) {
