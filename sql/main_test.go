@@ -23,9 +23,9 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, searchFixture, eventsFixture, idempotencyFixture, servicesFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, searchRules, eventsRules, auditRules, idempotencyRules, servicesRules)
-	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, searchDeletes, auditDeletes, idempotencyDeletes, servicesDeletes)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, searchFixture, eventsFixture, idempotencyFixture, tasksFixture, coordinationFixture, servicesFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, searchRules, eventsRules, auditRules, idempotencyRules, tasksRules, coordinationRules, servicesRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, searchDeletes, auditDeletes, idempotencyDeletes, tasksDeletes, coordinationDeletes, servicesDeletes)
 )
 
 // ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's
@@ -50,7 +50,11 @@ var ids = map[string]string{
 	"client": "00000000-0000-7000-8000-0000000a0051", "other_client": "00000000-0000-7000-8000-0000000b0051", "second_client": "00000000-0000-7000-8000-0000000a0052",
 	"secret": "00000000-0000-7000-8000-0000000a0053", "other_secret": "00000000-0000-7000-8000-0000000b0053",
 	"rotation": "00000000-0000-7000-8000-0000000c0054", "ended_rotation": "00000000-0000-7000-8000-0000000c0055",
-	"tool": "00000000-0000-7000-8000-0000000a0021",
+	"tool":         "00000000-0000-7000-8000-0000000a0021",
+	"task_project": "00000000-0000-7000-8000-0000000a0100", "task": "00000000-0000-7000-8000-0000000a0101", "other_task": "00000000-0000-7000-8000-0000000b0101",
+	"waiting_task": "00000000-0000-7000-8000-0000000a0102", "other_waiting_task": "00000000-0000-7000-8000-0000000b0102",
+	"free_task": "00000000-0000-7000-8000-0000000a0103", "held_task": "00000000-0000-7000-8000-0000000a0104", "empty_task": "00000000-0000-7000-8000-0000000a0105",
+	"mapping": "00000000-0000-7000-8000-0000000a0106", "other_mapping": "00000000-0000-7000-8000-0000000b0106", "delegation": "00000000-0000-7000-8000-0000000a0107",
 	"new":  "00000000-0000-7000-8000-0000000c000f", // nobody's yet
 	"high": "ffffffff-0000-7000-8000-000000000001", // of a clock that is far ahead
 	"zero": "00000000-0000-7000-8000-000000000000",

@@ -68,6 +68,14 @@ const crowd = `
 		JOIN LATERAL (SELECT array_agg(id) AS ids FROM sessions WHERE org_id = o.org_id) ss ON true,
 		generate_series(1, 2000) n, LATERAL (SELECT ks.ids[1 + n % cardinality(ks.ids)] AS id, ks.accounts[1 + n % cardinality(ks.ids)] AS account_id) k, LATERAL (SELECT ss.ids[1 + n % cardinality(ss.ids)] AS id) s;
 	SET session_replication_role = origin;
+	INSERT INTO tasks (org_id, project_id, slug, name, path) SELECT p.org_id, p.id, 'crowd/' || n, 't', 'g' || n % 50 || '/' || n || '.md' FROM projects p, generate_series(1, 20) n;
+	INSERT INTO tasks (org_id, project_id, slug, name, path, priority) SELECT @org, @project, 'many/' || n, 't', 'g' || n % 50 || '/' || n || '.md', 'low' FROM generate_series(1, 3000) n;
+	INSERT INTO task_dependencies (org_id, project_id, dependent_task_id, depends_on_task_id)
+		SELECT a.org_id, a.project_id, a.id, b.id FROM tasks a JOIN tasks b ON (b.org_id, b.project_id) = (a.org_id, a.project_id) AND b.slug = 'crowd/1' WHERE a.slug ~ '^crowd/[2-9]$';
+	INSERT INTO task_notes (org_id, project_id, task_id, body) SELECT t.org_id, t.project_id, t.id, 'n' FROM tasks t WHERE t.slug LIKE 'crowd/%' AND t.org_id = @org;
+	UPDATE tasks SET status = 'blocked' WHERE slug LIKE 'crowd/%'; UPDATE tasks SET status = 'pending' WHERE slug LIKE 'crowd/%';
+	INSERT INTO mappings (org_id, kind, project_id, session_id, parent_session_id) SELECT s.org_id, 'delegation', s.project_id, s.id, p.id FROM sessions s
+		JOIN LATERAL (SELECT id FROM sessions x WHERE x.org_id = s.org_id AND x.project_id = s.project_id AND x.id <> s.id AND x.archived_at IS NULL ORDER BY id LIMIT 1) p ON true WHERE s.archived_at IS NULL AND s.source_id LIKE 'crowd-%';
 	SELECT number_events(@new, 1000000);
 	ANALYZE;`
 
@@ -88,6 +96,9 @@ var arguments = map[string]string{
 	"key_id": "@new", "key_hash": "sha256('x')", "scopes": "'{}'", "resources": "'{}'", "tags": "'{}'", "tag": "NULL", "expires_at": "NULL", "set_expires_at": "false", "enabled": "true", "made_id": "@new", "grace_seconds": "60",
 	"platform": "false", "before": "NULL", "after": "'-infinity'", "since": "NULL", "until": "NULL", "action": "NULL", "target_id": "NULL", "target_type": "NULL", "api_key_id": "NULL", "acting_session_id": "NULL",
 	"audit_days": "NULL", "set_audit_days": "false", "session_days": "NULL", "set_session_days": "false", "key": "'key'", "request": "sha256('x')", "headers": "'{}'", "body": "NULL",
+	"scope": "NULL", "risk": "NULL", "impact": "NULL", "level": "NULL", "priority": "NULL", "assignee": "NULL", "due": "NULL", "path": "'x'", "path_prefix": "NULL", "ready": "NULL", "max_risk": "NULL",
+	"set_scope": "false", "set_risk": "false", "set_impact": "false", "set_level": "false", "set_priority": "false", "set_assignee": "false", "set_due": "false", "slugs": "'{a}'", "reason": "''",
+	"depends_on_task_id": "@task", "mapping_id": "@mapping", "lease_seconds": "300", "task_id": "NULL", "parent_session_id": "NULL", "dependent_ids": "ARRAY[@waiting_task]::uuid[]", "prerequisite_ids": "ARRAY[@task]::uuid[]",
 	"org_ids": "ARRAY[@org]::uuid[]", "key_ids": "ARRAY[@key]::uuid[]", "times": "ARRAY[now()]",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
@@ -132,6 +143,16 @@ var argumentsOf = map[string]map[string]string{
 	"AddMember": {"account_id": "@nobody", "membership_level": "'member'"}, "GetMember": {"account_id": "@member"}, "UpdateMember": {"account_id": "@member"}, "RemoveMember": {"account_id": "@member"},
 	"GetAPIKey": {"id": "@key"}, "UpdateAPIKey": {"id": "@key", "name": "NULL", "scopes": "NULL", "resources": "NULL", "tags": "NULL"}, "RevokeAPIKey": {"id": "@key"}, "SetAPIKeyEnabled": {"id": "@key"}, "RotateAPIKey": {"id": "@key"},
 	"RecordIdempotentAnswer": {"status": "200"},
+
+	"GetTask": {"id": "@task"}, "UpdateTask": {"id": "@task", "name": "NULL", "path": "NULL", "tags": "NULL"}, "DeleteTask": {"id": "@task"}, "AddDependencies": {"id": "@task"},
+	"AddDependency": {"id": "@task"}, "RemoveDependency": {"id": "@task"}, "ListDependencies": {"id": "@task"}, "AddTaskNote": {"id": "@task", "body": "'x'"},
+	"ListTaskNotes": {"id": "@task"}, "GetTaskDocument": {"id": "@task"}, "ListTaskStatusChanges": {"id": "@task"}, "ClaimTask": {"id": "@task"},
+	"ExtendClaim": {"id": "@task"}, "EndClaim": {"id": "@task", "status": "'completed'", "task_status": "'completed'"}, "SetTaskAside": {"id": "@task", "from_statuses": "'{pending}'", "to_status": "'blocked'"}, "LockProjectOfTask": {"id": "@task"},
+	"ListTasks": {"project_id": "@project"}, "ClaimNextTask": {"project_id": "@project"}, "ListTasksForSync": {"project_id": "@project"}, "ListDependencyEdges": {"project_id": "@project"},
+	"ListTaskFiles": {"project_id": "@project"}, "ListTaskGraph": {"project_id": "@project"}, "RemoveDependencies": {"project_id": "@project"}, "AddDependenciesOfTasks": {"project_id": "@project"},
+	"ListMappings": {"project_id": "@project"}, "LockProject": {"id": "@project"}, "CreateTask": {"project_id": "@project", "slug": "'x'", "body": "''"}, "LockTasks": {"project_id": "@project", "ids": "ARRAY[@task]::uuid[]"},
+	"ArchiveTasks": {"project_id": "@project", "ids": "ARRAY[@task]::uuid[]"}, "CreateTasksFromFiles": {"project_id": "@project", "tasks": "'[]'"}, "UpdateTasksFromFiles": {"project_id": "@project", "tasks": "'[]'"}, "GetMapping": {"id": "@mapping"},
+	"LockProjectOfMapping": {"id": "@mapping"}, "EndMapping": {"id": "@mapping", "status": "'failed'"}, "CreateDelegation": {"parent_session_id": "@session"},
 }
 
 // query is one of sql/queries.
@@ -255,7 +276,7 @@ func TestX09_ClaimingAKeyUsesTheIndex(t *testing.T) {
 	}
 }
 
-var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|part_deltas|events|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations)\b`)
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|part_deltas|events|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations|tasks|task_dependencies|task_notes|task_status_changes|mappings)\b`)
 
 // onlyCustomPlans are queries whose generic plan, which PostgreSQL turns to after five executions, reads more than they ask for.
 // They run in store.Tx, which has its statements planned for their arguments.
@@ -290,7 +311,7 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 	account := "'" + get[string](t, w.app, "SELECT account_id::text FROM sessions WHERE source_id = 'crowd-7'") + "'"
 	filters := []struct{ query, param, value, index string }{
 		{"ListSessions", "row_limit", "50", "sessions_pkey"},
-		{"ListSessions", "project_id", project, "sessions_project_id_idx"},
+		{"ListSessions", "project_id", project, "sessions_project_id_id_key"},
 		{"ListSessions", "parent_id", parent, "sessions_parent_id_idx"},
 		{"ListSessions", "role_name", "'role-7'", "sessions_role_name_idx"},
 		{"ListSessions", "account_id", account, "sessions_account_id_idx"},
@@ -310,6 +331,9 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 		{"LockSecretsToRotate", "after_id", "@zero", "client_secrets_key_version_idx"},
 		{"RotateSecrets", "ids", "ARRAY[@secret]::uuid[]", "client_secrets_pkey"},
 		{"GetRunningSecretRotation", "", "", "secret_rotations_running_key"},
+		// W17: prefixes, in whatever locale, and for hub_app.
+		{"ListTasks", "path_prefix", "'g7/'", "tasks_path_idx"},
+		{"ListTasks", "slug", "'many/77'", "tasks_slug_key"},
 		{"ListMessages", "after_id", "@message", "messages_session_id_id_key"},
 		{"ListMessages", "after_id", "@message", "parts_message_id_idx"},
 		{"GetMessage", "message_id", "@message", "parts_message_id_idx"},

@@ -9,6 +9,64 @@ CREATE SCHEMA public;
 
 COMMENT ON SCHEMA public IS 'standard public schema';
 
+-- Name: task_impact; Type: TYPE; Schema: public; Owner: -
+
+CREATE TYPE public.task_impact AS ENUM (
+    'isolated',
+    'component',
+    'phase',
+    'project'
+);
+
+-- Name: task_level; Type: TYPE; Schema: public; Owner: -
+
+CREATE TYPE public.task_level AS ENUM (
+    'planning',
+    'decomposition',
+    'implementation',
+    'review',
+    'research'
+);
+
+-- Name: task_priority; Type: TYPE; Schema: public; Owner: -
+
+CREATE TYPE public.task_priority AS ENUM (
+    'low',
+    'medium',
+    'high',
+    'critical'
+);
+
+-- Name: task_risk; Type: TYPE; Schema: public; Owner: -
+
+CREATE TYPE public.task_risk AS ENUM (
+    'trivial',
+    'low',
+    'medium',
+    'high',
+    'critical'
+);
+
+-- Name: task_scope; Type: TYPE; Schema: public; Owner: -
+
+CREATE TYPE public.task_scope AS ENUM (
+    'single',
+    'narrow',
+    'moderate',
+    'broad',
+    'system'
+);
+
+-- Name: task_status; Type: TYPE; Schema: public; Owner: -
+
+CREATE TYPE public.task_status AS ENUM (
+    'pending',
+    'in-progress',
+    'completed',
+    'failed',
+    'blocked'
+);
+
 -- Name: current_account_id(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.current_account_id() RETURNS uuid
@@ -460,6 +518,39 @@ END $$;
 
 COMMENT ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) IS 'Finds the key, checks that it, its account and its organisation are in force, that it covers the scopes and its holder has the membership level, and sets the caller for this transaction. It rides in front of each request''s first statement, so a revoked key fails on the next request, on every replica. S05: every way to fail is the same 28000 unauthenticated.';
 
+-- Name: begin_mapping(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.begin_mapping() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_session sessions;
+    v_task    tasks;
+BEGIN
+    NEW.lease_expires_at := clock_timestamp() + make_interval(secs => NEW.lease_seconds);
+    -- A session that ends meanwhile waits for us, and then ends this mapping too.
+    SELECT * INTO v_session FROM sessions s WHERE (s.org_id, s.id) = (NEW.org_id, NEW.session_id) FOR SHARE;
+    IF v_session.run_state = 'ended' OR v_session.archived_at IS NOT NULL OR v_session.deleted_at IS NOT NULL THEN
+        PERFORM raise_rule('mappings_session_over', 'The session is over.');
+    END IF;
+    IF NEW.kind = 'assignment' THEN
+        SELECT * INTO v_task FROM tasks t WHERE (t.org_id, t.project_id, t.id) = (NEW.org_id, NEW.project_id, NEW.task_id) FOR NO KEY UPDATE;
+        CASE
+            WHEN v_task.id IS NULL THEN NULL; -- the foreign key says so
+            WHEN v_task.status = 'in-progress' THEN PERFORM raise_rule('task_already_claimed', 'Somebody is at work on the task.');
+            WHEN v_task.status <> 'pending' OR v_task.archived_at IS NOT NULL THEN PERFORM raise_rule('task_not_pending', 'The task is not there to be claimed.');
+            WHEN v_task.unmet_count > 0 THEN PERFORM raise_rule('task_not_ready', 'The task waits for others.');
+            ELSE NULL;
+        END CASE;
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION begin_mapping(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.begin_mapping() IS 'W11, X04: only a ready task is claimed, by a session that is not over. hub_system''s, because it locks rows that its caller could not lock.';
+
 -- Name: bootstrap_hub(text, text, text, bytea, text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text DEFAULT NULL::text, OUT org_id uuid, OUT account_id uuid) RETURNS record
@@ -629,6 +720,24 @@ END $$;
 
 COMMENT ON FUNCTION public.check_key_grant() IS 'A key cannot grant what its creator lacks: scopes, resources, or the level of its holder.';
 
+-- Name: check_mapping_status(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_mapping_status() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM mapping_status_transitions t WHERE (t.from_status, t.to_status) = (OLD.status, NEW.status)) THEN
+        PERFORM raise_rule(TG_NAME, format('A mapping that is %s cannot become %s.', OLD.status, NEW.status));
+    END IF;
+    NEW.ended_at := clock_timestamp();
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_mapping_status(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_mapping_status() IS 'S14, X06: legal steps are rows of mapping_status_transitions.';
+
 -- Name: check_member_change(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.check_member_change() RETURNS trigger
@@ -653,6 +762,24 @@ END $$;
 -- Name: FUNCTION check_member_change(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.check_member_change() IS 'Nobody gives or takes a membership level above their own; everybody may leave.';
+
+-- Name: check_new_task_status(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_new_task_status() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NEW.status = 'in-progress' THEN
+        PERFORM public.raise_rule(TG_NAME, 'A task is in progress once somebody claims it, not from the start.');
+    END IF;
+    NEW.started_at := NULL;
+    NEW.completed_at := CASE WHEN NEW.status IN ('completed', 'failed') THEN coalesce(NEW.file_modified_at, now()) END;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_new_task_status(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_new_task_status() IS 'C07: a new task may take completed, failed or blocked from its file, never afterwards.';
 
 -- Name: check_organization_transfer(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -727,6 +854,52 @@ END $$;
 
 COMMENT ON FUNCTION public.check_session_run_state() IS 'X06, X10: legal steps are rows of session_run_state_transitions.';
 
+-- Name: check_task_is_assigned(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_task_is_assigned() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_org_id  uuid := CASE TG_OP WHEN 'DELETE' THEN OLD.org_id ELSE NEW.org_id END;
+    v_task_id uuid;
+    v_status  task_status;
+BEGIN
+    IF TG_TABLE_NAME = 'tasks' THEN
+        v_task_id := NEW.id;
+    ELSE
+        v_task_id := CASE TG_OP WHEN 'DELETE' THEN OLD.task_id ELSE NEW.task_id END;
+    END IF;
+    SELECT t.status INTO v_status FROM tasks t WHERE (t.org_id, t.id) = (v_org_id, v_task_id);
+    IF FOUND AND (v_status = 'in-progress') <> EXISTS (SELECT FROM mappings m WHERE (m.org_id, m.task_id) = (v_org_id, v_task_id) AND m.status = 'active') THEN
+        PERFORM raise_rule(TG_NAME, 'A task is in progress exactly while it has an active assignment.');
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION check_task_is_assigned(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_task_is_assigned() IS 'W11: the last word, at the end of the transaction.';
+
+-- Name: check_task_status(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_task_status() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM task_status_transitions t WHERE t.from_status = OLD.status AND t.to_status = NEW.status) THEN
+        PERFORM raise_rule(TG_NAME, format('A task that is %s cannot become %s.', OLD.status, NEW.status));
+    END IF;
+    NEW.started_at := CASE WHEN NEW.status = 'in-progress' THEN clock_timestamp() WHEN NEW.status = 'pending' THEN NULL ELSE OLD.started_at END;
+    NEW.completed_at := CASE WHEN NEW.status IN ('completed', 'failed') THEN clock_timestamp() END;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_task_status(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_task_status() IS 'X06: legal steps are rows of task_status_transitions. The times follow the status.';
+
 -- Name: check_tool_state(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.check_tool_state() RETURNS trigger
@@ -762,23 +935,6 @@ END $$;
 
 COMMENT ON FUNCTION public.claim_idempotency_key(p_key text, OUT claimed boolean, OUT id uuid, OUT request bytea, OUT status integer, OUT headers jsonb, OUT body bytea) IS 'X09: takes the key for this transaction, and finds the answer that was given to it. Neither: another request with the key is under way.';
 
--- Name: complete_secret_rotation(uuid, bigint); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) RETURNS boolean
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    AS $$
-BEGIN
-    UPDATE secret_rotations SET status = 'completed', ended_at = clock_timestamp(), failed = p_failed
-    WHERE id = p_id AND status = 'running' AND acts_for_platform()
-      AND p_failed >= (SELECT count(*) FROM client_secrets s WHERE s.key_version <> target_version);
-    RETURN FOUND;
-END $$;
-
--- Name: FUNCTION complete_secret_rotation(p_id uuid, p_failed bigint); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) IS 'C11: ends the rotation, unless more secrets are left under other keys than those that cannot be decrypted: others may still be at work on them.';
-
 -- Name: is_metadata(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.is_metadata(p_metadata jsonb) RETURNS boolean
@@ -796,6 +952,365 @@ END $_$;
 -- Name: FUNCTION is_metadata(p_metadata jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.is_metadata(p_metadata jsonb) IS 'W01: metadata is opaque to the hub and holds one object per subsystem, under a key of the form _subsystem. Known fields live in columns or in data.';
+
+-- Name: mappings; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.mappings (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    kind text NOT NULL,
+    project_id uuid NOT NULL,
+    session_id uuid NOT NULL,
+    parent_session_id uuid,
+    task_id uuid,
+    status text DEFAULT 'active'::text NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    lease_seconds integer,
+    lease_expires_at timestamp with time zone,
+    ended_at timestamp with time zone,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT mappings_ended_has_time_check CHECK (((status = 'active'::text) = (ended_at IS NULL))),
+    CONSTRAINT mappings_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT mappings_kind_columns_check CHECK (
+CASE kind
+    WHEN 'assignment'::text THEN ((task_id IS NOT NULL) AND (parent_session_id IS NULL) AND (lease_seconds IS NOT NULL) AND (lease_expires_at IS NOT NULL))
+    WHEN 'delegation'::text THEN ((task_id IS NULL) AND (parent_session_id IS NOT NULL) AND (lease_seconds IS NULL) AND (lease_expires_at IS NULL))
+    ELSE false
+END),
+    CONSTRAINT mappings_lease_length_check CHECK (((lease_seconds >= 1) AND (lease_seconds <= 86400))),
+    CONSTRAINT mappings_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT mappings_not_own_parent_check CHECK ((parent_session_id <> session_id)),
+    CONSTRAINT mappings_reason_length_check CHECK ((char_length(reason) <= 2000)),
+    CONSTRAINT mappings_status_check CHECK ((status = ANY (ARRAY['active'::text, 'completed'::text, 'failed'::text, 'aborted'::text])))
+);
+
+ALTER TABLE ONLY public.mappings FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.mappings IS 'W20: ties a session to what its kind says. assignment: works on a task, under a lease. delegation: works for a parent session.';
+
+-- Name: COLUMN mappings.project_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.mappings.project_id IS 'S13: its session''s, its task''s and its parent session''s. Immutable.';
+
+-- Name: COLUMN mappings.reason; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.mappings.reason IS 'Why it ended.';
+
+-- Name: COLUMN mappings.lease_expires_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.mappings.lease_expires_at IS 'X04: when the task returns unless the holder says that it is still there.';
+
+-- Name: COLUMN mappings.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.mappings.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN mappings.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.mappings.revision IS 'Counts changes of everything but the lease: the ETag.';
+
+-- Name: CONSTRAINT mappings_id_version_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_id_version_check ON public.mappings IS 'C02';
+
+-- Name: CONSTRAINT mappings_kind_columns_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_kind_columns_check ON public.mappings IS 'W20';
+
+-- Name: CONSTRAINT mappings_metadata_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_metadata_check ON public.mappings IS 'W01';
+
+-- Name: task_dependencies; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.task_dependencies (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    project_id uuid NOT NULL,
+    dependent_task_id uuid NOT NULL,
+    depends_on_task_id uuid NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT task_dependencies_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT task_dependencies_not_on_itself_check CHECK ((dependent_task_id <> depends_on_task_id))
+);
+
+ALTER TABLE ONLY public.task_dependencies FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE task_dependencies; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.task_dependencies IS 'What must be completed before what. Added and removed, never changed.';
+
+-- Name: COLUMN task_dependencies.dependent_task_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.task_dependencies.dependent_task_id IS 'S16: the task that waits.';
+
+-- Name: COLUMN task_dependencies.depends_on_task_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.task_dependencies.depends_on_task_id IS 'S16: its prerequisite.';
+
+-- Name: CONSTRAINT task_dependencies_not_on_itself_check ON task_dependencies; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT task_dependencies_not_on_itself_check ON public.task_dependencies IS 'C09';
+
+-- Name: tasks; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.tasks (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    project_id uuid NOT NULL,
+    slug text NOT NULL COLLATE pg_catalog."C",
+    name text NOT NULL,
+    path text NOT NULL COLLATE pg_catalog."C",
+    scope public.task_scope,
+    risk public.task_risk,
+    impact public.task_impact,
+    level public.task_level,
+    priority public.task_priority,
+    tags text[] DEFAULT '{}'::text[] NOT NULL,
+    assignee text,
+    due text,
+    body text DEFAULT ''::text NOT NULL,
+    file_created_at timestamp with time zone,
+    file_modified_at timestamp with time zone,
+    frontmatter text,
+    base jsonb,
+    archived_at timestamp with time zone,
+    status public.task_status DEFAULT 'pending'::public.task_status NOT NULL,
+    started_at timestamp with time zone,
+    completed_at timestamp with time zone,
+    unmet_count integer DEFAULT 0 NOT NULL,
+    failed_count integer DEFAULT 0 NOT NULL,
+    downstream_count integer DEFAULT 0 NOT NULL,
+    priority_rank integer GENERATED ALWAYS AS (
+CASE priority
+    WHEN 'critical'::public.task_priority THEN 4
+    WHEN 'high'::public.task_priority THEN 3
+    WHEN 'low'::public.task_priority THEN 1
+    ELSE 2
+END) STORED NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT tasks_assignee_length_check CHECK (((char_length(assignee) >= 1) AND (char_length(assignee) <= 200))),
+    CONSTRAINT tasks_base_whole_check CHECK (((frontmatter IS NULL) = (base IS NULL))),
+    CONSTRAINT tasks_body_length_check CHECK ((octet_length(body) <= 1048576)),
+    CONSTRAINT tasks_due_length_check CHECK (((char_length(due) >= 1) AND (char_length(due) <= 200))),
+    CONSTRAINT tasks_finished_has_time_check CHECK (((status = ANY (ARRAY['completed'::public.task_status, 'failed'::public.task_status])) = (completed_at IS NOT NULL))),
+    CONSTRAINT tasks_frontmatter_length_check CHECK ((octet_length(frontmatter) <= 65536)),
+    CONSTRAINT tasks_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT tasks_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT tasks_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 1000))),
+    CONSTRAINT tasks_path_shape_check CHECK ((((octet_length(path) >= 1) AND (octet_length(path) <= 1000)) AND (path !~ '(^/|\\|[[:cntrl:]]|(^|/)\.{0,2}(/|$))'::text))),
+    CONSTRAINT tasks_slug_shape_check CHECK (((octet_length(slug) <= 500) AND (slug ~ '^[^[:cntrl:][:space:]]([^[:cntrl:]]*[^[:cntrl:][:space:]])?$'::text))),
+    CONSTRAINT tasks_tags_shape_check CHECK (((cardinality(tags) <= 100) AND (array_position(tags, NULL::text) IS NULL) AND (octet_length(array_to_string(tags, ''::text)) <= 10000)))
+);
+
+ALTER TABLE ONLY public.tasks FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE tasks; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.tasks IS 'What there is to do in a project, in the terms of the taskgraph format.';
+
+-- Name: COLUMN tasks.slug; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.slug IS 'The id that task files and people use, unique in the project; / occurs in it.';
+
+-- Name: COLUMN tasks.path; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.path IS 'W17: the file''s path below the synced folder, whose prefixes group tasks. In "C", so that ^@ uses the index in every locale.';
+
+-- Name: COLUMN tasks.priority; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.priority IS 'What is not assessed ranks as medium.';
+
+-- Name: COLUMN tasks.due; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.due IS 'Free text, as in the file.';
+
+-- Name: COLUMN tasks.body; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.body IS 'Markdown. Notes are not in it (C08): see task_documents.';
+
+-- Name: COLUMN tasks.frontmatter; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.frontmatter IS 'What the file of the last sync had between its --- lines, to the letter: a pull writes it back where nothing changed. NULL for a task without a file.';
+
+-- Name: COLUMN tasks.base; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.base IS 'The authored fields as the last sync left them: what changed since on either side is told by it.';
+
+-- Name: COLUMN tasks.archived_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.archived_at IS 'When the task was put aside; NULL while it is in use. It counts for nothing then: neither ready, nor in anybody''s way.';
+
+-- Name: COLUMN tasks.status; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.status IS 'C07: runtime. W11: in-progress exactly while there is one active assignment.';
+
+-- Name: COLUMN tasks.started_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.started_at IS 'When it last became in-progress.';
+
+-- Name: COLUMN tasks.completed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.completed_at IS 'When it was completed, or failed.';
+
+-- Name: COLUMN tasks.unmet_count; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.unmet_count IS 'X04: prerequisites that are not completed. A pending task is ready when there are none.';
+
+-- Name: COLUMN tasks.failed_count; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.failed_count IS 'X04: prerequisites that failed: why it will not become ready by itself.';
+
+-- Name: COLUMN tasks.downstream_count; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.downstream_count IS 'X04: tasks that wait for this one, directly or through others.';
+
+-- Name: COLUMN tasks.priority_rank; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.priority_rank IS 'X04: what the ready set is ordered by: 4 critical, 3 high, 2 medium or not assessed, 1 low.';
+
+-- Name: COLUMN tasks.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN tasks.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.tasks.revision IS 'Counts changes of everything but the counts: the ETag.';
+
+-- Name: CONSTRAINT tasks_id_version_check ON tasks; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT tasks_id_version_check ON public.tasks IS 'C02';
+
+-- Name: CONSTRAINT tasks_metadata_check ON tasks; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT tasks_metadata_check ON public.tasks IS 'W01';
+
+-- Name: task_details; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.task_details WITH (security_invoker='true') AS
+ SELECT t.org_id,
+    t.id,
+    t.project_id,
+    t.slug,
+    t.name,
+    t.path,
+    t.scope,
+    t.risk,
+    t.impact,
+    t.level,
+    t.priority,
+    t.tags,
+    t.assignee,
+    t.due,
+    t.body,
+    t.file_created_at,
+    t.file_modified_at,
+    t.frontmatter,
+    t.base,
+    t.archived_at,
+    t.status,
+    t.started_at,
+    t.completed_at,
+    t.unmet_count,
+    t.failed_count,
+    t.downstream_count,
+    t.priority_rank,
+    t.metadata,
+    t.revision,
+    t.created_at,
+    t.updated_at,
+    m.id AS mapping_id,
+    m.session_id,
+    m.lease_seconds,
+    m.lease_expires_at,
+    m.created_at AS claimed_at,
+    ARRAY( SELECT p.slug
+           FROM (public.task_dependencies d
+             JOIN public.tasks p ON (((p.org_id = d.org_id) AND (p.id = d.depends_on_task_id))))
+          WHERE ((d.org_id = t.org_id) AND (d.project_id = t.project_id) AND (d.dependent_task_id = t.id))
+          ORDER BY p.slug) AS depends_on
+   FROM (public.tasks t
+     LEFT JOIN public.mappings m ON ((((m.org_id = t.org_id) AND (m.task_id = t.id)) AND (m.status = 'active'::text))));
+
+-- Name: VIEW task_details; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.task_details IS 'Tasks with their active assignment and what they depend on.';
+
+-- Name: claim_next_task(uuid, uuid, integer, text, text[], public.task_level, public.task_risk); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.claim_next_task(p_project_id uuid, p_session_id uuid, p_lease_seconds integer, p_path_prefix text, p_tags text[], p_level public.task_level, p_max_risk public.task_risk) RETURNS SETOF public.task_details
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_task_id uuid;
+BEGIN
+    PERFORM return_expired_in_project(p_project_id);
+    SELECT t.id INTO v_task_id FROM tasks t
+    WHERE t.org_id = current_org_id() AND t.project_id = p_project_id AND t.status = 'pending' AND t.unmet_count = 0 AND t.archived_at IS NULL
+      AND (p_path_prefix IS NULL OR t.path ^@ p_path_prefix) AND t.tags @> p_tags AND (p_level IS NULL OR t.level = p_level) AND (p_max_risk IS NULL OR coalesce(t.risk, 'medium') <= p_max_risk)
+    ORDER BY t.priority_rank DESC, t.downstream_count DESC, t.id LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    IF v_task_id IS NULL THEN
+        -- What is locked is mostly being claimed, but may only be noted on: the last look waits.
+        SELECT t.id INTO v_task_id FROM tasks t
+        WHERE t.org_id = current_org_id() AND t.project_id = p_project_id AND t.status = 'pending' AND t.unmet_count = 0 AND t.archived_at IS NULL
+          AND (p_path_prefix IS NULL OR t.path ^@ p_path_prefix) AND t.tags @> p_tags AND (p_level IS NULL OR t.level = p_level) AND (p_max_risk IS NULL OR coalesce(t.risk, 'medium') <= p_max_risk)
+        ORDER BY t.priority_rank DESC, t.downstream_count DESC, t.id LIMIT 1 FOR NO KEY UPDATE;
+    END IF;
+    IF v_task_id IS NOT NULL THEN
+        INSERT INTO mappings (org_id, kind, project_id, session_id, task_id, lease_seconds) VALUES (current_org_id(), 'assignment', p_project_id, p_session_id, v_task_id, p_lease_seconds);
+        RETURN QUERY SELECT * FROM task_details d WHERE (d.org_id, d.id) = (current_org_id(), v_task_id);
+    END IF;
+END $$;
+
+-- Name: FUNCTION claim_next_task(p_project_id uuid, p_session_id uuid, p_lease_seconds integer, p_path_prefix text, p_tags text[], p_level public.task_level, p_max_risk public.task_risk); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.claim_next_task(p_project_id uuid, p_session_id uuid, p_lease_seconds integer, p_path_prefix text, p_tags text[], p_level public.task_level, p_max_risk public.task_risk) IS 'X04: the ready task of the highest priority, among equals the one that most others wait for. Risk that is not assessed counts as medium.';
+
+-- Name: claim_task(uuid, uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.claim_task(p_task_id uuid, p_session_id uuid, p_lease_seconds integer) RETURNS SETOF public.task_details
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_project_id uuid := (SELECT t.project_id FROM tasks t WHERE (t.org_id, t.id) = (current_org_id(), p_task_id));
+BEGIN
+    IF v_project_id IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM return_expired_in_project(v_project_id);
+    INSERT INTO mappings (org_id, kind, project_id, session_id, task_id, lease_seconds) VALUES (current_org_id(), 'assignment', v_project_id, p_session_id, p_task_id, p_lease_seconds);
+    RETURN QUERY SELECT * FROM task_details d WHERE (d.org_id, d.id) = (current_org_id(), p_task_id);
+END $$;
+
+-- Name: FUNCTION claim_task(p_task_id uuid, p_session_id uuid, p_lease_seconds integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.claim_task(p_task_id uuid, p_session_id uuid, p_lease_seconds integer) IS 'X04: makes a session the one that works on a task.';
+
+-- Name: complete_secret_rotation(uuid, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    UPDATE secret_rotations SET status = 'completed', ended_at = clock_timestamp(), failed = p_failed
+    WHERE id = p_id AND status = 'running' AND acts_for_platform()
+      AND p_failed >= (SELECT count(*) FROM client_secrets s WHERE s.key_version <> target_version);
+    RETURN FOUND;
+END $$;
+
+-- Name: FUNCTION complete_secret_rotation(p_id uuid, p_failed bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) IS 'C11: ends the rotation, unless more secrets are left under other keys than those that cannot be decrypted: others may still be at work on them.';
 
 -- Name: client_secrets; Type: TABLE; Schema: public; Owner: -
 
@@ -1100,6 +1615,57 @@ END $$;
 
 COMMENT ON FUNCTION public.doubt_client_config() IS 'C12: config that changes without a verdict of its own is not valid until it is judged.';
 
+-- Name: end_claim(uuid, uuid, text, public.task_status, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.end_claim(p_task_id uuid, p_mapping_id uuid, p_status text, p_task_status public.task_status, p_reason text) RETURNS SETOF public.task_details
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_project_id uuid := (SELECT t.project_id FROM tasks t WHERE (t.org_id, t.id) = (current_org_id(), p_task_id));
+BEGIN
+    IF v_project_id IS NULL THEN
+        RETURN;
+    END IF;
+    IF p_status <> 'aborted' THEN
+        PERFORM FROM projects p WHERE (p.org_id, p.id) = (current_org_id(), v_project_id) FOR NO KEY UPDATE; -- first, for others' counts change
+    END IF;
+    PERFORM FROM mappings m WHERE (m.org_id, m.id, m.task_id) = (current_org_id(), p_mapping_id, p_task_id) AND m.status = 'active' FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        PERFORM raise_rule('task_not_held', 'The task is not, or no longer, held by this claim.');
+    END IF;
+    IF p_task_status = 'blocked' THEN
+        PERFORM move_task(p_task_id, 'blocked', p_reason);
+    END IF;
+    UPDATE mappings m SET status = p_status, reason = p_reason WHERE (m.org_id, m.id) = (current_org_id(), p_mapping_id);
+    RETURN QUERY SELECT * FROM task_details d WHERE (d.org_id, d.id) = (current_org_id(), p_task_id);
+END $$;
+
+-- Name: FUNCTION end_claim(p_task_id uuid, p_mapping_id uuid, p_status text, p_task_status public.task_status, p_reason text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.end_claim(p_task_id uuid, p_mapping_id uuid, p_status text, p_task_status public.task_status, p_reason text) IS 'W11: ends an assignment, and with it moves the task. The mapping''s id is the fence: whoever lost the lease cannot end the next one''s work.';
+
+-- Name: end_mappings_of_row(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.end_mappings_of_row() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_TABLE_NAME = 'sessions' THEN
+        UPDATE mappings m SET status = 'aborted', reason = 'The session is over.'
+        WHERE (m.org_id, m.project_id) = (NEW.org_id, NEW.project_id) AND NEW.id IN (m.session_id, m.parent_session_id) AND m.status = 'active';
+    ELSE
+        UPDATE mappings m SET status = 'aborted', reason = 'The task was put aside.'
+        WHERE (m.org_id, m.task_id) = (NEW.org_id, NEW.id) AND m.status = 'active';
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION end_mappings_of_row(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.end_mappings_of_row() IS 'W11: a session that ends, is archived or is marked as deleted, and a task that is archived, end what they are mapped to.';
+
 -- Name: event_heads; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.event_heads (
@@ -1164,6 +1730,28 @@ END $$;
 -- Name: FUNCTION expire_sessions(p_rows integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.expire_sessions(p_rows integer) IS 'W09: deletes up to so many sessions that were archived longer ago than their organisation keeps them, and says so in its audit log. purge_deleted_sessions() takes their rows away. Returns how many; 0 when nothing is due.';
+
+-- Name: extend_claim(uuid, uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.extend_claim(p_task_id uuid, p_mapping_id uuid) RETURNS SETOF public.task_details
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM tasks t WHERE (t.org_id, t.id) = (current_org_id(), p_task_id)) THEN
+        RETURN;
+    END IF;
+    UPDATE mappings m SET lease_expires_at = clock_timestamp() + make_interval(secs => m.lease_seconds)
+    WHERE (m.org_id, m.id, m.task_id) = (current_org_id(), p_mapping_id, p_task_id) AND m.status = 'active';
+    IF NOT FOUND THEN
+        PERFORM raise_rule('task_not_held', 'The task is not, or no longer, held by this claim.');
+    END IF;
+    RETURN QUERY SELECT * FROM task_details d WHERE (d.org_id, d.id) = (current_org_id(), p_task_id);
+END $$;
+
+-- Name: FUNCTION extend_claim(p_task_id uuid, p_mapping_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.extend_claim(p_task_id uuid, p_mapping_id uuid) IS 'X04: the holder is still there. A lease that ran out, but that nobody took back yet, goes on.';
 
 -- Name: fold_many_part_deltas(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1563,6 +2151,62 @@ $$;
 -- Name: FUNCTION mark_sessions_deleted(p_org_id uuid, p_ids uuid[]); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) IS 'For functions of hub_system: requests have no right to these columns.';
+
+-- Name: move_task(uuid, public.task_status, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.move_task(p_task_id uuid, p_status public.task_status, p_reason text) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_task tasks;
+BEGIN
+    SELECT * INTO v_task FROM tasks t WHERE (t.org_id, t.id) = (current_org_id(), p_task_id);
+    IF NOT FOUND OR NOT coalesce(v_task.project_id = ANY (current_project_ids()), true) THEN
+        RETURN NULL;
+    END IF;
+    IF p_status NOT IN ('pending', 'blocked') THEN
+        PERFORM raise_rule('task_not_held', 'Only who holds a task completes or fails it.');
+    END IF;
+    PERFORM FROM projects p WHERE (p.org_id, p.id) = (v_task.org_id, v_task.project_id) FOR NO KEY UPDATE;
+    PERFORM set_config('hub.task_reason', p_reason, true);
+    UPDATE tasks t SET status = p_status WHERE (t.org_id, t.id) = (v_task.org_id, p_task_id);
+    PERFORM set_config('hub.task_reason', '', true);
+    RETURN p_task_id;
+END $$;
+
+-- Name: FUNCTION move_task(p_task_id uuid, p_status public.task_status, p_reason text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.move_task(p_task_id uuid, p_status public.task_status, p_reason text) IS 'Blocks, unblocks or reopens a task of the caller''s organisation. NULL where there is none. A task in progress stays so unless its assignment ends in the same transaction (W11).';
+
+-- Name: move_task_with_mapping(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.move_task_with_mapping() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_mapping mappings := coalesce(NEW, OLD);
+    v_status  task_status;
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        v_status := 'in-progress';
+    ELSIF TG_OP = 'DELETE' THEN
+        v_status := 'pending';
+        v_mapping.reason := 'The assignment was deleted.';
+    ELSE
+        v_status := CASE NEW.status WHEN 'completed' THEN 'completed' WHEN 'failed' THEN 'failed' ELSE 'pending' END;
+    END IF;
+    PERFORM set_config('hub.task_reason', v_mapping.reason, true), set_config('hub.task_mapping_id', v_mapping.id::text, true), set_config('hub.task_session_id', v_mapping.session_id::text, true);
+    -- block_task has moved it already.
+    UPDATE tasks t SET status = v_status WHERE (t.org_id, t.id) = (v_mapping.org_id, v_mapping.task_id) AND (t.status = 'in-progress') = (TG_OP <> 'INSERT');
+    PERFORM set_config('hub.task_reason', '', true), set_config('hub.task_mapping_id', '', true), set_config('hub.task_session_id', '', true);
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION move_task_with_mapping(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.move_task_with_mapping() IS 'W11: claimed: in-progress; completed: completed; failed: failed; aborted or deleted: pending again.';
 
 -- Name: note_audit_chain(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2217,6 +2861,33 @@ END $$;
 
 COMMENT ON FUNCTION public.record_session_rows() IS 'C02, X10: after each statement: refuses ids out of order, and keeps the session''s last ids and last_activity_at. Runs as hub_system, because hub_app may not write those columns.';
 
+-- Name: record_task_status(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_task_status() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_unmet  integer := (NEW.status <> 'completed')::integer - (OLD.status <> 'completed')::integer;
+    v_failed integer := (NEW.status = 'failed')::integer - (OLD.status = 'failed')::integer;
+BEGIN
+    INSERT INTO task_status_changes (org_id, project_id, task_id, from_status, to_status, reason, account_id, session_id, mapping_id, created_at)
+    VALUES (NEW.org_id, NEW.project_id, NEW.id, OLD.status, NEW.status, coalesce(current_setting('hub.task_reason', true), ''), current_account_id(),
+            coalesce(nullif(current_setting('hub.task_session_id', true), '')::uuid, current_session_id()), nullif(current_setting('hub.task_mapping_id', true), '')::uuid, clock_timestamp());
+    IF (v_unmet, v_failed) <> (0, 0) AND NEW.archived_at IS NULL THEN
+        -- Whoever adds a dependency on this task meanwhile waits here, and then counts it as it is.
+        PERFORM FROM projects p WHERE (p.org_id, p.id) = (NEW.org_id, NEW.project_id) FOR NO KEY UPDATE;
+        UPDATE tasks t SET unmet_count = t.unmet_count + v_unmet, failed_count = t.failed_count + v_failed
+        FROM task_dependencies d
+        WHERE (d.org_id, d.project_id, d.depends_on_task_id) = (NEW.org_id, NEW.project_id, NEW.id) AND (t.org_id, t.id) = (d.org_id, d.dependent_task_id);
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_task_status(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_task_status() IS 'Writes the history, and tells the tasks that wait for this one (X04).';
+
 -- Name: record_text_streamed(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.record_text_streamed() RETURNS trigger
@@ -2235,6 +2906,141 @@ END $$;
 -- Name: FUNCTION record_text_streamed(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.record_text_streamed() IS 'X05, X08: notes how long a part''s text is by now.';
+
+-- Name: refresh_archived_task_graphs(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refresh_archived_task_graphs() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM refresh_task_graph(c.org_id, c.project_id)
+    FROM (SELECT DISTINCT n.org_id, n.project_id FROM after_change n JOIN before_change o ON (o.org_id, o.id) = (n.org_id, n.id)
+          WHERE (o.archived_at IS NULL) <> (n.archived_at IS NULL) ORDER BY 1, 2) c;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION refresh_archived_task_graphs(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refresh_archived_task_graphs() IS 'C09: refresh_task_graph for the projects whose tasks a statement put aside or took up again.';
+
+-- Name: refresh_changed_task_graphs(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refresh_changed_task_graphs() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM refresh_task_graph(c.org_id, c.project_id) FROM (SELECT DISTINCT r.org_id, r.project_id FROM changed r ORDER BY 1, 2) c;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION refresh_changed_task_graphs(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refresh_changed_task_graphs() IS 'C09: refresh_task_graph for the projects of the rows that a statement added or removed.';
+
+-- Name: refresh_task_graph(uuid, uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refresh_task_graph(p_org_id uuid, p_project_id uuid) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    AS $$
+DECLARE
+    c_block constant integer := 16384; -- bits of a set of tasks: what bounds the memory of a large graph
+    v_ids      uuid[];                 -- the tasks that have an edge; what follows numbers them from 1
+    v_targets  integer[];              -- the dependents of the first task, of the second, ...
+    v_heads    integer[];              -- where each task's begin
+    v_waiting  integer[];              -- prerequisites that were not passed yet
+    v_order    integer[];              -- prerequisites first
+    v_below    bit varying[];          -- of each task: itself and all that wait for it
+    v_counts   integer[];
+    v_n        integer;
+    v_done     integer := 0;
+    v_length   integer;
+    v_task     integer;
+    v_set      bit varying;
+BEGIN
+    -- First of all: of two writers who would each add one half of a circle the second waits here, and then sees the first one's half.
+    UPDATE projects p SET graph_version = p.graph_version + 1 WHERE (p.org_id, p.id) = (p_org_id, p_project_id);
+
+    WITH edge AS (
+        SELECT d.depends_on_task_id AS source, d.dependent_task_id AS target
+        FROM task_dependencies d
+        JOIN tasks s ON s.id = d.depends_on_task_id
+        JOIN tasks t ON t.id = d.dependent_task_id
+        WHERE (d.org_id, d.project_id) = (p_org_id, p_project_id)
+          AND (s.org_id, s.project_id) = (p_org_id, p_project_id) AND s.archived_at IS NULL AND (t.org_id, t.project_id) = (p_org_id, p_project_id) AND t.archived_at IS NULL
+    ), node AS (
+        SELECT n.id, row_number() OVER (ORDER BY n.id)::integer AS n FROM (SELECT e.source AS id FROM edge e UNION SELECT e.target FROM edge e) n
+    ), numbered AS (
+        SELECT s.n AS source, t.n AS target FROM edge e JOIN node s ON s.id = e.source JOIN node t ON t.id = e.target
+    ), outgoing AS (
+        SELECT n.n, n.id, coalesce(o.n_out, 0) AS n_out, coalesce(i.n_in, 0)::integer AS n_in
+        FROM node n
+        LEFT JOIN (SELECT e.source, count(*) AS n_out FROM numbered e GROUP BY 1) o ON o.source = n.n
+        LEFT JOIN (SELECT e.target, count(*) AS n_in FROM numbered e GROUP BY 1) i ON i.target = n.n
+    ), placed AS (
+        SELECT o.*, (1 + sum(o.n_out) OVER (ORDER BY o.n) - o.n_out)::integer AS head FROM outgoing o
+    )
+    SELECT array_agg(p.id ORDER BY p.n), array_agg(p.head ORDER BY p.n), array_agg(p.n_in ORDER BY p.n),
+           array_agg(p.n ORDER BY p.n) FILTER (WHERE p.n_in = 0), (SELECT array_agg(e.target ORDER BY e.source) FROM numbered e)
+    INTO v_ids, v_heads, v_waiting, v_order, v_targets
+    FROM placed p;
+    v_n := coalesce(cardinality(v_ids), 0);
+
+    IF v_n > 0 THEN
+        v_heads[v_n + 1] := cardinality(v_targets) + 1;
+        v_length := coalesce(cardinality(v_order), 0);
+        WHILE v_done < v_length LOOP
+            v_done := v_done + 1;
+            v_task := v_order[v_done];
+            FOR k IN v_heads[v_task] .. v_heads[v_task + 1] - 1 LOOP
+                v_waiting[v_targets[k]] := v_waiting[v_targets[k]] - 1;
+                IF v_waiting[v_targets[k]] = 0 THEN
+                    v_length := v_length + 1;
+                    v_order[v_length] := v_targets[k];
+                END IF;
+            END LOOP;
+        END LOOP;
+        IF v_done < v_n THEN
+            PERFORM raise_rule('task_dependencies_acyclic', 'The tasks would wait for each other in a circle.');
+        END IF;
+
+        v_counts := array_fill(0, ARRAY[v_n]);
+        FOR v_first IN 0 .. v_n - 1 BY c_block LOOP
+            v_length := least(c_block, v_n - v_first);
+            v_below := array_fill(NULL::bit varying, ARRAY[v_n]);
+            FOR i IN REVERSE v_n .. 1 LOOP
+                v_task := v_order[i];
+                v_set := repeat('0', v_length)::bit varying;
+                FOR k IN v_heads[v_task] .. v_heads[v_task + 1] - 1 LOOP
+                    v_set := v_set | v_below[v_targets[k]];
+                END LOOP;
+                v_counts[v_task] := v_counts[v_task] + bit_count(v_set);
+                IF v_task > v_first AND v_task <= v_first + v_length THEN
+                    v_set := set_bit(v_set, v_task - v_first - 1, 1);
+                END IF;
+                v_below[v_task] := v_set;
+            END LOOP;
+        END LOOP;
+    END IF;
+
+    UPDATE tasks t SET unmet_count = c.unmet, failed_count = c.failed, downstream_count = c.downstream
+    FROM (
+        SELECT a.id, coalesce(e.unmet, 0) AS unmet, coalesce(e.failed, 0) AS failed, coalesce(n.downstream, 0) AS downstream
+        FROM tasks a
+        LEFT JOIN (SELECT d.dependent_task_id, count(*) FILTER (WHERE s.status <> 'completed') AS unmet, count(*) FILTER (WHERE s.status = 'failed') AS failed
+                   FROM task_dependencies d JOIN tasks s ON s.id = d.depends_on_task_id
+                   WHERE (d.org_id, d.project_id) = (p_org_id, p_project_id) AND (s.org_id, s.project_id) = (p_org_id, p_project_id) AND s.archived_at IS NULL GROUP BY 1) e ON e.dependent_task_id = a.id
+        LEFT JOIN unnest(v_ids, v_counts) n(id, downstream) ON n.id = a.id
+        WHERE (a.org_id, a.project_id) = (p_org_id, p_project_id)) c
+    WHERE (t.org_id, t.project_id) = (p_org_id, p_project_id) AND t.id = c.id AND (t.unmet_count, t.failed_count, t.downstream_count) IS DISTINCT FROM (c.unmet, c.failed, c.downstream);
+END $$;
+
+-- Name: FUNCTION refresh_task_graph(p_org_id uuid, p_project_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refresh_task_graph(p_org_id uuid, p_project_id uuid) IS 'C09, X04: after a statement that changed a project''s dependencies, or archived tasks: refuses a circle, and counts anew what each task waits for and what waits for it. One walk per statement; sets of tasks are strings of bits.';
 
 -- Name: refuse_audit_removal(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2518,6 +3324,48 @@ END $$;
 
 COMMENT ON FUNCTION public.require_platform_admin() IS 'X01: what only a platform admin may do. Where nobody is signed in (the owner in psql, a worker) privileges alone decide, as in every rule about the caller.';
 
+-- Name: return_expired_in_project(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.return_expired_in_project(p_project_id uuid) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    UPDATE mappings u SET status = 'aborted', reason = 'The lease expired.'
+    WHERE (u.org_id, u.id) IN (
+        SELECT m.org_id, m.id FROM mappings m
+        WHERE m.org_id = current_org_id() AND m.project_id = p_project_id AND m.status = 'active' AND m.lease_expires_at < clock_timestamp()
+        LIMIT 100 FOR NO KEY UPDATE SKIP LOCKED)
+$$;
+
+-- Name: FUNCTION return_expired_in_project(p_project_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.return_expired_in_project(p_project_id uuid) IS 'X04: what a silent holder has lost, before somebody looks for work: nobody waits for the sweeper.';
+
+-- Name: return_expired_tasks(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.return_expired_tasks(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_count bigint;
+BEGIN
+    PERFORM set_config('hub.actor_source', 'worker', true);
+    WITH due AS (
+        SELECT d.org_id, d.id FROM organizations o, LATERAL (
+            SELECT m.org_id, m.id FROM mappings m WHERE m.org_id = o.id AND m.status = 'active' AND m.lease_expires_at < clock_timestamp()
+            LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED) d
+        LIMIT p_rows
+    )
+    UPDATE mappings m SET status = 'aborted', reason = 'The lease expired.' FROM due d WHERE (m.org_id, m.id) = (d.org_id, d.id);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END $$;
+
+-- Name: FUNCTION return_expired_tasks(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.return_expired_tasks(p_rows integer) IS 'X04: takes up to so many tasks back whose holders have gone silent. Returns how many.';
+
 -- Name: revoke_account_keys(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.revoke_account_keys() RETURNS trigger
@@ -2797,6 +3645,32 @@ END $$;
 
 COMMENT ON FUNCTION public.set_json_text(p_object json, p_path text[], p_text text) IS 'jsonb_set for a string in JSON that keeps its numbers'' spelling (X07).';
 
+-- Name: set_task_aside(uuid, public.task_status[], public.task_status, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.set_task_aside(p_task_id uuid, p_from public.task_status[], p_to public.task_status, p_reason text) RETURNS SETOF public.task_details
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_project_id uuid := (SELECT t.project_id FROM tasks t WHERE (t.org_id, t.id) = (current_org_id(), p_task_id));
+    v_status     task_status;
+BEGIN
+    IF v_project_id IS NULL THEN
+        RETURN;
+    END IF;
+    PERFORM FROM projects p WHERE (p.org_id, p.id) = (current_org_id(), v_project_id) FOR NO KEY UPDATE;
+    SELECT t.status INTO v_status FROM tasks t WHERE (t.org_id, t.id) = (current_org_id(), p_task_id) FOR NO KEY UPDATE;
+    IF NOT v_status = ANY (p_from) THEN
+        PERFORM raise_rule('task_status_stands_against', format('A task that is %s cannot become %s in this way.', v_status, p_to));
+    END IF;
+    PERFORM move_task(p_task_id, p_to, p_reason);
+    RETURN QUERY SELECT * FROM task_details d WHERE (d.org_id, d.id) = (current_org_id(), p_task_id);
+END $$;
+
+-- Name: FUNCTION set_task_aside(p_task_id uuid, p_from public.task_status[], p_to public.task_status, p_reason text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.set_task_aside(p_task_id uuid, p_from public.task_status[], p_to public.task_status, p_reason text) IS 'Blocks, unblocks or reopens a task that nobody works on.';
+
 -- Name: set_updated_at(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.set_updated_at() RETURNS trigger
@@ -2837,6 +3711,28 @@ END $$;
 -- Name: FUNCTION shorten_jsonb(p_value jsonb, p_depth integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.shorten_jsonb(p_value jsonb, p_depth integer) IS 'The same value with long strings cut behind 200 characters, 30 members of an object and 10 elements of an array at most, and nothing below the depth.';
+
+-- Name: sign_task_note(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.sign_task_note() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_last uuid;
+BEGIN
+    PERFORM FROM tasks t WHERE (t.org_id, t.id) = (NEW.org_id, NEW.task_id) FOR NO KEY UPDATE; -- its writers queue
+    v_last := (SELECT n.id FROM task_notes n WHERE (n.org_id, n.project_id, n.task_id) = (NEW.org_id, NEW.project_id, NEW.task_id) ORDER BY n.id DESC LIMIT 1);
+    NEW.id := coalesce(hub_uuidv7_after(v_last), hub_uuidv7());
+    NEW.created_at := clock_timestamp();
+    NEW.account_id := current_account_id();
+    NEW.session_id := current_session_id();
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION sign_task_note(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.sign_task_note() IS 'C08: notes of a task sort by id in the order of writing, and say who wrote them.';
 
 -- Name: start_secret_rotation(integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3323,6 +4219,46 @@ COMMENT ON COLUMN public.idempotency_keys.headers IS 'The answer''s headers that
 
 COMMENT ON COLUMN public.idempotency_keys.body IS 'The answer. NULL where it showed a secret: that is not kept.';
 
+-- Name: mapping_details; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.mapping_details WITH (security_invoker='true') AS
+ SELECT m.org_id,
+    m.id,
+    m.kind,
+    m.project_id,
+    m.session_id,
+    m.parent_session_id,
+    m.task_id,
+    t.slug AS task_slug,
+    t.name AS task_name,
+    m.status,
+    m.reason,
+    m.lease_seconds,
+    m.lease_expires_at,
+    m.ended_at,
+    m.metadata,
+    m.revision,
+    m.created_at,
+    m.updated_at
+   FROM (public.mappings m
+     LEFT JOIN public.tasks t ON (((t.org_id = m.org_id) AND (t.id = m.task_id))));
+
+-- Name: VIEW mapping_details; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.mapping_details IS 'C06: mappings with their task''s names as they are now.';
+
+-- Name: mapping_status_transitions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.mapping_status_transitions (
+    from_status text NOT NULL,
+    to_status text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE mapping_status_transitions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.mapping_status_transitions IS 'S14, X06: a mapping is active, and then over for good.';
+
 -- Name: messages; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.messages (
@@ -3675,6 +4611,7 @@ CREATE TABLE public.projects (
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    graph_version integer DEFAULT 0 NOT NULL,
     CONSTRAINT projects_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
     CONSTRAINT projects_description_length_check CHECK ((char_length(description) <= 10000)),
     CONSTRAINT projects_id_version_check CHECK (public.is_uuidv7(id)),
@@ -3708,6 +4645,10 @@ COMMENT ON COLUMN public.projects.metadata IS 'W01: opaque, one object per subsy
 -- Name: COLUMN projects.revision; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.projects.revision IS 'Counts changes: the ETag.';
+
+-- Name: COLUMN projects.graph_version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.projects.graph_version IS 'C09: counts changes of the dependencies between its tasks. Their writers queue for it.';
 
 -- Name: CONSTRAINT projects_id_version_check ON projects; Type: COMMENT; Schema: public; Owner: -
 
@@ -4039,6 +4980,106 @@ COMMENT ON CONSTRAINT sessions_id_version_check ON public.sessions IS 'C02';
 
 COMMENT ON CONSTRAINT sessions_metadata_check ON public.sessions IS 'W01';
 
+-- Name: task_notes; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.task_notes (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    project_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    account_id uuid,
+    session_id uuid,
+    body text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT task_notes_body_length_check CHECK (((octet_length(body) >= 1) AND (octet_length(body) <= 65536))),
+    CONSTRAINT task_notes_id_version_check CHECK (public.is_uuidv7(id))
+);
+
+ALTER TABLE ONLY public.task_notes FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE task_notes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.task_notes IS 'C08: what agents note on a task: rows that are only added, so that two writers cannot collide and a sync of the body cannot eat one.';
+
+-- Name: COLUMN task_notes.account_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.task_notes.account_id IS 'Who wrote it, and session_id the session in which: snapshots, both may be gone.';
+
+-- Name: task_documents; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.task_documents WITH (security_invoker='true') AS
+ SELECT t.org_id,
+    t.id,
+    t.project_id,
+    t.slug,
+    concat('# ', t.name, '
+
+', rtrim(t.body, ' 	
+'::text),
+        CASE
+            WHEN (t.body ~ '\S'::text) THEN '
+'::text
+            ELSE ''::text
+        END, ( SELECT concat('
+## Notes
+', string_agg(concat('
+### ', to_char((n.created_at AT TIME ZONE 'UTC'::text), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'::text), '
+
+', rtrim(n.body, ' 	
+'::text), '
+'), ''::text ORDER BY n.id)) AS concat
+           FROM public.task_notes n
+          WHERE ((n.org_id = t.org_id) AND (n.project_id = t.project_id) AND (n.task_id = t.id))
+         HAVING (count(*) > 0))) AS document
+   FROM public.tasks t;
+
+-- Name: VIEW task_documents; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.task_documents IS 'C08: a task''s body and its notes as one Markdown text.';
+
+-- Name: task_status_changes; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.task_status_changes (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    project_id uuid NOT NULL,
+    task_id uuid NOT NULL,
+    from_status public.task_status NOT NULL,
+    to_status public.task_status NOT NULL,
+    reason text DEFAULT ''::text NOT NULL,
+    account_id uuid,
+    session_id uuid,
+    mapping_id uuid,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT task_status_changes_id_version_check CHECK (public.is_uuidv7(id))
+);
+
+ALTER TABLE ONLY public.task_status_changes FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE task_status_changes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.task_status_changes IS 'The history of tasks, written by a trigger and never changed. Its ids of accounts, sessions and mappings are snapshots: those may be gone.';
+
+-- Name: COLUMN task_status_changes.account_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.task_status_changes.account_id IS 'Who was signed in; NULL for hub itself, as when a lease expires.';
+
+-- Name: COLUMN task_status_changes.session_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.task_status_changes.session_id IS 'The session whose assignment it was, else the one in which the caller acted.';
+
+-- Name: task_status_transitions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.task_status_transitions (
+    from_status public.task_status NOT NULL,
+    to_status public.task_status NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE task_status_transitions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.task_status_transitions IS 'X06: which status of a task may follow which.';
+
 -- Name: tool_state_transitions; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.tool_state_transitions (
@@ -4177,6 +5218,16 @@ COMMENT ON CONSTRAINT idempotency_keys_key_key ON public.idempotency_keys IS 'X0
 
 ALTER TABLE ONLY public.idempotency_keys
     ADD CONSTRAINT idempotency_keys_pkey PRIMARY KEY (org_id, id);
+
+-- Name: mapping_status_transitions mapping_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.mapping_status_transitions
+    ADD CONSTRAINT mapping_status_transitions_pkey PRIMARY KEY (from_status, to_status);
+
+-- Name: mappings mappings_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.mappings
+    ADD CONSTRAINT mappings_pkey PRIMARY KEY (org_id, id);
 
 -- Name: messages messages_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -4330,6 +5381,15 @@ ALTER TABLE ONLY public.session_versions
 ALTER TABLE ONLY public.sessions
     ADD CONSTRAINT sessions_pkey PRIMARY KEY (org_id, id);
 
+-- Name: sessions sessions_project_id_id_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.sessions
+    ADD CONSTRAINT sessions_project_id_id_key UNIQUE (org_id, project_id, id);
+
+-- Name: CONSTRAINT sessions_project_id_id_key ON sessions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT sessions_project_id_id_key ON public.sessions IS 'S13: what mappings refer to, so that a mapping''s project is its session''s. Also the index of listSessions by project.';
+
 -- Name: sessions sessions_slug_key; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.sessions
@@ -4347,6 +5407,50 @@ ALTER TABLE ONLY public.sessions
 -- Name: CONSTRAINT sessions_source_source_id_key ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_source_source_id_key ON public.sessions IS 'C02: importing twice never duplicates.';
+
+-- Name: task_dependencies task_dependencies_edge_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.task_dependencies
+    ADD CONSTRAINT task_dependencies_edge_key UNIQUE (org_id, project_id, dependent_task_id, depends_on_task_id);
+
+-- Name: task_dependencies task_dependencies_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.task_dependencies
+    ADD CONSTRAINT task_dependencies_pkey PRIMARY KEY (org_id, id);
+
+-- Name: task_notes task_notes_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.task_notes
+    ADD CONSTRAINT task_notes_pkey PRIMARY KEY (org_id, id);
+
+-- Name: task_status_changes task_status_changes_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.task_status_changes
+    ADD CONSTRAINT task_status_changes_pkey PRIMARY KEY (org_id, id);
+
+-- Name: task_status_transitions task_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.task_status_transitions
+    ADD CONSTRAINT task_status_transitions_pkey PRIMARY KEY (from_status, to_status);
+
+-- Name: tasks tasks_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tasks
+    ADD CONSTRAINT tasks_pkey PRIMARY KEY (org_id, id);
+
+-- Name: tasks tasks_project_id_id_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tasks
+    ADD CONSTRAINT tasks_project_id_id_key UNIQUE (org_id, project_id, id);
+
+-- Name: CONSTRAINT tasks_project_id_id_key ON tasks; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT tasks_project_id_id_key ON public.tasks IS 'C09, S13: what dependencies, notes and mappings refer to, so that a task''s project is theirs.';
+
+-- Name: tasks tasks_slug_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tasks
+    ADD CONSTRAINT tasks_slug_key UNIQUE (org_id, project_id, slug);
 
 -- Name: tool_state_transitions tool_state_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -4458,6 +5562,42 @@ CREATE INDEX clients_type_idx ON public.clients USING btree (org_id, type, name)
 
 CREATE INDEX idempotency_keys_created_at_idx ON public.idempotency_keys USING btree (org_id, created_at);
 
+-- Name: mappings_lease_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_lease_idx ON public.mappings USING btree (org_id, lease_expires_at) WHERE (status = 'active'::text);
+
+-- Name: mappings_parent_session_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_parent_session_id_idx ON public.mappings USING btree (org_id, project_id, parent_session_id, id);
+
+-- Name: mappings_project_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_project_id_idx ON public.mappings USING btree (org_id, project_id, id);
+
+-- Name: mappings_session_active_key; Type: INDEX; Schema: public; Owner: -
+
+CREATE UNIQUE INDEX mappings_session_active_key ON public.mappings USING btree (org_id, session_id, kind) WHERE (status = 'active'::text);
+
+-- Name: INDEX mappings_session_active_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.mappings_session_active_key IS 'W20: one at a time of each kind.';
+
+-- Name: mappings_session_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_session_id_idx ON public.mappings USING btree (org_id, project_id, session_id, id);
+
+-- Name: mappings_task_active_key; Type: INDEX; Schema: public; Owner: -
+
+CREATE UNIQUE INDEX mappings_task_active_key ON public.mappings USING btree (org_id, task_id) WHERE (status = 'active'::text);
+
+-- Name: INDEX mappings_task_active_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.mappings_task_active_key IS 'W11, W20: nobody steps on another one''s task.';
+
+-- Name: mappings_task_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_task_id_idx ON public.mappings USING btree (org_id, project_id, task_id, id);
+
 -- Name: organization_members_account_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX organization_members_account_id_idx ON public.organization_members USING btree (account_id);
@@ -4554,10 +5694,6 @@ CREATE INDEX sessions_parent_id_idx ON public.sessions USING btree (org_id, pare
 
 COMMENT ON INDEX public.sessions_parent_id_idx IS 'W03: the children of a session.';
 
--- Name: sessions_project_id_idx; Type: INDEX; Schema: public; Owner: -
-
-CREATE INDEX sessions_project_id_idx ON public.sessions USING btree (org_id, project_id, id);
-
 -- Name: sessions_role_name_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX sessions_role_name_idx ON public.sessions USING btree (org_id, role_name, id);
@@ -4573,6 +5709,34 @@ CREATE INDEX sessions_unarchived_idx ON public.sessions USING btree (org_id, id)
 -- Name: INDEX sessions_unarchived_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.sessions_unarchived_idx IS 'S02';
+
+-- Name: task_dependencies_depends_on_task_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX task_dependencies_depends_on_task_id_idx ON public.task_dependencies USING btree (org_id, project_id, depends_on_task_id);
+
+-- Name: task_notes_task_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX task_notes_task_id_idx ON public.task_notes USING btree (org_id, project_id, task_id, id);
+
+-- Name: task_status_changes_task_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX task_status_changes_task_id_idx ON public.task_status_changes USING btree (org_id, project_id, task_id, id);
+
+-- Name: tasks_path_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX tasks_path_idx ON public.tasks USING btree (org_id, project_id, path, slug);
+
+-- Name: INDEX tasks_path_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.tasks_path_idx IS 'W17';
+
+-- Name: tasks_ready_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX tasks_ready_idx ON public.tasks USING btree (org_id, project_id, priority_rank DESC, downstream_count DESC, id) WHERE ((status = 'pending'::public.task_status) AND (unmet_count = 0) AND (archived_at IS NULL));
+
+-- Name: INDEX tasks_ready_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.tasks_ready_idx IS 'X04: the ready set, in the order in which it is claimed. The status stands in the predicate: under row-level security enum equality uses no index.';
 
 -- Name: tool_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -4818,6 +5982,54 @@ CREATE TRIGGER events_append_only BEFORE UPDATE ON public.events FOR EACH ROW EX
 
 COMMENT ON TRIGGER events_append_only ON public.events IS 'X05';
 
+-- Name: mappings mappings_begin; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_begin BEFORE INSERT ON public.mappings FOR EACH ROW WHEN ((new.status = 'active'::text)) EXECUTE FUNCTION public.begin_mapping();
+
+-- Name: mappings mappings_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_identity_immutable BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN (((((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.kind IS DISTINCT FROM new.kind)) OR (old.project_id IS DISTINCT FROM new.project_id)) OR (old.session_id IS DISTINCT FROM new.session_id)) OR (old.parent_session_id IS DISTINCT FROM new.parent_session_id)) OR (old.task_id IS DISTINCT FROM new.task_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A mapping''s organisation, id, kind, project, sessions, task and creation time');
+
+-- Name: TRIGGER mappings_identity_immutable ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER mappings_identity_immutable ON public.mappings IS 'S13, W20';
+
+-- Name: mappings mappings_status_transition; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_status_transition BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION public.check_mapping_status();
+
+-- Name: TRIGGER mappings_status_transition ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER mappings_status_transition ON public.mappings IS 'S14, X06';
+
+-- Name: mappings mappings_task_claimed; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_task_claimed AFTER INSERT ON public.mappings FOR EACH ROW WHEN (((new.kind = 'assignment'::text) AND (new.status = 'active'::text))) EXECUTE FUNCTION public.move_task_with_mapping();
+
+-- Name: mappings mappings_task_moved; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_task_moved AFTER UPDATE ON public.mappings FOR EACH ROW WHEN (((new.kind = 'assignment'::text) AND (old.status = 'active'::text) AND (new.status <> 'active'::text))) EXECUTE FUNCTION public.move_task_with_mapping();
+
+-- Name: mappings mappings_task_returned; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_task_returned AFTER DELETE ON public.mappings FOR EACH ROW WHEN (((old.kind = 'assignment'::text) AND (old.status = 'active'::text))) EXECUTE FUNCTION public.move_task_with_mapping();
+
+-- Name: mappings mappings_task_status_agrees; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER mappings_task_status_agrees AFTER INSERT OR DELETE OR UPDATE ON public.mappings DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.check_task_is_assigned();
+
+-- Name: TRIGGER mappings_task_status_agrees ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER mappings_task_status_agrees ON public.mappings IS 'W11';
+
+-- Name: mappings mappings_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_touch BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN ((((((((((((old.kind IS DISTINCT FROM new.kind) OR (old.session_id IS DISTINCT FROM new.session_id)) OR (old.parent_session_id IS DISTINCT FROM new.parent_session_id)) OR (old.task_id IS DISTINCT FROM new.task_id)) OR (old.status IS DISTINCT FROM new.status)) OR (old.reason IS DISTINCT FROM new.reason)) OR (old.lease_seconds IS DISTINCT FROM new.lease_seconds)) OR (old.ended_at IS DISTINCT FROM new.ended_at)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: mappings mappings_touch_lease; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_touch_lease BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN ((old.lease_expires_at IS DISTINCT FROM new.lease_expires_at)) EXECUTE FUNCTION public.set_updated_at();
+
 -- Name: messages messages_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER messages_identity_immutable BEFORE UPDATE ON public.messages FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.source IS DISTINCT FROM new.source)) OR (old.source_id IS DISTINCT FROM new.source_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A message''s organisation, id, source and creation time');
@@ -5004,7 +6216,15 @@ CREATE TRIGGER projects_identity_immutable BEFORE UPDATE ON public.projects FOR 
 
 -- Name: projects projects_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER projects_touch BEFORE UPDATE ON public.projects FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER projects_touch BEFORE UPDATE ON public.projects FOR EACH ROW WHEN (((((((((old.slug IS DISTINCT FROM new.slug) OR (old.name IS DISTINCT FROM new.name)) OR (old.description IS DISTINCT FROM new.description)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: projects projects_touch_graph; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER projects_touch_graph BEFORE UPDATE ON public.projects FOR EACH ROW WHEN ((old.graph_version IS DISTINCT FROM new.graph_version)) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: TRIGGER projects_touch_graph ON projects; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER projects_touch_graph ON public.projects IS 'W22: a dependency moves updated_at, but is no new revision of the project.';
 
 -- Name: retention_policies retention_policies_audit; Type: TRIGGER; Schema: public; Owner: -
 
@@ -5057,6 +6277,10 @@ CREATE TRIGGER sessions_activity BEFORE UPDATE ON public.sessions FOR EACH ROW W
 -- Name: TRIGGER sessions_activity ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TRIGGER sessions_activity ON public.sessions IS 'W22: an append moves updated_at, but is no new revision: an If-Match on the title need not fail because the agent talks.';
+
+-- Name: sessions sessions_end_mappings; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER sessions_end_mappings AFTER UPDATE ON public.sessions FOR EACH ROW WHEN ((((new.run_state = 'ended'::text) OR (new.archived_at IS NOT NULL) OR (new.deleted_at IS NOT NULL)) AND (NOT ((old.run_state = 'ended'::text) OR (old.archived_at IS NOT NULL) OR (old.deleted_at IS NOT NULL))))) EXECUTE FUNCTION public.end_mappings_of_row();
 
 -- Name: sessions sessions_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
@@ -5121,6 +6345,90 @@ CREATE TRIGGER sessions_slug BEFORE INSERT ON public.sessions FOR EACH ROW WHEN 
 -- Name: sessions sessions_touch; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.fork_of_id IS DISTINCT FROM new.fork_of_id)) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: task_dependencies task_dependencies_added; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER task_dependencies_added AFTER INSERT ON public.task_dependencies REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.refresh_changed_task_graphs();
+
+-- Name: TRIGGER task_dependencies_added ON task_dependencies; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER task_dependencies_added ON public.task_dependencies IS 'C09';
+
+-- Name: task_dependencies task_dependencies_removed; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER task_dependencies_removed AFTER DELETE ON public.task_dependencies REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.refresh_changed_task_graphs();
+
+-- Name: task_notes task_notes_append_only; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER task_notes_append_only BEFORE DELETE OR UPDATE ON public.task_notes FOR EACH ROW WHEN ((NOT public.is_deleted_organization(old.org_id))) EXECUTE FUNCTION public.refuse_unless_cascade('tasks', 'org_id', 'task_id');
+
+-- Name: TRIGGER task_notes_append_only ON task_notes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER task_notes_append_only ON public.task_notes IS 'C08';
+
+-- Name: task_notes task_notes_signed; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER task_notes_signed BEFORE INSERT ON public.task_notes FOR EACH ROW EXECUTE FUNCTION public.sign_task_note();
+
+-- Name: task_status_changes task_status_changes_append_only; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER task_status_changes_append_only BEFORE DELETE OR UPDATE ON public.task_status_changes FOR EACH ROW WHEN ((NOT public.is_deleted_organization(old.org_id))) EXECUTE FUNCTION public.refuse_unless_cascade('tasks', 'org_id', 'task_id');
+
+-- Name: tasks tasks_archived; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_archived AFTER UPDATE ON public.tasks REFERENCING OLD TABLE AS before_change NEW TABLE AS after_change FOR EACH STATEMENT EXECUTE FUNCTION public.refresh_archived_task_graphs();
+
+-- Name: tasks tasks_end_mappings; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_end_mappings AFTER UPDATE ON public.tasks FOR EACH ROW WHEN (((new.archived_at IS NOT NULL) AND (old.archived_at IS NULL) AND (new.status = 'in-progress'::public.task_status))) EXECUTE FUNCTION public.end_mappings_of_row();
+
+-- Name: tasks tasks_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_identity_immutable BEFORE UPDATE ON public.tasks FOR EACH ROW WHEN (((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.project_id IS DISTINCT FROM new.project_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A task''s organisation, id, project and creation time');
+
+-- Name: TRIGGER tasks_identity_immutable ON tasks; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER tasks_identity_immutable ON public.tasks IS 'S13';
+
+-- Name: tasks tasks_in_progress_is_assigned; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER tasks_in_progress_is_assigned AFTER UPDATE ON public.tasks DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION public.check_task_is_assigned();
+
+-- Name: TRIGGER tasks_in_progress_is_assigned ON tasks; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER tasks_in_progress_is_assigned ON public.tasks IS 'W11';
+
+-- Name: tasks tasks_new_status; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_new_status BEFORE INSERT ON public.tasks FOR EACH ROW EXECUTE FUNCTION public.check_new_task_status();
+
+-- Name: TRIGGER tasks_new_status ON tasks; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER tasks_new_status ON public.tasks IS 'C07';
+
+-- Name: tasks tasks_status_recorded; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_status_recorded AFTER UPDATE ON public.tasks FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION public.record_task_status();
+
+-- Name: tasks tasks_status_transition; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_status_transition BEFORE UPDATE ON public.tasks FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION public.check_task_status();
+
+-- Name: TRIGGER tasks_status_transition ON tasks; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER tasks_status_transition ON public.tasks IS 'X06';
+
+-- Name: tasks tasks_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_touch BEFORE UPDATE ON public.tasks FOR EACH ROW WHEN ((((((((((((((((((((((((old.slug IS DISTINCT FROM new.slug) OR (old.name IS DISTINCT FROM new.name)) OR (old.path IS DISTINCT FROM new.path)) OR (old.scope IS DISTINCT FROM new.scope)) OR (old.risk IS DISTINCT FROM new.risk)) OR (old.impact IS DISTINCT FROM new.impact)) OR (old.level IS DISTINCT FROM new.level)) OR (old.priority IS DISTINCT FROM new.priority)) OR (old.tags IS DISTINCT FROM new.tags)) OR (old.assignee IS DISTINCT FROM new.assignee)) OR (old.due IS DISTINCT FROM new.due)) OR (old.body IS DISTINCT FROM new.body)) OR (old.file_created_at IS DISTINCT FROM new.file_created_at)) OR (old.file_modified_at IS DISTINCT FROM new.file_modified_at)) OR (old.frontmatter IS DISTINCT FROM new.frontmatter)) OR (old.base IS DISTINCT FROM new.base)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.status IS DISTINCT FROM new.status)) OR (old.started_at IS DISTINCT FROM new.started_at)) OR (old.completed_at IS DISTINCT FROM new.completed_at)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: tasks tasks_touch_counts; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_touch_counts BEFORE UPDATE ON public.tasks FOR EACH ROW WHEN ((((old.unmet_count IS DISTINCT FROM new.unmet_count) OR (old.failed_count IS DISTINCT FROM new.failed_count)) OR (old.downstream_count IS DISTINCT FROM new.downstream_count))) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: TRIGGER tasks_touch_counts ON tasks; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER tasks_touch_counts ON public.tasks IS 'W22: what others'' work does to a task moves updated_at, but is no new revision.';
 
 -- Name: accounts accounts_home_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -5201,6 +6509,33 @@ COMMENT ON CONSTRAINT clients_type_fkey ON public.clients IS 'C12: there is no c
 
 ALTER TABLE ONLY public.idempotency_keys
     ADD CONSTRAINT idempotency_keys_account_id_fkey FOREIGN KEY (org_id, account_id) REFERENCES public.organization_members(org_id, account_id) ON DELETE CASCADE;
+
+-- Name: mappings mappings_parent_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.mappings
+    ADD CONSTRAINT mappings_parent_session_id_fkey FOREIGN KEY (org_id, project_id, parent_session_id) REFERENCES public.sessions(org_id, project_id, id) ON DELETE CASCADE;
+
+-- Name: CONSTRAINT mappings_parent_session_id_fkey ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_parent_session_id_fkey ON public.mappings IS 'C14, S13';
+
+-- Name: mappings mappings_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.mappings
+    ADD CONSTRAINT mappings_session_id_fkey FOREIGN KEY (org_id, project_id, session_id) REFERENCES public.sessions(org_id, project_id, id) ON DELETE CASCADE;
+
+-- Name: CONSTRAINT mappings_session_id_fkey ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_session_id_fkey ON public.mappings IS 'C14, S13. Indexed by mappings_session_id_idx.';
+
+-- Name: mappings mappings_task_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.mappings
+    ADD CONSTRAINT mappings_task_id_fkey FOREIGN KEY (org_id, project_id, task_id) REFERENCES public.tasks(org_id, project_id, id) ON DELETE CASCADE;
+
+-- Name: CONSTRAINT mappings_task_id_fkey ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_task_id_fkey ON public.mappings IS 'C14, S13';
 
 -- Name: messages messages_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -5364,6 +6699,43 @@ ALTER TABLE ONLY public.sessions
 -- Name: CONSTRAINT sessions_version_fkey ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_version_fkey ON public.sessions IS 'W10';
+
+-- Name: task_dependencies task_dependencies_dependent_task_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.task_dependencies
+    ADD CONSTRAINT task_dependencies_dependent_task_id_fkey FOREIGN KEY (org_id, project_id, dependent_task_id) REFERENCES public.tasks(org_id, project_id, id) ON DELETE CASCADE;
+
+-- Name: CONSTRAINT task_dependencies_dependent_task_id_fkey ON task_dependencies; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT task_dependencies_dependent_task_id_fkey ON public.task_dependencies IS 'C09: both ends are tasks of this project.';
+
+-- Name: task_dependencies task_dependencies_depends_on_task_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.task_dependencies
+    ADD CONSTRAINT task_dependencies_depends_on_task_id_fkey FOREIGN KEY (org_id, project_id, depends_on_task_id) REFERENCES public.tasks(org_id, project_id, id) ON DELETE CASCADE;
+
+-- Name: CONSTRAINT task_dependencies_depends_on_task_id_fkey ON task_dependencies; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT task_dependencies_depends_on_task_id_fkey ON public.task_dependencies IS 'C09';
+
+-- Name: task_notes task_notes_task_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.task_notes
+    ADD CONSTRAINT task_notes_task_id_fkey FOREIGN KEY (org_id, project_id, task_id) REFERENCES public.tasks(org_id, project_id, id) ON DELETE CASCADE;
+
+-- Name: task_status_changes task_status_changes_task_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.task_status_changes
+    ADD CONSTRAINT task_status_changes_task_id_fkey FOREIGN KEY (org_id, project_id, task_id) REFERENCES public.tasks(org_id, project_id, id) ON DELETE CASCADE;
+
+-- Name: tasks tasks_project_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.tasks
+    ADD CONSTRAINT tasks_project_id_fkey FOREIGN KEY (org_id, project_id) REFERENCES public.projects(org_id, id) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT tasks_project_id_fkey ON tasks; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT tasks_project_id_fkey ON public.tasks IS 'S13. Indexed by tasks_project_id_id_key.';
 
 -- Name: tool_state_transitions tool_state_transitions_from_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -5555,6 +6927,22 @@ CREATE POLICY idempotency_keys_purge ON public.idempotency_keys TO hub_system US
 
 CREATE POLICY idempotency_keys_tenant ON public.idempotency_keys TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: mappings; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.mappings ENABLE ROW LEVEL SECURITY;
+
+-- Name: mappings mappings_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY mappings_bookkeeping ON public.mappings TO hub_system USING (true);
+
+-- Name: mappings mappings_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY mappings_limited ON public.mappings AS RESTRICTIVE TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))));
+
+-- Name: mappings mappings_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY mappings_tenant ON public.mappings TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: messages; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.messages ENABLE ROW LEVEL SECURITY;
@@ -5721,6 +7109,10 @@ CREATE POLICY pending_events_tenant ON public.pending_events TO hub_app USING ((
 
 ALTER TABLE public.projects ENABLE ROW LEVEL SECURITY;
 
+-- Name: projects projects_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY projects_bookkeeping ON public.projects TO hub_system USING (true);
+
 -- Name: projects projects_limited; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY projects_limited ON public.projects AS RESTRICTIVE TO hub_app USING (
@@ -5835,6 +7227,70 @@ CREATE POLICY sessions_tenant ON public.sessions TO hub_app USING ((org_id = ( S
 
 CREATE POLICY sessions_undeleted ON public.sessions AS RESTRICTIVE TO hub_app USING ((deleted_at IS NULL));
 
+-- Name: task_dependencies; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.task_dependencies ENABLE ROW LEVEL SECURITY;
+
+-- Name: task_dependencies task_dependencies_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY task_dependencies_bookkeeping ON public.task_dependencies TO hub_system USING (true);
+
+-- Name: task_dependencies task_dependencies_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY task_dependencies_limited ON public.task_dependencies AS RESTRICTIVE TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))));
+
+-- Name: task_dependencies task_dependencies_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY task_dependencies_tenant ON public.task_dependencies TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: task_notes; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.task_notes ENABLE ROW LEVEL SECURITY;
+
+-- Name: task_notes task_notes_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY task_notes_limited ON public.task_notes AS RESTRICTIVE TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))));
+
+-- Name: task_notes task_notes_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY task_notes_purge ON public.task_notes TO hub_system USING (public.is_deleted_organization(org_id));
+
+-- Name: task_notes task_notes_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY task_notes_tenant ON public.task_notes TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: task_status_changes; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.task_status_changes ENABLE ROW LEVEL SECURITY;
+
+-- Name: task_status_changes task_status_changes_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY task_status_changes_bookkeeping ON public.task_status_changes TO hub_system USING (true);
+
+-- Name: task_status_changes task_status_changes_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY task_status_changes_limited ON public.task_status_changes AS RESTRICTIVE TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))));
+
+-- Name: task_status_changes task_status_changes_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY task_status_changes_tenant ON public.task_status_changes TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: tasks; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.tasks ENABLE ROW LEVEL SECURITY;
+
+-- Name: tasks tasks_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY tasks_bookkeeping ON public.tasks TO hub_system USING (true);
+
+-- Name: tasks tasks_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY tasks_limited ON public.tasks AS RESTRICTIVE TO hub_app USING (((( SELECT public.current_project_ids() AS current_project_ids) IS NULL) OR (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))));
+
+-- Name: tasks tasks_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY tasks_tenant ON public.tasks TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: SCHEMA public; Type: ACL; Schema: -; Owner: -
 
 GRANT USAGE ON SCHEMA public TO hub_app;
@@ -5886,10 +7342,213 @@ GRANT SELECT,INSERT,DELETE ON TABLE public.audit_logs TO hub_system;
 REVOKE ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) TO hub_app;
 
+-- Name: FUNCTION begin_mapping(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.begin_mapping() FROM PUBLIC;
+
 -- Name: FUNCTION bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_admin_name text, p_key_hash bytea, p_admin_email text, OUT org_id uuid, OUT account_id uuid) TO hub;
+
+-- Name: FUNCTION check_task_is_assigned(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.check_task_is_assigned() FROM PUBLIC;
+
+-- Name: TABLE mappings; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.mappings TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.mappings TO hub_system;
+
+-- Name: COLUMN mappings.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.mappings TO hub_app;
+
+-- Name: COLUMN mappings.kind; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(kind) ON TABLE public.mappings TO hub_app;
+
+-- Name: COLUMN mappings.project_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(project_id) ON TABLE public.mappings TO hub_app;
+
+-- Name: COLUMN mappings.session_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(session_id) ON TABLE public.mappings TO hub_app;
+
+-- Name: COLUMN mappings.parent_session_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(parent_session_id) ON TABLE public.mappings TO hub_app;
+
+-- Name: COLUMN mappings.task_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(task_id) ON TABLE public.mappings TO hub_app;
+
+-- Name: COLUMN mappings.status; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(status) ON TABLE public.mappings TO hub_app;
+GRANT UPDATE(status) ON TABLE public.mappings TO hub_system;
+
+-- Name: COLUMN mappings.reason; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(reason) ON TABLE public.mappings TO hub_app;
+GRANT UPDATE(reason) ON TABLE public.mappings TO hub_system;
+
+-- Name: COLUMN mappings.lease_seconds; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(lease_seconds) ON TABLE public.mappings TO hub_app;
+
+-- Name: COLUMN mappings.lease_expires_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(lease_expires_at) ON TABLE public.mappings TO hub_app;
+GRANT UPDATE(lease_expires_at) ON TABLE public.mappings TO hub_system;
+
+-- Name: COLUMN mappings.ended_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(ended_at) ON TABLE public.mappings TO hub_system;
+
+-- Name: COLUMN mappings.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.mappings TO hub_app;
+
+-- Name: TABLE task_dependencies; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.task_dependencies TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.task_dependencies TO hub_system;
+
+-- Name: COLUMN task_dependencies.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.task_dependencies TO hub_app;
+
+-- Name: COLUMN task_dependencies.project_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(project_id) ON TABLE public.task_dependencies TO hub_app;
+
+-- Name: COLUMN task_dependencies.dependent_task_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(dependent_task_id) ON TABLE public.task_dependencies TO hub_app;
+
+-- Name: COLUMN task_dependencies.depends_on_task_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(depends_on_task_id) ON TABLE public.task_dependencies TO hub_app;
+
+-- Name: TABLE tasks; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.tasks TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.tasks TO hub_system;
+
+-- Name: COLUMN tasks.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.project_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(project_id) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.slug; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(slug),UPDATE(slug) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name),UPDATE(name) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.path; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(path),UPDATE(path) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.scope; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(scope),UPDATE(scope) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.risk; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(risk),UPDATE(risk) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.impact; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(impact),UPDATE(impact) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.level; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(level),UPDATE(level) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.priority; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(priority),UPDATE(priority) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.tags; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(tags),UPDATE(tags) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.assignee; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(assignee),UPDATE(assignee) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.due; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(due),UPDATE(due) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.body; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(body),UPDATE(body) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.file_created_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(file_created_at),UPDATE(file_created_at) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.file_modified_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(file_modified_at),UPDATE(file_modified_at) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.frontmatter; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(frontmatter),UPDATE(frontmatter) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.base; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(base),UPDATE(base) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.archived_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(archived_at) ON TABLE public.tasks TO hub_app;
+
+-- Name: COLUMN tasks.status; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(status) ON TABLE public.tasks TO hub_app;
+GRANT UPDATE(status) ON TABLE public.tasks TO hub_system;
+
+-- Name: COLUMN tasks.started_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(started_at) ON TABLE public.tasks TO hub_system;
+
+-- Name: COLUMN tasks.completed_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(completed_at) ON TABLE public.tasks TO hub_system;
+
+-- Name: COLUMN tasks.unmet_count; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(unmet_count) ON TABLE public.tasks TO hub_system;
+
+-- Name: COLUMN tasks.failed_count; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(failed_count) ON TABLE public.tasks TO hub_system;
+
+-- Name: COLUMN tasks.downstream_count; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(downstream_count) ON TABLE public.tasks TO hub_system;
+
+-- Name: COLUMN tasks.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.tasks TO hub_app;
+
+-- Name: TABLE task_details; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.task_details TO hub_app;
 
 -- Name: FUNCTION complete_secret_rotation(p_id uuid, p_failed bigint); Type: ACL; Schema: public; Owner: -
 
@@ -5989,6 +7648,10 @@ GRANT ALL ON FUNCTION public.delete_session(p_id uuid, p_descendants boolean) TO
 REVOKE ALL ON FUNCTION public.deleted_session_ids() FROM PUBLIC;
 GRANT ALL ON FUNCTION public.deleted_session_ids() TO hub_app;
 
+-- Name: FUNCTION end_mappings_of_row(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.end_mappings_of_row() FROM PUBLIC;
+
 -- Name: TABLE event_heads; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.event_heads TO hub_app;
@@ -6033,6 +7696,15 @@ REVOKE ALL ON FUNCTION public.make_organization(p_slug text, p_name text, p_owne
 -- Name: FUNCTION make_retention_policy(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.make_retention_policy() FROM PUBLIC;
+
+-- Name: FUNCTION move_task(p_task_id uuid, p_status public.task_status, p_reason text); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.move_task(p_task_id uuid, p_status public.task_status, p_reason text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.move_task(p_task_id uuid, p_status public.task_status, p_reason text) TO hub_app;
+
+-- Name: FUNCTION move_task_with_mapping(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.move_task_with_mapping() FROM PUBLIC;
 
 -- Name: FUNCTION number_events(p_holder uuid, p_rows integer); Type: ACL; Schema: public; Owner: -
 
@@ -6163,9 +7835,25 @@ GRANT ALL ON FUNCTION public.record_secret_reveal(p_client_id uuid, p_secret_id 
 
 REVOKE ALL ON FUNCTION public.record_session_rows() FROM PUBLIC;
 
+-- Name: FUNCTION record_task_status(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_task_status() FROM PUBLIC;
+
 -- Name: FUNCTION record_text_streamed(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.record_text_streamed() FROM PUBLIC;
+
+-- Name: FUNCTION refresh_archived_task_graphs(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.refresh_archived_task_graphs() FROM PUBLIC;
+
+-- Name: FUNCTION refresh_changed_task_graphs(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.refresh_changed_task_graphs() FROM PUBLIC;
+
+-- Name: FUNCTION refresh_task_graph(p_org_id uuid, p_project_id uuid); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.refresh_task_graph(p_org_id uuid, p_project_id uuid) FROM PUBLIC;
 
 -- Name: FUNCTION register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]); Type: ACL; Schema: public; Owner: -
 
@@ -6181,6 +7869,11 @@ GRANT ALL ON FUNCTION public.register_encryption_keys(p_versions integer[], p_fi
 
 REVOKE ALL ON FUNCTION public.remove_encryption_key(p_version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.remove_encryption_key(p_version integer) TO hub_app;
+
+-- Name: FUNCTION return_expired_tasks(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.return_expired_tasks(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.return_expired_tasks(p_rows integer) TO hub_app;
 
 -- Name: FUNCTION revoke_account_keys(); Type: ACL; Schema: public; Owner: -
 
@@ -6400,6 +8093,15 @@ GRANT INSERT(headers) ON TABLE public.idempotency_keys TO hub_app;
 
 GRANT INSERT(body) ON TABLE public.idempotency_keys TO hub_app;
 
+-- Name: TABLE mapping_details; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.mapping_details TO hub_app;
+
+-- Name: TABLE mapping_status_transitions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.mapping_status_transitions TO hub_app;
+GRANT SELECT ON TABLE public.mapping_status_transitions TO hub_system;
+
 -- Name: TABLE messages; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE,UPDATE ON TABLE public.messages TO hub_app;
@@ -6598,6 +8300,10 @@ GRANT INSERT(data) ON TABLE public.projects TO hub_app;
 
 GRANT INSERT(metadata) ON TABLE public.projects TO hub_app;
 
+-- Name: COLUMN projects.graph_version; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(graph_version) ON TABLE public.projects TO hub_system;
+
 -- Name: TABLE reserved_email_domains; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.reserved_email_domains TO hub_app;
@@ -6785,6 +8491,41 @@ GRANT UPDATE(last_part_id) ON TABLE public.sessions TO hub_system;
 -- Name: COLUMN sessions.created_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: TABLE task_notes; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.task_notes TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.task_notes TO hub_system;
+
+-- Name: COLUMN task_notes.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.task_notes TO hub_app;
+
+-- Name: COLUMN task_notes.project_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(project_id) ON TABLE public.task_notes TO hub_app;
+
+-- Name: COLUMN task_notes.task_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(task_id) ON TABLE public.task_notes TO hub_app;
+
+-- Name: COLUMN task_notes.body; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(body) ON TABLE public.task_notes TO hub_app;
+
+-- Name: TABLE task_documents; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.task_documents TO hub_app;
+
+-- Name: TABLE task_status_changes; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.task_status_changes TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.task_status_changes TO hub_system;
+
+-- Name: TABLE task_status_transitions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.task_status_transitions TO hub_app;
+GRANT SELECT ON TABLE public.task_status_transitions TO hub_system;
 
 -- Name: TABLE tool_state_transitions; Type: ACL; Schema: public; Owner: -
 

@@ -75,7 +75,7 @@ var sessionsRules = []ruleCase{
 		bad: []string{"id = @new", "org_id = @other_org", "created_at = created_at - interval '1 hour'"}, good: []string{"name = 'x'", "org_id = @org"},
 	},
 	{rule: "roles_org_id_fkey", hub: true, sql: "INSERT INTO roles (org_id, name) VALUES (??, 'x')", bad: []string{"@new"}, good: []string{"@org"}},
-	{rule: "roles_org_id_fkey_in_use", hub: true, before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM projects; DELETE FROM roles WHERE org_id = @other_org", sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"}},
+	{rule: "roles_org_id_fkey_in_use", hub: true, before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles WHERE org_id = @other_org", sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"}},
 
 	{rule: "session_versions_pkey", hub: true, sql: "INSERT INTO session_versions (version, description) VALUES (??, 'x')", bad: []string{"'1'"}, good: []string{"'2'"}},
 	{rule: "session_run_states_pkey", hub: true, sql: "INSERT INTO session_run_states (run_state, description) VALUES (??, 'x')", bad: []string{"'idle'"}, good: []string{"'new'"}},
@@ -100,7 +100,7 @@ var sessionsRules = []ruleCase{
 	{rule: "sessions_slug_shape_check", sql: fmt.Sprintf(newSession, "slug"), bad: notSlugs, good: slugs},
 	{rule: "sessions_source_source_id_key", sql: fmt.Sprintf(newSession, "source_updated_at, source, source_id"), bad: []string{"now(), 'test', 's1'"}, good: []string{"now(), 'test', 's2'", "now(), 'other', 's1'", "NULL, NULL, NULL"}},
 	{rule: "sessions_project_id_fkey", sql: "INSERT INTO sessions (org_id, project_id) VALUES (@org, ??)", bad: []string{"@new", "@other_project"}, good: []string{"@project", "@empty_project"}},
-	{rule: "sessions_project_id_fkey_in_use", sql: "DELETE FROM projects WHERE id = ??", bad: []string{"@project"}, good: []string{"@empty_project"}},
+	{rule: "sessions_project_id_fkey_in_use", before: "DELETE FROM tasks", sql: "DELETE FROM projects WHERE id = ??", bad: []string{"@project"}, good: []string{"@empty_project"}},
 	{rule: "sessions_parent_id_fkey", sql: fmt.Sprintf(newSession, "parent_id"), bad: []string{"@new", "@other_session"}, good: []string{"@session", "@child", "NULL"}},
 	{rule: "sessions_parent_id_fkey", before: limitedToAnotherProject, sql: "INSERT INTO sessions (org_id, project_id, parent_id) VALUES (@org, @empty_project, ??)", bad: []string{"@session", "@high"}, good: []string{"@new", "NULL"}},
 	{rule: "sessions_parent_id_fkey", before: deletedSession, hub: true, sql: fmt.Sprintf(newSession, "parent_id"), bad: []string{"@imported"}, good: []string{"@session"}},

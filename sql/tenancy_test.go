@@ -66,6 +66,15 @@ var attacks = []struct {
 	{query: "ListChildSessions"}, {query: "GetSessionUsage"}, {query: "ArchiveSession"}, {query: "ForkSession"}, {query: "CopyMessages"}, {query: "ListSessionTreeForExport"}, {query: "PurgeDeletedSource"},
 	{query: "DeleteMessage"}, {query: "SearchSessions", args: []string{"query", "'canary'"}},
 	{query: "PurgeDeletedSessions"}, {query: "ExpireSessions"},
+	{query: "CreateTask", args: []string{"slug", "'new'"}}, {query: "GetTask"}, {query: "ListTasks"}, {query: "UpdateTask"}, {query: "DeleteTask"}, {query: "AddDependencies", args: []string{"id", "@free_task"}},
+	{query: "AddDependency", args: []string{"id", "@free_task"}}, {query: "RemoveDependency", args: []string{"id", "@waiting_task"}}, {query: "ListDependencies", args: []string{"id", "@waiting_task"}},
+	{query: "AddTaskNote"}, {query: "ListTaskNotes"}, {query: "GetTaskDocument"}, {query: "ListTaskStatusChanges", args: []string{"id", "@held_task"}},
+	{query: "ClaimTask", args: []string{"session_id", "@child"}}, {query: "ClaimNextTask", args: []string{"session_id", "@child"}}, {query: "ExtendClaim", args: []string{"id", "@held_task"}}, {query: "EndClaim", args: []string{"id", "@held_task"}},
+	{query: "SetTaskAside"}, {query: "LockProjectOfTask"}, {query: "LockProject"}, {query: "ListTasksForSync"}, {query: "ListDependencyEdges"}, {query: "LockTasks"}, {query: "ListTaskFiles"}, {query: "ListTaskGraph"},
+	{query: "CreateTasksFromFiles", args: []string{"tasks", `'[{"slug":"n","name":"n","path":"n","body":"","frontmatter":"","base":{},"status":"pending"}]'`}},
+	{query: "UpdateTasksFromFiles", args: []string{"tasks", "jsonb_build_array(jsonb_build_object('id', @task, 'name', 'n', 'path', 'n'))"}}, {query: "ArchiveTasks"}, {query: "RemoveDependencies"},
+	{query: "AddDependenciesOfTasks", args: []string{"dependent_ids", "ARRAY[@free_task]::uuid[]"}},
+	{query: "CreateDelegation", args: []string{"session_id", "@imported"}}, {query: "GetMapping"}, {query: "ListMappings"}, {query: "EndMapping"}, {query: "LockProjectOfMapping"}, {query: "ReturnExpiredTasks"},
 	{query: "ListImportedIDs"}, {query: "ListMessageIDsForExport"}, {query: "ListMessagesForExport"},
 	{query: "AppendParts"}, {query: "ListParts"}, {query: "ListPartsByType", args: []string{"type", "'text'"}}, {query: "GetPart", args: []string{"id", "@part"}}, {query: "LockPart", args: []string{"id", "@part"}},
 	{query: "UpdatePart", args: []string{"id", "@part", "data", `'{"text": "x"}'`}}, {query: "AppendPartDelta", args: []string{"id", "@part"}}, {query: "GetGrowingText", args: []string{"id", "@part"}},
@@ -96,6 +105,7 @@ var upkeep = map[string]string{
 	"PurgeOrganizations":   "removes what its organisation has marked as deleted",
 	"PurgeAuditLogs":       "removes what its organisation does not keep any more",
 	"PurgeIdempotencyKeys": "removes what is older than a day",
+	"ReturnExpiredTasks":   "takes tasks back whose lease has run out",
 	"PurgeDeletedSessions": "removes what is left of deleted sessions",
 	"ExpireSessions":       "deletes archived sessions that their organisation does not keep any more",
 	"PurgeDeletedSource":   "removes what is left of a deleted session of one's own",
@@ -164,6 +174,9 @@ func newTarget(t *testing.T) *world {
 		UPDATE sessions SET title = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE messages SET data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE parts SET data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE tasks SET name = 'canary', body = 'canary', tags = '{canary}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE task_notes SET body = 'canary';
+		UPDATE mappings SET reason = 'canary', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE idempotency_keys SET body = 'canary', headers = '{"a": "canary"}';
 		UPDATE clients SET description = 'canary', config = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE client_secrets SET metadata = '{"_a": {"a": "canary"}}';

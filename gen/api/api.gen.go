@@ -256,6 +256,69 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for MappingEndStatus.
+const (
+	MappingEndStatusAborted   MappingEndStatus = "aborted"
+	MappingEndStatusCompleted MappingEndStatus = "completed"
+	MappingEndStatusFailed    MappingEndStatus = "failed"
+)
+
+// Valid indicates whether the value is a known member of the MappingEndStatus enum.
+func (e MappingEndStatus) Valid() bool {
+	switch e {
+	case MappingEndStatusAborted:
+		return true
+	case MappingEndStatusCompleted:
+		return true
+	case MappingEndStatusFailed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for MappingKind.
+const (
+	MappingKindAssignment MappingKind = "assignment"
+	MappingKindDelegation MappingKind = "delegation"
+)
+
+// Valid indicates whether the value is a known member of the MappingKind enum.
+func (e MappingKind) Valid() bool {
+	switch e {
+	case MappingKindAssignment:
+		return true
+	case MappingKindDelegation:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for MappingStatus.
+const (
+	MappingStatusAborted   MappingStatus = "aborted"
+	MappingStatusActive    MappingStatus = "active"
+	MappingStatusCompleted MappingStatus = "completed"
+	MappingStatusFailed    MappingStatus = "failed"
+)
+
+// Valid indicates whether the value is a known member of the MappingStatus enum.
+func (e MappingStatus) Valid() bool {
+	switch e {
+	case MappingStatusAborted:
+		return true
+	case MappingStatusActive:
+		return true
+	case MappingStatusCompleted:
+		return true
+	case MappingStatusFailed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MembershipLevel.
 const (
 	MembershipLevelAdmin  MembershipLevel = "admin"
@@ -496,6 +559,180 @@ func (e SubtaskPartType) Valid() bool {
 	}
 }
 
+// Defines values for TaskImpact.
+const (
+	TaskImpactComponent TaskImpact = "component"
+	TaskImpactIsolated  TaskImpact = "isolated"
+	TaskImpactPhase     TaskImpact = "phase"
+	TaskImpactProject   TaskImpact = "project"
+)
+
+// Valid indicates whether the value is a known member of the TaskImpact enum.
+func (e TaskImpact) Valid() bool {
+	switch e {
+	case TaskImpactComponent:
+		return true
+	case TaskImpactIsolated:
+		return true
+	case TaskImpactPhase:
+		return true
+	case TaskImpactProject:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskLevel.
+const (
+	TaskLevelDecomposition  TaskLevel = "decomposition"
+	TaskLevelImplementation TaskLevel = "implementation"
+	TaskLevelPlanning       TaskLevel = "planning"
+	TaskLevelResearch       TaskLevel = "research"
+	TaskLevelReview         TaskLevel = "review"
+)
+
+// Valid indicates whether the value is a known member of the TaskLevel enum.
+func (e TaskLevel) Valid() bool {
+	switch e {
+	case TaskLevelDecomposition:
+		return true
+	case TaskLevelImplementation:
+		return true
+	case TaskLevelPlanning:
+		return true
+	case TaskLevelResearch:
+		return true
+	case TaskLevelReview:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskPriority.
+const (
+	TaskPriorityCritical TaskPriority = "critical"
+	TaskPriorityHigh     TaskPriority = "high"
+	TaskPriorityLow      TaskPriority = "low"
+	TaskPriorityMedium   TaskPriority = "medium"
+)
+
+// Valid indicates whether the value is a known member of the TaskPriority enum.
+func (e TaskPriority) Valid() bool {
+	switch e {
+	case TaskPriorityCritical:
+		return true
+	case TaskPriorityHigh:
+		return true
+	case TaskPriorityLow:
+		return true
+	case TaskPriorityMedium:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskRisk.
+const (
+	TaskRiskCritical TaskRisk = "critical"
+	TaskRiskHigh     TaskRisk = "high"
+	TaskRiskLow      TaskRisk = "low"
+	TaskRiskMedium   TaskRisk = "medium"
+	TaskRiskTrivial  TaskRisk = "trivial"
+)
+
+// Valid indicates whether the value is a known member of the TaskRisk enum.
+func (e TaskRisk) Valid() bool {
+	switch e {
+	case TaskRiskCritical:
+		return true
+	case TaskRiskHigh:
+		return true
+	case TaskRiskLow:
+		return true
+	case TaskRiskMedium:
+		return true
+	case TaskRiskTrivial:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskScope.
+const (
+	TaskScopeBroad    TaskScope = "broad"
+	TaskScopeModerate TaskScope = "moderate"
+	TaskScopeNarrow   TaskScope = "narrow"
+	TaskScopeSingle   TaskScope = "single"
+	TaskScopeSystem   TaskScope = "system"
+)
+
+// Valid indicates whether the value is a known member of the TaskScope enum.
+func (e TaskScope) Valid() bool {
+	switch e {
+	case TaskScopeBroad:
+		return true
+	case TaskScopeModerate:
+		return true
+	case TaskScopeNarrow:
+		return true
+	case TaskScopeSingle:
+		return true
+	case TaskScopeSystem:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskStatus.
+const (
+	TaskStatusBlocked    TaskStatus = "blocked"
+	TaskStatusCompleted  TaskStatus = "completed"
+	TaskStatusFailed     TaskStatus = "failed"
+	TaskStatusInProgress TaskStatus = "in-progress"
+	TaskStatusPending    TaskStatus = "pending"
+)
+
+// Valid indicates whether the value is a known member of the TaskStatus enum.
+func (e TaskStatus) Valid() bool {
+	switch e {
+	case TaskStatusBlocked:
+		return true
+	case TaskStatusCompleted:
+		return true
+	case TaskStatusFailed:
+		return true
+	case TaskStatusInProgress:
+		return true
+	case TaskStatusPending:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskSyncOnConflict.
+const (
+	TaskSyncOnConflictFile   TaskSyncOnConflict = "file"
+	TaskSyncOnConflictReport TaskSyncOnConflict = "report"
+)
+
+// Valid indicates whether the value is a known member of the TaskSyncOnConflict enum.
+func (e TaskSyncOnConflict) Valid() bool {
+	switch e {
+	case TaskSyncOnConflictFile:
+		return true
+	case TaskSyncOnConflictReport:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TextPartType.
 const (
 	TextPartTypeText TextPartType = "text"
@@ -598,6 +835,27 @@ func (e Content) Valid() bool {
 	case ContentFull:
 		return true
 	case ContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetTaskGraphParamsFormat.
+const (
+	GetTaskGraphParamsFormatDot     GetTaskGraphParamsFormat = "dot"
+	GetTaskGraphParamsFormatJson    GetTaskGraphParamsFormat = "json"
+	GetTaskGraphParamsFormatMermaid GetTaskGraphParamsFormat = "mermaid"
+)
+
+// Valid indicates whether the value is a known member of the GetTaskGraphParamsFormat enum.
+func (e GetTaskGraphParamsFormat) Valid() bool {
+	switch e {
+	case GetTaskGraphParamsFormatDot:
+		return true
+	case GetTaskGraphParamsFormatJson:
+		return true
+	case GetTaskGraphParamsFormatMermaid:
 		return true
 	default:
 		return false
@@ -930,6 +1188,13 @@ type AuditVerification struct {
 	Intact       bool  `json:"intact"`
 }
 
+// Block defines model for Block.
+type Block struct {
+	// MappingId The claim's.
+	MappingId *openapi_types.UUID `json:"mappingId,omitempty"`
+	Reason    *string             `json:"reason,omitempty"`
+}
+
 // ChildSession defines model for ChildSession.
 type ChildSession struct {
 	// Depth 1 for a child, 2 for a child's child and so on.
@@ -943,6 +1208,35 @@ type ChildSessionPage struct {
 
 	// NextCursor Absent on the last page.
 	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// Claim defines model for Claim.
+type Claim struct {
+	// LeaseSeconds How long the claim holds without a heartbeat.
+	LeaseSeconds *int32             `json:"leaseSeconds,omitempty"`
+	SessionId    openapi_types.UUID `json:"sessionId"`
+}
+
+// ClaimEnd defines model for ClaimEnd.
+type ClaimEnd struct {
+	// MappingId The claim's.
+	MappingId openapi_types.UUID `json:"mappingId"`
+	Reason    *string            `json:"reason,omitempty"`
+}
+
+// ClaimNext defines model for ClaimNext.
+type ClaimNext struct {
+	// LeaseSeconds How long the claim holds without a heartbeat.
+	LeaseSeconds *int32     `json:"leaseSeconds,omitempty"`
+	Level        *TaskLevel `json:"level,omitempty"`
+
+	// MaxRisk Risk that is not assessed counts as medium.
+	MaxRisk    *TaskRisk          `json:"maxRisk,omitempty"`
+	PathPrefix *string            `json:"pathPrefix,omitempty"`
+	SessionId  openapi_types.UUID `json:"sessionId"`
+
+	// Tags All of which the task must have.
+	Tags *[]string `json:"tags,omitempty"`
 }
 
 // ServiceClient defines model for Client.
@@ -1110,6 +1404,31 @@ type DeactivatedAccount struct {
 	OwnedOrganizations []Organization `json:"ownedOrganizations"`
 }
 
+// Dependency defines model for Dependency.
+type Dependency struct {
+	// Archived It was put aside, and nobody waits for it.
+	Archived bool `json:"archived"`
+
+	// Id The prerequisite's.
+	Id     openapi_types.UUID `json:"id"`
+	Name   string             `json:"name"`
+	Slug   string             `json:"slug"`
+	Status TaskStatus         `json:"status"`
+}
+
+// DependencyCreate defines model for DependencyCreate.
+type DependencyCreate struct {
+	DependsOnTaskId openapi_types.UUID `json:"dependsOnTaskId"`
+}
+
+// DependencyPage defines model for DependencyPage.
+type DependencyPage struct {
+	Items []Dependency `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
 // EncryptionKey defines model for EncryptionKey.
 type EncryptionKey struct {
 	// CreatedAt When a hub first came with it.
@@ -1268,6 +1587,12 @@ type Health struct {
 // HealthStatus defines model for Health.Status.
 type HealthStatus string
 
+// Heartbeat defines model for Heartbeat.
+type Heartbeat struct {
+	// MappingId The claim's.
+	MappingId openapi_types.UUID `json:"mappingId"`
+}
+
 // ImportCounts defines model for ImportCounts.
 type ImportCounts struct {
 	Created   int64 `json:"created"`
@@ -1291,6 +1616,59 @@ type JSONObject = json.RawMessage
 type KnownPart struct {
 	union json.RawMessage
 }
+
+// Mapping Ties a session to the task that it works on, or to the session that it works for.
+type Mapping struct {
+	CreatedAt      time.Time          `json:"createdAt"`
+	EndedAt        *time.Time         `json:"endedAt"`
+	Id             openapi_types.UUID `json:"id"`
+	Kind           MappingKind        `json:"kind"`
+	LeaseExpiresAt *time.Time         `json:"leaseExpiresAt"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata        Metadata            `json:"metadata"`
+	ParentSessionId *openapi_types.UUID `json:"parentSessionId"`
+	ProjectId       openapi_types.UUID  `json:"projectId"`
+	Reason          string              `json:"reason"`
+	Revision        int32               `json:"revision"`
+	SessionId       openapi_types.UUID  `json:"sessionId"`
+	Status          MappingStatus       `json:"status"`
+	TaskId          *openapi_types.UUID `json:"taskId"`
+	TaskName        *string             `json:"taskName"`
+	TaskSlug        *string             `json:"taskSlug"`
+	UpdatedAt       time.Time           `json:"updatedAt"`
+}
+
+// MappingCreate defines model for MappingCreate.
+type MappingCreate struct {
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata        *Metadata          `json:"metadata,omitempty"`
+	ParentSessionId openapi_types.UUID `json:"parentSessionId"`
+	SessionId       openapi_types.UUID `json:"sessionId"`
+}
+
+// MappingEnd defines model for MappingEnd.
+type MappingEnd struct {
+	Reason *string          `json:"reason,omitempty"`
+	Status MappingEndStatus `json:"status"`
+}
+
+// MappingEndStatus defines model for MappingEnd.Status.
+type MappingEndStatus string
+
+// MappingKind defines model for MappingKind.
+type MappingKind string
+
+// MappingPage defines model for MappingPage.
+type MappingPage struct {
+	Items []Mapping `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// MappingStatus defines model for MappingStatus.
+type MappingStatus string
 
 // Me defines model for Me.
 type Me struct {
@@ -1415,10 +1793,37 @@ type ModelUsage struct {
 	Usage      Usage  `json:"usage"`
 }
 
+// Move defines model for Move.
+type Move struct {
+	Reason *string `json:"reason,omitempty"`
+}
+
 // NewOtherPart defines model for NewOtherPart.
 type NewOtherPart struct {
 	Data *map[string]interface{} `json:"data,omitempty"`
 	Type string                  `json:"type"`
+}
+
+// Note defines model for Note.
+type Note struct {
+	AccountId *openapi_types.UUID `json:"accountId"`
+	Body      string              `json:"body"`
+	CreatedAt time.Time           `json:"createdAt"`
+	Id        openapi_types.UUID  `json:"id"`
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// NoteCreate defines model for NoteCreate.
+type NoteCreate struct {
+	Body string `json:"body"`
+}
+
+// NotePage defines model for NotePage.
+type NotePage struct {
+	Items []Note `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
 }
 
 // OpencodeExport The file that `opencode export` writes.
@@ -2158,6 +2563,325 @@ type SubtaskPartData struct {
 // Tag A label of the organisation's own.
 type Tag = string
 
+// Task defines model for Task.
+type Task struct {
+	ArchivedAt *time.Time `json:"archivedAt"`
+	Assignee   *string    `json:"assignee"`
+
+	// Body Markdown.
+	Body  string     `json:"body"`
+	Claim *TaskClaim `json:"claim"`
+
+	// CompletedAt When it was completed, or failed.
+	CompletedAt *time.Time `json:"completedAt"`
+	CreatedAt   time.Time  `json:"createdAt"`
+
+	// DependsOn The slugs of its prerequisites.
+	DependsOn []string `json:"dependsOn"`
+
+	// DownstreamCount Tasks that wait for it, directly or through others.
+	DownstreamCount int32   `json:"downstreamCount"`
+	Due             *string `json:"due"`
+
+	// FailedCount Prerequisites that failed.
+	FailedCount    int32              `json:"failedCount"`
+	FileCreatedAt  *time.Time         `json:"fileCreatedAt"`
+	FileModifiedAt *time.Time         `json:"fileModifiedAt"`
+	Id             openapi_types.UUID `json:"id"`
+
+	// Impact null: not yet assessed.
+	Impact *string `json:"impact"`
+
+	// Level null: not yet assessed.
+	Level *string `json:"level"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Path Where its file is below the task folder; prefixes group tasks.
+	Path string `json:"path"`
+
+	// Priority null: not yet assessed.
+	Priority  *string            `json:"priority"`
+	ProjectId openapi_types.UUID `json:"projectId"`
+
+	// Ready Whether it can be claimed.
+	Ready    bool  `json:"ready"`
+	Revision int32 `json:"revision"`
+
+	// Risk null: not yet assessed.
+	Risk *string `json:"risk"`
+
+	// Scope null: not yet assessed.
+	Scope     *string    `json:"scope"`
+	Slug      string     `json:"slug"`
+	StartedAt *time.Time `json:"startedAt"`
+	Status    TaskStatus `json:"status"`
+	Tags      []string   `json:"tags"`
+
+	// UnmetCount Prerequisites that are not completed.
+	UnmetCount int32     `json:"unmetCount"`
+	UpdatedAt  time.Time `json:"updatedAt"`
+}
+
+// TaskBottleneck defines model for TaskBottleneck.
+type TaskBottleneck struct {
+	// Paths Rounded above 2^53.
+	Paths float64 `json:"paths"`
+	Slug  string  `json:"slug"`
+}
+
+// TaskClaim Who works on it.
+type TaskClaim struct {
+	ClaimedAt      time.Time `json:"claimedAt"`
+	LeaseExpiresAt time.Time `json:"leaseExpiresAt"`
+	LeaseSeconds   int32     `json:"leaseSeconds"`
+
+	// MappingId Names this claim: what heartbeats and its end must name.
+	MappingId openapi_types.UUID `json:"mappingId"`
+	SessionId openapi_types.UUID `json:"sessionId"`
+}
+
+// TaskCost defines model for TaskCost.
+type TaskCost struct {
+	// Attempt What an attempt costs.
+	Attempt float64 `json:"attempt"`
+
+	// Expected The expected cost.
+	Expected float64 `json:"expected"`
+	Slug     string  `json:"slug"`
+
+	// Success The chance that an attempt succeeds.
+	Success float64 `json:"success"`
+
+	// Weight By its impact.
+	Weight float64 `json:"weight"`
+}
+
+// TaskCosts defines model for TaskCosts.
+type TaskCosts struct {
+	// Items In the order of slugs.
+	Items []TaskCost `json:"items"`
+	Total float64    `json:"total"`
+}
+
+// TaskCreate defines model for TaskCreate.
+type TaskCreate struct {
+	Assignee *string `json:"assignee,omitempty"`
+	Body     *string `json:"body,omitempty"`
+
+	// DependsOn Slugs of tasks of the project.
+	DependsOn *[]string   `json:"dependsOn,omitempty"`
+	Due       *string     `json:"due,omitempty"`
+	Impact    *TaskImpact `json:"impact,omitempty"`
+	Level     *TaskLevel  `json:"level,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+	Name     string    `json:"name"`
+
+	// Path The slug and .md when absent.
+	Path     *string       `json:"path,omitempty"`
+	Priority *TaskPriority `json:"priority,omitempty"`
+	Risk     *TaskRisk     `json:"risk,omitempty"`
+	Scope    *TaskScope    `json:"scope,omitempty"`
+
+	// Slug The id that task files use. It may hold slashes.
+	Slug string    `json:"slug"`
+	Tags *[]string `json:"tags,omitempty"`
+}
+
+// TaskDecompose defines model for TaskDecompose.
+type TaskDecompose struct {
+	Reasons []string `json:"reasons"`
+	Slug    string   `json:"slug"`
+}
+
+// TaskFieldList defines model for TaskFieldList.
+type TaskFieldList struct {
+	Fields []string `json:"fields"`
+	Path   string   `json:"path"`
+	Slug   string   `json:"slug"`
+}
+
+// TaskFile defines model for TaskFile.
+type TaskFile struct {
+	// Path Below the task folder, with slashes.
+	Path string `json:"path"`
+
+	// Text The whole file.
+	Text string `json:"text"`
+}
+
+// TaskFileFault defines model for TaskFileFault.
+type TaskFileFault struct {
+	Line    int32  `json:"line"`
+	Message string `json:"message"`
+	Path    string `json:"path"`
+}
+
+// TaskFilePage defines model for TaskFilePage.
+type TaskFilePage struct {
+	Items []TaskFileState `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// TaskFileState defines model for TaskFileState.
+type TaskFileState struct {
+	// Base What the file of the last sync was: the SHA-256, in hex, of its head (through the line that closes the frontmatter) and the SHA-256 of its body in hex. null for a task that never had a file.
+	Base *string `json:"base"`
+	Path string  `json:"path"`
+
+	// Text The file as the task is now, byte for byte as it was where nothing changed.
+	Text string `json:"text"`
+}
+
+// TaskGraph Tasks by their slugs.
+type TaskGraph struct {
+	// Bottlenecks The greatest first.
+	Bottlenecks    []TaskBottleneck `json:"bottlenecks"`
+	CriticalPath   []string         `json:"criticalPath"`
+	Decompose      []TaskDecompose  `json:"decompose"`
+	Order          []string         `json:"order"`
+	ParallelGroups [][]string       `json:"parallelGroups"`
+
+	// Pending In the order in which they would be claimed.
+	Pending  []TaskReadiness `json:"pending"`
+	RiskPath TaskRiskPath    `json:"riskPath"`
+}
+
+// TaskImpact defines model for TaskImpact.
+type TaskImpact string
+
+// TaskLevel defines model for TaskLevel.
+type TaskLevel string
+
+// TaskPage defines model for TaskPage.
+type TaskPage struct {
+	Items []Task `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// TaskPrerequisite defines model for TaskPrerequisite.
+type TaskPrerequisite struct {
+	Slug   string     `json:"slug"`
+	Status TaskStatus `json:"status"`
+}
+
+// TaskPriority defines model for TaskPriority.
+type TaskPriority string
+
+// TaskReadiness defines model for TaskReadiness.
+type TaskReadiness struct {
+	Ready bool   `json:"ready"`
+	Slug  string `json:"slug"`
+
+	// WaitsFor Prerequisites that are not completed. One that failed will not be by itself.
+	WaitsFor []TaskPrerequisite `json:"waitsFor"`
+}
+
+// TaskRisk defines model for TaskRisk.
+type TaskRisk string
+
+// TaskRiskPath defines model for TaskRiskPath.
+type TaskRiskPath struct {
+	Risk  float64  `json:"risk"`
+	Tasks []string `json:"tasks"`
+}
+
+// TaskScope defines model for TaskScope.
+type TaskScope string
+
+// TaskStatus defines model for TaskStatus.
+type TaskStatus string
+
+// TaskStatusChange defines model for TaskStatusChange.
+type TaskStatusChange struct {
+	// AccountId null: the hub itself, as when a lease expires.
+	AccountId  *openapi_types.UUID `json:"accountId"`
+	CreatedAt  time.Time           `json:"createdAt"`
+	FromStatus TaskStatus          `json:"fromStatus"`
+	Id         openapi_types.UUID  `json:"id"`
+	MappingId  *openapi_types.UUID `json:"mappingId"`
+	Reason     string              `json:"reason"`
+	SessionId  *openapi_types.UUID `json:"sessionId"`
+	ToStatus   TaskStatus          `json:"toStatus"`
+}
+
+// TaskStatusChangePage defines model for TaskStatusChangePage.
+type TaskStatusChangePage struct {
+	Items []TaskStatusChange `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// TaskSync defines model for TaskSync.
+type TaskSync struct {
+	// DryRun Say what would be done, and do nothing.
+	DryRun *bool      `json:"dryRun,omitempty"`
+	Files  []TaskFile `json:"files"`
+
+	// KeepGoing Leave files with errors out, and apply the others.
+	KeepGoing *bool `json:"keepGoing,omitempty"`
+
+	// OnConflict What becomes of a field that both sides have changed.
+	OnConflict *TaskSyncOnConflict `json:"onConflict,omitempty"`
+
+	// Prune Archive the tasks of the project whose files are not among these.
+	Prune *bool `json:"prune,omitempty"`
+}
+
+// TaskSyncOnConflict What becomes of a field that both sides have changed.
+type TaskSyncOnConflict string
+
+// TaskSyncReport Tasks by their slugs.
+type TaskSyncReport struct {
+	// Ahead What was changed here and not in the file; it stays.
+	Ahead []TaskFieldList `json:"ahead"`
+
+	// Applied Whether anything was written.
+	Applied   bool            `json:"applied"`
+	Conflicts []TaskFieldList `json:"conflicts"`
+	Created   []string        `json:"created"`
+	Errors    []TaskFileFault `json:"errors"`
+	Removed   []string        `json:"removed"`
+
+	// Skipped Paths of files without frontmatter.
+	Skipped   []string        `json:"skipped"`
+	Unchanged []string        `json:"unchanged"`
+	Updated   []TaskFieldList `json:"updated"`
+	Warnings  []TaskFileFault `json:"warnings"`
+}
+
+// TaskUpdate defines model for TaskUpdate.
+type TaskUpdate struct {
+	// Archived Puts the task aside, or takes it up again.
+	Archived *bool                     `json:"archived,omitempty"`
+	Assignee nullable.Nullable[string] `json:"assignee,omitempty"`
+	Body     *string                   `json:"body,omitempty"`
+	Due      nullable.Nullable[string] `json:"due,omitempty"`
+	Impact   nullable.Nullable[string] `json:"impact,omitempty"`
+	Level    nullable.Nullable[string] `json:"level,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject               `json:"metadata,omitempty"`
+	Name     *string                   `json:"name,omitempty"`
+	Path     *string                   `json:"path,omitempty"`
+	Priority nullable.Nullable[string] `json:"priority,omitempty"`
+	Risk     nullable.Nullable[string] `json:"risk,omitempty"`
+	Scope    nullable.Nullable[string] `json:"scope,omitempty"`
+
+	// Slug The id that task files use. It may hold slashes.
+	Slug *string   `json:"slug,omitempty"`
+	Tags *[]string `json:"tags,omitempty"`
+}
+
 // TextPart defines model for TextPart.
 type TextPart struct {
 	Data TextPartData `json:"data"`
@@ -2377,6 +3101,9 @@ type IfMatch = string
 // Limit defines model for Limit.
 type Limit = int32
 
+// MappingId defines model for MappingId.
+type MappingId = openapi_types.UUID
+
 // OrganizationId defines model for OrganizationId.
 type OrganizationId = openapi_types.UUID
 
@@ -2391,6 +3118,9 @@ type SecretName = string
 
 // SessionId defines model for SessionId.
 type SessionId = openapi_types.UUID
+
+// TaskId defines model for TaskId.
+type TaskId = openapi_types.UUID
 
 // Error Why a request was refused (RFC 9457).
 type Error = Problem
@@ -2663,6 +3393,18 @@ type FollowEventsParams struct {
 	LastEventID *int64 `json:"Last-Event-ID,omitempty"`
 }
 
+// CreateMappingParams defines parameters for CreateMapping.
+type CreateMappingParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// EndMappingParams defines parameters for EndMapping.
+type EndMappingParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -2756,6 +3498,92 @@ type DeleteProjectParams struct {
 type UpdateProjectParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListMappingsParams defines parameters for ListMappings.
+type ListMappingsParams struct {
+	Kind            *MappingKind        `form:"kind,omitempty" json:"kind,omitempty"`
+	Status          *MappingStatus      `form:"status,omitempty" json:"status,omitempty"`
+	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+	ParentSessionId *openapi_types.UUID `form:"parentSessionId,omitempty" json:"parentSessionId,omitempty"`
+	TaskId          *openapi_types.UUID `form:"taskId,omitempty" json:"taskId,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ListTasksParams defines parameters for ListTasks.
+type ListTasksParams struct {
+	// Slug Only the task with this slug.
+	Slug   *string     `form:"slug,omitempty" json:"slug,omitempty"`
+	Status *TaskStatus `form:"status,omitempty" json:"status,omitempty"`
+
+	// PathPrefix Only tasks whose path begins so.
+	PathPrefix *string    `form:"pathPrefix,omitempty" json:"pathPrefix,omitempty"`
+	Tag        *string    `form:"tag,omitempty" json:"tag,omitempty"`
+	Level      *TaskLevel `form:"level,omitempty" json:"level,omitempty"`
+	Assignee   *string    `form:"assignee,omitempty" json:"assignee,omitempty"`
+
+	// Ready Only tasks that can be claimed, or only the others.
+	Ready *bool `form:"ready,omitempty" json:"ready,omitempty"`
+
+	// Archived Only tasks that were put aside, or only those in use. Both when absent.
+	Archived *bool `form:"archived,omitempty" json:"archived,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateTaskParams defines parameters for CreateTask.
+type CreateTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ClaimNextTaskParams defines parameters for ClaimNextTask.
+type ClaimNextTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetTaskCostsParams defines parameters for GetTaskCosts.
+type GetTaskCostsParams struct {
+	// PathPrefix Only tasks whose path begins so.
+	PathPrefix *string `form:"pathPrefix,omitempty" json:"pathPrefix,omitempty"`
+
+	// Completed Completed tasks as well.
+	Completed *bool `form:"completed,omitempty" json:"completed,omitempty"`
+}
+
+// ListTaskFilesParams defines parameters for ListTaskFiles.
+type ListTaskFilesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// GetTaskGraphParams defines parameters for GetTaskGraph.
+type GetTaskGraphParams struct {
+	// PathPrefix Only tasks whose path begins so.
+	PathPrefix *string                   `form:"pathPrefix,omitempty" json:"pathPrefix,omitempty"`
+	Format     *GetTaskGraphParamsFormat `form:"format,omitempty" json:"format,omitempty"`
+}
+
+// GetTaskGraphParamsFormat defines parameters for GetTaskGraph.
+type GetTaskGraphParamsFormat string
+
+// SyncTasksParams defines parameters for SyncTasks.
+type SyncTasksParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // SetRetentionPolicyParams defines parameters for SetRetentionPolicy.
@@ -3030,6 +3858,105 @@ type GetSessionUsageParams struct {
 	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
 }
 
+// DeleteTaskParams defines parameters for DeleteTask.
+type DeleteTaskParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateTaskParams defines parameters for UpdateTask.
+type UpdateTaskParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// BlockTaskParams defines parameters for BlockTask.
+type BlockTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ClaimTaskParams defines parameters for ClaimTask.
+type ClaimTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CompleteTaskParams defines parameters for CompleteTask.
+type CompleteTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListDependenciesParams defines parameters for ListDependencies.
+type ListDependenciesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// AddDependencyParams defines parameters for AddDependency.
+type AddDependencyParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// FailTaskParams defines parameters for FailTask.
+type FailTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// HeartbeatClaimParams defines parameters for HeartbeatClaim.
+type HeartbeatClaimParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListTaskNotesParams defines parameters for ListTaskNotes.
+type ListTaskNotesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// AddTaskNoteParams defines parameters for AddTaskNote.
+type AddTaskNoteParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ReleaseTaskParams defines parameters for ReleaseTask.
+type ReleaseTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ReopenTaskParams defines parameters for ReopenTask.
+type ReopenTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListTaskStatusChangesParams defines parameters for ListTaskStatusChanges.
+type ListTaskStatusChangesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// UnblockTaskParams defines parameters for UnblockTask.
+type UnblockTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountCreate
 
@@ -3054,6 +3981,12 @@ type UpdateClientApplicationMergePatchPlusJSONRequestBody = ClientUpdate
 // PutClientSecretJSONRequestBody defines body for PutClientSecret for application/json ContentType.
 type PutClientSecretJSONRequestBody = ClientSecretPut
 
+// CreateMappingJSONRequestBody defines body for CreateMapping for application/json ContentType.
+type CreateMappingJSONRequestBody = MappingCreate
+
+// EndMappingJSONRequestBody defines body for EndMapping for application/json ContentType.
+type EndMappingJSONRequestBody = MappingEnd
+
 // AddMemberJSONRequestBody defines body for AddMember for application/json ContentType.
 type AddMemberJSONRequestBody = MemberAdd
 
@@ -3074,6 +4007,15 @@ type CreateProjectJSONRequestBody = ProjectCreate
 
 // UpdateProjectApplicationMergePatchPlusJSONRequestBody defines body for UpdateProject for application/merge-patch+json ContentType.
 type UpdateProjectApplicationMergePatchPlusJSONRequestBody = ProjectUpdate
+
+// CreateTaskJSONRequestBody defines body for CreateTask for application/json ContentType.
+type CreateTaskJSONRequestBody = TaskCreate
+
+// ClaimNextTaskJSONRequestBody defines body for ClaimNextTask for application/json ContentType.
+type ClaimNextTaskJSONRequestBody = ClaimNext
+
+// SyncTasksJSONRequestBody defines body for SyncTasks for application/json ContentType.
+type SyncTasksJSONRequestBody = TaskSync
 
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
@@ -3110,6 +4052,39 @@ type UpdatePartApplicationMergePatchPlusJSONRequestBody = PartUpdate
 
 // AppendPartDeltaJSONRequestBody defines body for AppendPartDelta for application/json ContentType.
 type AppendPartDeltaJSONRequestBody = PartDelta
+
+// UpdateTaskApplicationMergePatchPlusJSONRequestBody defines body for UpdateTask for application/merge-patch+json ContentType.
+type UpdateTaskApplicationMergePatchPlusJSONRequestBody = TaskUpdate
+
+// BlockTaskJSONRequestBody defines body for BlockTask for application/json ContentType.
+type BlockTaskJSONRequestBody = Block
+
+// ClaimTaskJSONRequestBody defines body for ClaimTask for application/json ContentType.
+type ClaimTaskJSONRequestBody = Claim
+
+// CompleteTaskJSONRequestBody defines body for CompleteTask for application/json ContentType.
+type CompleteTaskJSONRequestBody = ClaimEnd
+
+// AddDependencyJSONRequestBody defines body for AddDependency for application/json ContentType.
+type AddDependencyJSONRequestBody = DependencyCreate
+
+// FailTaskJSONRequestBody defines body for FailTask for application/json ContentType.
+type FailTaskJSONRequestBody = ClaimEnd
+
+// HeartbeatClaimJSONRequestBody defines body for HeartbeatClaim for application/json ContentType.
+type HeartbeatClaimJSONRequestBody = Heartbeat
+
+// AddTaskNoteJSONRequestBody defines body for AddTaskNote for application/json ContentType.
+type AddTaskNoteJSONRequestBody = NoteCreate
+
+// ReleaseTaskJSONRequestBody defines body for ReleaseTask for application/json ContentType.
+type ReleaseTaskJSONRequestBody = ClaimEnd
+
+// ReopenTaskJSONRequestBody defines body for ReopenTask for application/json ContentType.
+type ReopenTaskJSONRequestBody = Move
+
+// UnblockTaskJSONRequestBody defines body for UnblockTask for application/json ContentType.
+type UnblockTaskJSONRequestBody = Move
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -4164,6 +5139,15 @@ type ServerInterface interface {
 	// FollowEvents Follow what changes
 	// (GET /v1/events)
 	FollowEvents(ctx echo.Context, params FollowEventsParams) error
+	// CreateMapping Say that a session works for another one
+	// (POST /v1/mappings)
+	CreateMapping(ctx echo.Context, params CreateMappingParams) error
+	// GetMapping Get a mapping
+	// (GET /v1/mappings/{mappingId})
+	GetMapping(ctx echo.Context, mappingId MappingId) error
+	// EndMapping End a mapping
+	// (POST /v1/mappings/{mappingId}/end)
+	EndMapping(ctx echo.Context, mappingId MappingId, params EndMappingParams) error
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx echo.Context) error
@@ -4215,6 +5199,30 @@ type ServerInterface interface {
 	// UpdateProject Change a project
 	// (PATCH /v1/projects/{projectId})
 	UpdateProject(ctx echo.Context, projectId ProjectId, params UpdateProjectParams) error
+	// ListMappings List a project's mappings
+	// (GET /v1/projects/{projectId}/mappings)
+	ListMappings(ctx echo.Context, projectId ProjectId, params ListMappingsParams) error
+	// ListTasks List a project's tasks
+	// (GET /v1/projects/{projectId}/tasks)
+	ListTasks(ctx echo.Context, projectId ProjectId, params ListTasksParams) error
+	// CreateTask Create a task
+	// (POST /v1/projects/{projectId}/tasks)
+	CreateTask(ctx echo.Context, projectId ProjectId, params CreateTaskParams) error
+	// ClaimNextTask Claim the next task
+	// (POST /v1/projects/{projectId}/tasks/claim)
+	ClaimNextTask(ctx echo.Context, projectId ProjectId, params ClaimNextTaskParams) error
+	// GetTaskCosts Get the expected cost of a project's tasks
+	// (GET /v1/projects/{projectId}/tasks/costs)
+	GetTaskCosts(ctx echo.Context, projectId ProjectId, params GetTaskCostsParams) error
+	// ListTaskFiles List a project's tasks as files
+	// (GET /v1/projects/{projectId}/tasks/files)
+	ListTaskFiles(ctx echo.Context, projectId ProjectId, params ListTaskFilesParams) error
+	// GetTaskGraph Get what follows from a project's dependencies
+	// (GET /v1/projects/{projectId}/tasks/graph)
+	GetTaskGraph(ctx echo.Context, projectId ProjectId, params GetTaskGraphParams) error
+	// SyncTasks Sync a set of task files
+	// (POST /v1/projects/{projectId}/tasks/sync)
+	SyncTasks(ctx echo.Context, projectId ProjectId, params SyncTasksParams) error
 	// GetRetentionPolicy Get the retention policy
 	// (GET /v1/retention-policy)
 	GetRetentionPolicy(ctx echo.Context) error
@@ -4320,6 +5328,60 @@ type ServerInterface interface {
 	// GetSessionUsage Get what a session has used
 	// (GET /v1/sessions/{sessionId}/usage)
 	GetSessionUsage(ctx echo.Context, sessionId SessionId, params GetSessionUsageParams) error
+	// DeleteTask Delete a task with its notes and history
+	// (DELETE /v1/tasks/{taskId})
+	DeleteTask(ctx echo.Context, taskId TaskId, params DeleteTaskParams) error
+	// GetTask Get a task
+	// (GET /v1/tasks/{taskId})
+	GetTask(ctx echo.Context, taskId TaskId) error
+	// UpdateTask Change what is authored of a task
+	// (PATCH /v1/tasks/{taskId})
+	UpdateTask(ctx echo.Context, taskId TaskId, params UpdateTaskParams) error
+	// BlockTask Say that a task is blocked
+	// (POST /v1/tasks/{taskId}/block)
+	BlockTask(ctx echo.Context, taskId TaskId, params BlockTaskParams) error
+	// ClaimTask Claim this task
+	// (POST /v1/tasks/{taskId}/claim)
+	ClaimTask(ctx echo.Context, taskId TaskId, params ClaimTaskParams) error
+	// CompleteTask Complete a task
+	// (POST /v1/tasks/{taskId}/complete)
+	CompleteTask(ctx echo.Context, taskId TaskId, params CompleteTaskParams) error
+	// ListDependencies List what a task depends on
+	// (GET /v1/tasks/{taskId}/dependencies)
+	ListDependencies(ctx echo.Context, taskId TaskId, params ListDependenciesParams) error
+	// AddDependency Make a task depend on another one
+	// (POST /v1/tasks/{taskId}/dependencies)
+	AddDependency(ctx echo.Context, taskId TaskId, params AddDependencyParams) error
+	// RemoveDependency Make a task no longer depend on another one
+	// (DELETE /v1/tasks/{taskId}/dependencies/{dependsOnTaskId})
+	RemoveDependency(ctx echo.Context, taskId TaskId, dependsOnTaskId openapi_types.UUID) error
+	// GetTaskDocument Get a task as one Markdown text
+	// (GET /v1/tasks/{taskId}/document)
+	GetTaskDocument(ctx echo.Context, taskId TaskId) error
+	// FailTask Say that a task failed
+	// (POST /v1/tasks/{taskId}/fail)
+	FailTask(ctx echo.Context, taskId TaskId, params FailTaskParams) error
+	// HeartbeatClaim Prolong a claim
+	// (POST /v1/tasks/{taskId}/heartbeat)
+	HeartbeatClaim(ctx echo.Context, taskId TaskId, params HeartbeatClaimParams) error
+	// ListTaskNotes List a task's notes
+	// (GET /v1/tasks/{taskId}/notes)
+	ListTaskNotes(ctx echo.Context, taskId TaskId, params ListTaskNotesParams) error
+	// AddTaskNote Add a note to a task
+	// (POST /v1/tasks/{taskId}/notes)
+	AddTaskNote(ctx echo.Context, taskId TaskId, params AddTaskNoteParams) error
+	// ReleaseTask Give a task back
+	// (POST /v1/tasks/{taskId}/release)
+	ReleaseTask(ctx echo.Context, taskId TaskId, params ReleaseTaskParams) error
+	// ReopenTask Take a completed or failed task up again
+	// (POST /v1/tasks/{taskId}/reopen)
+	ReopenTask(ctx echo.Context, taskId TaskId, params ReopenTaskParams) error
+	// ListTaskStatusChanges List who moved a task, when and why
+	// (GET /v1/tasks/{taskId}/status-changes)
+	ListTaskStatusChanges(ctx echo.Context, taskId TaskId, params ListTaskStatusChangesParams) error
+	// UnblockTask Take a block away
+	// (POST /v1/tasks/{taskId}/unblock)
+	UnblockTask(ctx echo.Context, taskId TaskId, params UnblockTaskParams) error
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx echo.Context) error
@@ -5567,6 +6629,87 @@ func (w *ServerInterfaceWrapper) FollowEvents(ctx echo.Context) error {
 	return err
 }
 
+// CreateMapping converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateMapping(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateMappingParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateMapping(ctx, params)
+	return err
+}
+
+// GetMapping converts echo context to params.
+func (w *ServerInterfaceWrapper) GetMapping(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "mappingId" -------------
+	var mappingId MappingId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "mappingId", ctx.Param("mappingId"), &mappingId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter mappingId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetMapping(ctx, mappingId)
+	return err
+}
+
+// EndMapping converts echo context to params.
+func (w *ServerInterfaceWrapper) EndMapping(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "mappingId" -------------
+	var mappingId MappingId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "mappingId", ctx.Param("mappingId"), &mappingId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter mappingId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params EndMappingParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.EndMapping(ctx, mappingId, params)
+	return err
+}
+
 // GetMe converts echo context to params.
 func (w *ServerInterfaceWrapper) GetMe(ctx echo.Context) error {
 	var err error
@@ -6056,6 +7199,365 @@ func (w *ServerInterfaceWrapper) UpdateProject(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.UpdateProject(ctx, projectId, params)
+	return err
+}
+
+// ListMappings converts echo context to params.
+func (w *ServerInterfaceWrapper) ListMappings(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListMappingsParams
+	// ------------- Optional query parameter "kind" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "kind", ctx.QueryParams(), &params.Kind, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter kind: %s", err))
+	}
+
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", ctx.QueryParams(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter status: %s", err))
+	}
+
+	// ------------- Optional query parameter "sessionId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sessionId", ctx.QueryParams(), &params.SessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Optional query parameter "parentSessionId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "parentSessionId", ctx.QueryParams(), &params.ParentSessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter parentSessionId: %s", err))
+	}
+
+	// ------------- Optional query parameter "taskId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "taskId", ctx.QueryParams(), &params.TaskId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListMappings(ctx, projectId, params)
+	return err
+}
+
+// ListTasks converts echo context to params.
+func (w *ServerInterfaceWrapper) ListTasks(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListTasksParams
+	// ------------- Optional query parameter "slug" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "slug", ctx.QueryParams(), &params.Slug, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter slug: %s", err))
+	}
+
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", ctx.QueryParams(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter status: %s", err))
+	}
+
+	// ------------- Optional query parameter "pathPrefix" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pathPrefix", ctx.QueryParams(), &params.PathPrefix, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pathPrefix: %s", err))
+	}
+
+	// ------------- Optional query parameter "tag" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "tag", ctx.QueryParams(), &params.Tag, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter tag: %s", err))
+	}
+
+	// ------------- Optional query parameter "level" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "level", ctx.QueryParams(), &params.Level, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter level: %s", err))
+	}
+
+	// ------------- Optional query parameter "assignee" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "assignee", ctx.QueryParams(), &params.Assignee, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter assignee: %s", err))
+	}
+
+	// ------------- Optional query parameter "ready" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "ready", ctx.QueryParams(), &params.Ready, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter ready: %s", err))
+	}
+
+	// ------------- Optional query parameter "archived" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "archived", ctx.QueryParams(), &params.Archived, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter archived: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListTasks(ctx, projectId, params)
+	return err
+}
+
+// CreateTask converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateTask(ctx, projectId, params)
+	return err
+}
+
+// ClaimNextTask converts echo context to params.
+func (w *ServerInterfaceWrapper) ClaimNextTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ClaimNextTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ClaimNextTask(ctx, projectId, params)
+	return err
+}
+
+// GetTaskCosts converts echo context to params.
+func (w *ServerInterfaceWrapper) GetTaskCosts(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetTaskCostsParams
+	// ------------- Optional query parameter "pathPrefix" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pathPrefix", ctx.QueryParams(), &params.PathPrefix, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pathPrefix: %s", err))
+	}
+
+	// ------------- Optional query parameter "completed" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "completed", ctx.QueryParams(), &params.Completed, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter completed: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetTaskCosts(ctx, projectId, params)
+	return err
+}
+
+// ListTaskFiles converts echo context to params.
+func (w *ServerInterfaceWrapper) ListTaskFiles(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListTaskFilesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListTaskFiles(ctx, projectId, params)
+	return err
+}
+
+// GetTaskGraph converts echo context to params.
+func (w *ServerInterfaceWrapper) GetTaskGraph(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetTaskGraphParams
+	// ------------- Optional query parameter "pathPrefix" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "pathPrefix", ctx.QueryParams(), &params.PathPrefix, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter pathPrefix: %s", err))
+	}
+
+	// ------------- Optional query parameter "format" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "format", ctx.QueryParams(), &params.Format, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter format: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetTaskGraph(ctx, projectId, params)
+	return err
+}
+
+// SyncTasks converts echo context to params.
+func (w *ServerInterfaceWrapper) SyncTasks(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params SyncTasksParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SyncTasks(ctx, projectId, params)
 	return err
 }
 
@@ -7244,6 +8746,590 @@ func (w *ServerInterfaceWrapper) GetSessionUsage(ctx echo.Context) error {
 	return err
 }
 
+// DeleteTask converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteTask(ctx, taskId, params)
+	return err
+}
+
+// GetTask converts echo context to params.
+func (w *ServerInterfaceWrapper) GetTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetTask(ctx, taskId)
+	return err
+}
+
+// UpdateTask converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdateTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdateTask(ctx, taskId, params)
+	return err
+}
+
+// BlockTask converts echo context to params.
+func (w *ServerInterfaceWrapper) BlockTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params BlockTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.BlockTask(ctx, taskId, params)
+	return err
+}
+
+// ClaimTask converts echo context to params.
+func (w *ServerInterfaceWrapper) ClaimTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ClaimTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ClaimTask(ctx, taskId, params)
+	return err
+}
+
+// CompleteTask converts echo context to params.
+func (w *ServerInterfaceWrapper) CompleteTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CompleteTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CompleteTask(ctx, taskId, params)
+	return err
+}
+
+// ListDependencies converts echo context to params.
+func (w *ServerInterfaceWrapper) ListDependencies(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListDependenciesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListDependencies(ctx, taskId, params)
+	return err
+}
+
+// AddDependency converts echo context to params.
+func (w *ServerInterfaceWrapper) AddDependency(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AddDependencyParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AddDependency(ctx, taskId, params)
+	return err
+}
+
+// RemoveDependency converts echo context to params.
+func (w *ServerInterfaceWrapper) RemoveDependency(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// ------------- Path parameter "dependsOnTaskId" -------------
+	var dependsOnTaskId openapi_types.UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "dependsOnTaskId", ctx.Param("dependsOnTaskId"), &dependsOnTaskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter dependsOnTaskId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RemoveDependency(ctx, taskId, dependsOnTaskId)
+	return err
+}
+
+// GetTaskDocument converts echo context to params.
+func (w *ServerInterfaceWrapper) GetTaskDocument(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetTaskDocument(ctx, taskId)
+	return err
+}
+
+// FailTask converts echo context to params.
+func (w *ServerInterfaceWrapper) FailTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FailTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.FailTask(ctx, taskId, params)
+	return err
+}
+
+// HeartbeatClaim converts echo context to params.
+func (w *ServerInterfaceWrapper) HeartbeatClaim(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params HeartbeatClaimParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.HeartbeatClaim(ctx, taskId, params)
+	return err
+}
+
+// ListTaskNotes converts echo context to params.
+func (w *ServerInterfaceWrapper) ListTaskNotes(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListTaskNotesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListTaskNotes(ctx, taskId, params)
+	return err
+}
+
+// AddTaskNote converts echo context to params.
+func (w *ServerInterfaceWrapper) AddTaskNote(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AddTaskNoteParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AddTaskNote(ctx, taskId, params)
+	return err
+}
+
+// ReleaseTask converts echo context to params.
+func (w *ServerInterfaceWrapper) ReleaseTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ReleaseTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ReleaseTask(ctx, taskId, params)
+	return err
+}
+
+// ReopenTask converts echo context to params.
+func (w *ServerInterfaceWrapper) ReopenTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ReopenTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ReopenTask(ctx, taskId, params)
+	return err
+}
+
+// ListTaskStatusChanges converts echo context to params.
+func (w *ServerInterfaceWrapper) ListTaskStatusChanges(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListTaskStatusChangesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListTaskStatusChanges(ctx, taskId, params)
+	return err
+}
+
+// UnblockTask converts echo context to params.
+func (w *ServerInterfaceWrapper) UnblockTask(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "taskId" -------------
+	var taskId TaskId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "taskId", ctx.Param("taskId"), &taskId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UnblockTaskParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UnblockTask(ctx, taskId, params)
+	return err
+}
+
 // GetVersion converts echo context to params.
 func (w *ServerInterfaceWrapper) GetVersion(ctx echo.Context) error {
 	var err error
@@ -7338,6 +9424,9 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/encryption-keys", wrapper.ListEncryptionKeys, options.OperationMiddlewares["listEncryptionKeys"]...)
 	router.DELETE(options.BaseURL+"/v1/encryption-keys/:keyVersion", wrapper.DeleteEncryptionKey, options.OperationMiddlewares["deleteEncryptionKey"]...)
 	router.GET(options.BaseURL+"/v1/events", wrapper.FollowEvents, options.OperationMiddlewares["followEvents"]...)
+	router.POST(options.BaseURL+"/v1/mappings", wrapper.CreateMapping, options.OperationMiddlewares["createMapping"]...)
+	router.GET(options.BaseURL+"/v1/mappings/:mappingId", wrapper.GetMapping, options.OperationMiddlewares["getMapping"]...)
+	router.POST(options.BaseURL+"/v1/mappings/:mappingId/end", wrapper.EndMapping, options.OperationMiddlewares["endMapping"]...)
 	router.GET(options.BaseURL+"/v1/me", wrapper.GetMe, options.OperationMiddlewares["getMe"]...)
 	router.GET(options.BaseURL+"/v1/members", wrapper.ListMembers, options.OperationMiddlewares["listMembers"]...)
 	router.POST(options.BaseURL+"/v1/members", wrapper.AddMember, options.OperationMiddlewares["addMember"]...)
@@ -7355,6 +9444,14 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.DELETE(options.BaseURL+"/v1/projects/:projectId", wrapper.DeleteProject, options.OperationMiddlewares["deleteProject"]...)
 	router.GET(options.BaseURL+"/v1/projects/:projectId", wrapper.GetProject, options.OperationMiddlewares["getProject"]...)
 	router.PATCH(options.BaseURL+"/v1/projects/:projectId", wrapper.UpdateProject, options.OperationMiddlewares["updateProject"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/mappings", wrapper.ListMappings, options.OperationMiddlewares["listMappings"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks", wrapper.ListTasks, options.OperationMiddlewares["listTasks"]...)
+	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks", wrapper.CreateTask, options.OperationMiddlewares["createTask"]...)
+	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks/claim", wrapper.ClaimNextTask, options.OperationMiddlewares["claimNextTask"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/costs", wrapper.GetTaskCosts, options.OperationMiddlewares["getTaskCosts"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/files", wrapper.ListTaskFiles, options.OperationMiddlewares["listTaskFiles"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/graph", wrapper.GetTaskGraph, options.OperationMiddlewares["getTaskGraph"]...)
+	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks/sync", wrapper.SyncTasks, options.OperationMiddlewares["syncTasks"]...)
 	router.GET(options.BaseURL+"/v1/retention-policy", wrapper.GetRetentionPolicy, options.OperationMiddlewares["getRetentionPolicy"]...)
 	router.PATCH(options.BaseURL+"/v1/retention-policy", wrapper.SetRetentionPolicy, options.OperationMiddlewares["setRetentionPolicy"]...)
 	router.GET(options.BaseURL+"/v1/roles", wrapper.ListRoles, options.OperationMiddlewares["listRoles"]...)
@@ -7390,6 +9487,24 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/sessions/import", wrapper.ImportSession, options.OperationMiddlewares["importSession"]...)
 	router.POST(options.BaseURL+"/v1/sessions/import/tree", wrapper.ImportSessionTree, options.OperationMiddlewares["importSessionTree"]...)
 	router.GET(options.BaseURL+"/v1/sessions/search", wrapper.SearchSessions, options.OperationMiddlewares["searchSessions"]...)
+	router.DELETE(options.BaseURL+"/v1/tasks/:taskId", wrapper.DeleteTask, options.OperationMiddlewares["deleteTask"]...)
+	router.GET(options.BaseURL+"/v1/tasks/:taskId", wrapper.GetTask, options.OperationMiddlewares["getTask"]...)
+	router.PATCH(options.BaseURL+"/v1/tasks/:taskId", wrapper.UpdateTask, options.OperationMiddlewares["updateTask"]...)
+	router.POST(options.BaseURL+"/v1/tasks/:taskId/block", wrapper.BlockTask, options.OperationMiddlewares["blockTask"]...)
+	router.POST(options.BaseURL+"/v1/tasks/:taskId/claim", wrapper.ClaimTask, options.OperationMiddlewares["claimTask"]...)
+	router.POST(options.BaseURL+"/v1/tasks/:taskId/complete", wrapper.CompleteTask, options.OperationMiddlewares["completeTask"]...)
+	router.GET(options.BaseURL+"/v1/tasks/:taskId/dependencies", wrapper.ListDependencies, options.OperationMiddlewares["listDependencies"]...)
+	router.POST(options.BaseURL+"/v1/tasks/:taskId/dependencies", wrapper.AddDependency, options.OperationMiddlewares["addDependency"]...)
+	router.DELETE(options.BaseURL+"/v1/tasks/:taskId/dependencies/:dependsOnTaskId", wrapper.RemoveDependency, options.OperationMiddlewares["removeDependency"]...)
+	router.GET(options.BaseURL+"/v1/tasks/:taskId/document", wrapper.GetTaskDocument, options.OperationMiddlewares["getTaskDocument"]...)
+	router.POST(options.BaseURL+"/v1/tasks/:taskId/fail", wrapper.FailTask, options.OperationMiddlewares["failTask"]...)
+	router.POST(options.BaseURL+"/v1/tasks/:taskId/heartbeat", wrapper.HeartbeatClaim, options.OperationMiddlewares["heartbeatClaim"]...)
+	router.GET(options.BaseURL+"/v1/tasks/:taskId/notes", wrapper.ListTaskNotes, options.OperationMiddlewares["listTaskNotes"]...)
+	router.POST(options.BaseURL+"/v1/tasks/:taskId/notes", wrapper.AddTaskNote, options.OperationMiddlewares["addTaskNote"]...)
+	router.POST(options.BaseURL+"/v1/tasks/:taskId/release", wrapper.ReleaseTask, options.OperationMiddlewares["releaseTask"]...)
+	router.POST(options.BaseURL+"/v1/tasks/:taskId/reopen", wrapper.ReopenTask, options.OperationMiddlewares["reopenTask"]...)
+	router.GET(options.BaseURL+"/v1/tasks/:taskId/status-changes", wrapper.ListTaskStatusChanges, options.OperationMiddlewares["listTaskStatusChanges"]...)
+	router.POST(options.BaseURL+"/v1/tasks/:taskId/unblock", wrapper.UnblockTask, options.OperationMiddlewares["unblockTask"]...)
 	router.GET(options.BaseURL+"/v1/version", wrapper.GetVersion, options.OperationMiddlewares["getVersion"]...)
 
 }
@@ -9132,6 +11247,152 @@ func (response FollowEventsdefaultApplicationProblemPlusJSONResponse) VisitFollo
 	return err
 }
 
+type CreateMappingRequestObject struct {
+	Params CreateMappingParams
+	Body   *CreateMappingJSONRequestBody
+}
+
+type CreateMappingResponseObject interface {
+	VisitCreateMappingResponse(w http.ResponseWriter) error
+}
+
+type CreateMapping201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type CreateMapping201JSONResponse struct {
+	Body    Mapping
+	Headers CreateMapping201ResponseHeaders
+}
+
+func (response CreateMapping201JSONResponse) VisitCreateMappingResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateMappingdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateMappingdefaultApplicationProblemPlusJSONResponse) VisitCreateMappingResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetMappingRequestObject struct {
+	MappingId MappingId `json:"mappingId"`
+}
+
+type GetMappingResponseObject interface {
+	VisitGetMappingResponse(w http.ResponseWriter) error
+}
+
+type GetMapping200ResponseHeaders struct {
+	ETag string
+}
+
+type GetMapping200JSONResponse struct {
+	Body    Mapping
+	Headers GetMapping200ResponseHeaders
+}
+
+func (response GetMapping200JSONResponse) VisitGetMappingResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetMappingdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetMappingdefaultApplicationProblemPlusJSONResponse) VisitGetMappingResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EndMappingRequestObject struct {
+	MappingId MappingId `json:"mappingId"`
+	Params    EndMappingParams
+	Body      *EndMappingJSONRequestBody
+}
+
+type EndMappingResponseObject interface {
+	VisitEndMappingResponse(w http.ResponseWriter) error
+}
+
+type EndMapping200ResponseHeaders struct {
+	ETag string
+}
+
+type EndMapping200JSONResponse struct {
+	Body    Mapping
+	Headers EndMapping200ResponseHeaders
+}
+
+func (response EndMapping200JSONResponse) VisitEndMappingResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type EndMappingdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response EndMappingdefaultApplicationProblemPlusJSONResponse) VisitEndMappingResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetMeRequestObject struct {
 }
 
@@ -9865,6 +12126,366 @@ type UpdateProjectdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response UpdateProjectdefaultApplicationProblemPlusJSONResponse) VisitUpdateProjectResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListMappingsRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    ListMappingsParams
+}
+
+type ListMappingsResponseObject interface {
+	VisitListMappingsResponse(w http.ResponseWriter) error
+}
+
+type ListMappings200JSONResponse MappingPage
+
+func (response ListMappings200JSONResponse) VisitListMappingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListMappingsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListMappingsdefaultApplicationProblemPlusJSONResponse) VisitListMappingsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTasksRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    ListTasksParams
+}
+
+type ListTasksResponseObject interface {
+	VisitListTasksResponse(w http.ResponseWriter) error
+}
+
+type ListTasks200JSONResponse TaskPage
+
+func (response ListTasks200JSONResponse) VisitListTasksResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTasksdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListTasksdefaultApplicationProblemPlusJSONResponse) VisitListTasksResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateTaskRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    CreateTaskParams
+	Body      *CreateTaskJSONRequestBody
+}
+
+type CreateTaskResponseObject interface {
+	VisitCreateTaskResponse(w http.ResponseWriter) error
+}
+
+type CreateTask201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type CreateTask201JSONResponse struct {
+	Body    Task
+	Headers CreateTask201ResponseHeaders
+}
+
+func (response CreateTask201JSONResponse) VisitCreateTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateTaskdefaultApplicationProblemPlusJSONResponse) VisitCreateTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ClaimNextTaskRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    ClaimNextTaskParams
+	Body      *ClaimNextTaskJSONRequestBody
+}
+
+type ClaimNextTaskResponseObject interface {
+	VisitClaimNextTaskResponse(w http.ResponseWriter) error
+}
+
+type ClaimNextTask200ResponseHeaders struct {
+	ETag string
+}
+
+type ClaimNextTask200JSONResponse struct {
+	Body    Task
+	Headers ClaimNextTask200ResponseHeaders
+}
+
+func (response ClaimNextTask200JSONResponse) VisitClaimNextTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ClaimNextTask204Response struct {
+}
+
+func (response ClaimNextTask204Response) VisitClaimNextTaskResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type ClaimNextTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ClaimNextTaskdefaultApplicationProblemPlusJSONResponse) VisitClaimNextTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTaskCostsRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    GetTaskCostsParams
+}
+
+type GetTaskCostsResponseObject interface {
+	VisitGetTaskCostsResponse(w http.ResponseWriter) error
+}
+
+type GetTaskCosts200JSONResponse TaskCosts
+
+func (response GetTaskCosts200JSONResponse) VisitGetTaskCostsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTaskCostsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetTaskCostsdefaultApplicationProblemPlusJSONResponse) VisitGetTaskCostsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTaskFilesRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    ListTaskFilesParams
+}
+
+type ListTaskFilesResponseObject interface {
+	VisitListTaskFilesResponse(w http.ResponseWriter) error
+}
+
+type ListTaskFiles200JSONResponse TaskFilePage
+
+func (response ListTaskFiles200JSONResponse) VisitListTaskFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTaskFilesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListTaskFilesdefaultApplicationProblemPlusJSONResponse) VisitListTaskFilesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTaskGraphRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    GetTaskGraphParams
+}
+
+type GetTaskGraphResponseObject interface {
+	VisitGetTaskGraphResponse(w http.ResponseWriter) error
+}
+
+type GetTaskGraph200JSONResponse TaskGraph
+
+func (response GetTaskGraph200JSONResponse) VisitGetTaskGraphResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTaskGraph200TextResponse string
+
+func (response GetTaskGraph200TextResponse) VisitGetTaskGraphResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/plain")
+	w.WriteHeader(200)
+
+	_, err := w.Write([]byte(fmt.Sprint(response)))
+	return err
+}
+
+type GetTaskGraphdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetTaskGraphdefaultApplicationProblemPlusJSONResponse) VisitGetTaskGraphResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SyncTasksRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    SyncTasksParams
+	Body      *SyncTasksJSONRequestBody
+}
+
+type SyncTasksResponseObject interface {
+	VisitSyncTasksResponse(w http.ResponseWriter) error
+}
+
+type SyncTasks200JSONResponse TaskSyncReport
+
+func (response SyncTasks200JSONResponse) VisitSyncTasksResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SyncTasksdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SyncTasksdefaultApplicationProblemPlusJSONResponse) VisitSyncTasksResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -11413,6 +14034,819 @@ func (response GetSessionUsagedefaultApplicationProblemPlusJSONResponse) VisitGe
 	return err
 }
 
+type DeleteTaskRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params DeleteTaskParams
+}
+
+type DeleteTaskResponseObject interface {
+	VisitDeleteTaskResponse(w http.ResponseWriter) error
+}
+
+type DeleteTask204Response struct {
+}
+
+func (response DeleteTask204Response) VisitDeleteTaskResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteTaskdefaultApplicationProblemPlusJSONResponse) VisitDeleteTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTaskRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+}
+
+type GetTaskResponseObject interface {
+	VisitGetTaskResponse(w http.ResponseWriter) error
+}
+
+type GetTask200ResponseHeaders struct {
+	ETag string
+}
+
+type GetTask200JSONResponse struct {
+	Body    Task
+	Headers GetTask200ResponseHeaders
+}
+
+func (response GetTask200JSONResponse) VisitGetTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetTaskdefaultApplicationProblemPlusJSONResponse) VisitGetTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateTaskRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params UpdateTaskParams
+	Body   *UpdateTaskApplicationMergePatchPlusJSONRequestBody
+}
+
+type UpdateTaskResponseObject interface {
+	VisitUpdateTaskResponse(w http.ResponseWriter) error
+}
+
+type UpdateTask200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdateTask200JSONResponse struct {
+	Body    Task
+	Headers UpdateTask200ResponseHeaders
+}
+
+func (response UpdateTask200JSONResponse) VisitUpdateTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdateTaskdefaultApplicationProblemPlusJSONResponse) VisitUpdateTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type BlockTaskRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params BlockTaskParams
+	Body   *BlockTaskJSONRequestBody
+}
+
+type BlockTaskResponseObject interface {
+	VisitBlockTaskResponse(w http.ResponseWriter) error
+}
+
+type BlockTask200ResponseHeaders struct {
+	ETag string
+}
+
+type BlockTask200JSONResponse struct {
+	Body    Task
+	Headers BlockTask200ResponseHeaders
+}
+
+func (response BlockTask200JSONResponse) VisitBlockTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type BlockTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response BlockTaskdefaultApplicationProblemPlusJSONResponse) VisitBlockTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ClaimTaskRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params ClaimTaskParams
+	Body   *ClaimTaskJSONRequestBody
+}
+
+type ClaimTaskResponseObject interface {
+	VisitClaimTaskResponse(w http.ResponseWriter) error
+}
+
+type ClaimTask200ResponseHeaders struct {
+	ETag string
+}
+
+type ClaimTask200JSONResponse struct {
+	Body    Task
+	Headers ClaimTask200ResponseHeaders
+}
+
+func (response ClaimTask200JSONResponse) VisitClaimTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ClaimTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ClaimTaskdefaultApplicationProblemPlusJSONResponse) VisitClaimTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CompleteTaskRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params CompleteTaskParams
+	Body   *CompleteTaskJSONRequestBody
+}
+
+type CompleteTaskResponseObject interface {
+	VisitCompleteTaskResponse(w http.ResponseWriter) error
+}
+
+type CompleteTask200ResponseHeaders struct {
+	ETag string
+}
+
+type CompleteTask200JSONResponse struct {
+	Body    Task
+	Headers CompleteTask200ResponseHeaders
+}
+
+func (response CompleteTask200JSONResponse) VisitCompleteTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CompleteTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CompleteTaskdefaultApplicationProblemPlusJSONResponse) VisitCompleteTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDependenciesRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params ListDependenciesParams
+}
+
+type ListDependenciesResponseObject interface {
+	VisitListDependenciesResponse(w http.ResponseWriter) error
+}
+
+type ListDependencies200JSONResponse DependencyPage
+
+func (response ListDependencies200JSONResponse) VisitListDependenciesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDependenciesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListDependenciesdefaultApplicationProblemPlusJSONResponse) VisitListDependenciesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddDependencyRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params AddDependencyParams
+	Body   *AddDependencyJSONRequestBody
+}
+
+type AddDependencyResponseObject interface {
+	VisitAddDependencyResponse(w http.ResponseWriter) error
+}
+
+type AddDependency201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type AddDependency201JSONResponse struct {
+	Body    Task
+	Headers AddDependency201ResponseHeaders
+}
+
+func (response AddDependency201JSONResponse) VisitAddDependencyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddDependencydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AddDependencydefaultApplicationProblemPlusJSONResponse) VisitAddDependencyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RemoveDependencyRequestObject struct {
+	TaskId          TaskId             `json:"taskId"`
+	DependsOnTaskId openapi_types.UUID `json:"dependsOnTaskId"`
+}
+
+type RemoveDependencyResponseObject interface {
+	VisitRemoveDependencyResponse(w http.ResponseWriter) error
+}
+
+type RemoveDependency204Response struct {
+}
+
+func (response RemoveDependency204Response) VisitRemoveDependencyResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type RemoveDependencydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RemoveDependencydefaultApplicationProblemPlusJSONResponse) VisitRemoveDependencyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetTaskDocumentRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+}
+
+type GetTaskDocumentResponseObject interface {
+	VisitGetTaskDocumentResponse(w http.ResponseWriter) error
+}
+
+type GetTaskDocument200TextmarkdownResponse struct {
+	Body          io.Reader
+	ContentLength int64
+}
+
+func (response GetTaskDocument200TextmarkdownResponse) VisitGetTaskDocumentResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/markdown")
+	if response.ContentLength != 0 {
+		w.Header().Set("Content-Length", fmt.Sprint(response.ContentLength))
+	}
+	w.WriteHeader(200)
+
+	if closer, ok := response.Body.(io.ReadCloser); ok {
+		defer closer.Close()
+	}
+	_, err := io.Copy(w, response.Body)
+	return err
+}
+
+type GetTaskDocumentdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetTaskDocumentdefaultApplicationProblemPlusJSONResponse) VisitGetTaskDocumentResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FailTaskRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params FailTaskParams
+	Body   *FailTaskJSONRequestBody
+}
+
+type FailTaskResponseObject interface {
+	VisitFailTaskResponse(w http.ResponseWriter) error
+}
+
+type FailTask200ResponseHeaders struct {
+	ETag string
+}
+
+type FailTask200JSONResponse struct {
+	Body    Task
+	Headers FailTask200ResponseHeaders
+}
+
+func (response FailTask200JSONResponse) VisitFailTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FailTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response FailTaskdefaultApplicationProblemPlusJSONResponse) VisitFailTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type HeartbeatClaimRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params HeartbeatClaimParams
+	Body   *HeartbeatClaimJSONRequestBody
+}
+
+type HeartbeatClaimResponseObject interface {
+	VisitHeartbeatClaimResponse(w http.ResponseWriter) error
+}
+
+type HeartbeatClaim200ResponseHeaders struct {
+	ETag string
+}
+
+type HeartbeatClaim200JSONResponse struct {
+	Body    Task
+	Headers HeartbeatClaim200ResponseHeaders
+}
+
+func (response HeartbeatClaim200JSONResponse) VisitHeartbeatClaimResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type HeartbeatClaimdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response HeartbeatClaimdefaultApplicationProblemPlusJSONResponse) VisitHeartbeatClaimResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTaskNotesRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params ListTaskNotesParams
+}
+
+type ListTaskNotesResponseObject interface {
+	VisitListTaskNotesResponse(w http.ResponseWriter) error
+}
+
+type ListTaskNotes200JSONResponse NotePage
+
+func (response ListTaskNotes200JSONResponse) VisitListTaskNotesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTaskNotesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListTaskNotesdefaultApplicationProblemPlusJSONResponse) VisitListTaskNotesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddTaskNoteRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params AddTaskNoteParams
+	Body   *AddTaskNoteJSONRequestBody
+}
+
+type AddTaskNoteResponseObject interface {
+	VisitAddTaskNoteResponse(w http.ResponseWriter) error
+}
+
+type AddTaskNote201JSONResponse Note
+
+func (response AddTaskNote201JSONResponse) VisitAddTaskNoteResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddTaskNotedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AddTaskNotedefaultApplicationProblemPlusJSONResponse) VisitAddTaskNoteResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReleaseTaskRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params ReleaseTaskParams
+	Body   *ReleaseTaskJSONRequestBody
+}
+
+type ReleaseTaskResponseObject interface {
+	VisitReleaseTaskResponse(w http.ResponseWriter) error
+}
+
+type ReleaseTask200ResponseHeaders struct {
+	ETag string
+}
+
+type ReleaseTask200JSONResponse struct {
+	Body    Task
+	Headers ReleaseTask200ResponseHeaders
+}
+
+func (response ReleaseTask200JSONResponse) VisitReleaseTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReleaseTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ReleaseTaskdefaultApplicationProblemPlusJSONResponse) VisitReleaseTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReopenTaskRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params ReopenTaskParams
+	Body   *ReopenTaskJSONRequestBody
+}
+
+type ReopenTaskResponseObject interface {
+	VisitReopenTaskResponse(w http.ResponseWriter) error
+}
+
+type ReopenTask200ResponseHeaders struct {
+	ETag string
+}
+
+type ReopenTask200JSONResponse struct {
+	Body    Task
+	Headers ReopenTask200ResponseHeaders
+}
+
+func (response ReopenTask200JSONResponse) VisitReopenTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReopenTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ReopenTaskdefaultApplicationProblemPlusJSONResponse) VisitReopenTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTaskStatusChangesRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params ListTaskStatusChangesParams
+}
+
+type ListTaskStatusChangesResponseObject interface {
+	VisitListTaskStatusChangesResponse(w http.ResponseWriter) error
+}
+
+type ListTaskStatusChanges200JSONResponse TaskStatusChangePage
+
+func (response ListTaskStatusChanges200JSONResponse) VisitListTaskStatusChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListTaskStatusChangesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListTaskStatusChangesdefaultApplicationProblemPlusJSONResponse) VisitListTaskStatusChangesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UnblockTaskRequestObject struct {
+	TaskId TaskId `json:"taskId"`
+	Params UnblockTaskParams
+	Body   *UnblockTaskJSONRequestBody
+}
+
+type UnblockTaskResponseObject interface {
+	VisitUnblockTaskResponse(w http.ResponseWriter) error
+}
+
+type UnblockTask200ResponseHeaders struct {
+	ETag string
+}
+
+type UnblockTask200JSONResponse struct {
+	Body    Task
+	Headers UnblockTask200ResponseHeaders
+}
+
+func (response UnblockTask200JSONResponse) VisitUnblockTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UnblockTaskdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UnblockTaskdefaultApplicationProblemPlusJSONResponse) VisitUnblockTaskResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetVersionRequestObject struct {
 }
 
@@ -11567,6 +15001,15 @@ type StrictServerInterface interface {
 	// FollowEvents Follow what changes
 	// (GET /v1/events)
 	FollowEvents(ctx context.Context, request FollowEventsRequestObject) (FollowEventsResponseObject, error)
+	// CreateMapping Say that a session works for another one
+	// (POST /v1/mappings)
+	CreateMapping(ctx context.Context, request CreateMappingRequestObject) (CreateMappingResponseObject, error)
+	// GetMapping Get a mapping
+	// (GET /v1/mappings/{mappingId})
+	GetMapping(ctx context.Context, request GetMappingRequestObject) (GetMappingResponseObject, error)
+	// EndMapping End a mapping
+	// (POST /v1/mappings/{mappingId}/end)
+	EndMapping(ctx context.Context, request EndMappingRequestObject) (EndMappingResponseObject, error)
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx context.Context, request GetMeRequestObject) (GetMeResponseObject, error)
@@ -11618,6 +15061,30 @@ type StrictServerInterface interface {
 	// UpdateProject Change a project
 	// (PATCH /v1/projects/{projectId})
 	UpdateProject(ctx context.Context, request UpdateProjectRequestObject) (UpdateProjectResponseObject, error)
+	// ListMappings List a project's mappings
+	// (GET /v1/projects/{projectId}/mappings)
+	ListMappings(ctx context.Context, request ListMappingsRequestObject) (ListMappingsResponseObject, error)
+	// ListTasks List a project's tasks
+	// (GET /v1/projects/{projectId}/tasks)
+	ListTasks(ctx context.Context, request ListTasksRequestObject) (ListTasksResponseObject, error)
+	// CreateTask Create a task
+	// (POST /v1/projects/{projectId}/tasks)
+	CreateTask(ctx context.Context, request CreateTaskRequestObject) (CreateTaskResponseObject, error)
+	// ClaimNextTask Claim the next task
+	// (POST /v1/projects/{projectId}/tasks/claim)
+	ClaimNextTask(ctx context.Context, request ClaimNextTaskRequestObject) (ClaimNextTaskResponseObject, error)
+	// GetTaskCosts Get the expected cost of a project's tasks
+	// (GET /v1/projects/{projectId}/tasks/costs)
+	GetTaskCosts(ctx context.Context, request GetTaskCostsRequestObject) (GetTaskCostsResponseObject, error)
+	// ListTaskFiles List a project's tasks as files
+	// (GET /v1/projects/{projectId}/tasks/files)
+	ListTaskFiles(ctx context.Context, request ListTaskFilesRequestObject) (ListTaskFilesResponseObject, error)
+	// GetTaskGraph Get what follows from a project's dependencies
+	// (GET /v1/projects/{projectId}/tasks/graph)
+	GetTaskGraph(ctx context.Context, request GetTaskGraphRequestObject) (GetTaskGraphResponseObject, error)
+	// SyncTasks Sync a set of task files
+	// (POST /v1/projects/{projectId}/tasks/sync)
+	SyncTasks(ctx context.Context, request SyncTasksRequestObject) (SyncTasksResponseObject, error)
 	// GetRetentionPolicy Get the retention policy
 	// (GET /v1/retention-policy)
 	GetRetentionPolicy(ctx context.Context, request GetRetentionPolicyRequestObject) (GetRetentionPolicyResponseObject, error)
@@ -11723,6 +15190,60 @@ type StrictServerInterface interface {
 	// GetSessionUsage Get what a session has used
 	// (GET /v1/sessions/{sessionId}/usage)
 	GetSessionUsage(ctx context.Context, request GetSessionUsageRequestObject) (GetSessionUsageResponseObject, error)
+	// DeleteTask Delete a task with its notes and history
+	// (DELETE /v1/tasks/{taskId})
+	DeleteTask(ctx context.Context, request DeleteTaskRequestObject) (DeleteTaskResponseObject, error)
+	// GetTask Get a task
+	// (GET /v1/tasks/{taskId})
+	GetTask(ctx context.Context, request GetTaskRequestObject) (GetTaskResponseObject, error)
+	// UpdateTask Change what is authored of a task
+	// (PATCH /v1/tasks/{taskId})
+	UpdateTask(ctx context.Context, request UpdateTaskRequestObject) (UpdateTaskResponseObject, error)
+	// BlockTask Say that a task is blocked
+	// (POST /v1/tasks/{taskId}/block)
+	BlockTask(ctx context.Context, request BlockTaskRequestObject) (BlockTaskResponseObject, error)
+	// ClaimTask Claim this task
+	// (POST /v1/tasks/{taskId}/claim)
+	ClaimTask(ctx context.Context, request ClaimTaskRequestObject) (ClaimTaskResponseObject, error)
+	// CompleteTask Complete a task
+	// (POST /v1/tasks/{taskId}/complete)
+	CompleteTask(ctx context.Context, request CompleteTaskRequestObject) (CompleteTaskResponseObject, error)
+	// ListDependencies List what a task depends on
+	// (GET /v1/tasks/{taskId}/dependencies)
+	ListDependencies(ctx context.Context, request ListDependenciesRequestObject) (ListDependenciesResponseObject, error)
+	// AddDependency Make a task depend on another one
+	// (POST /v1/tasks/{taskId}/dependencies)
+	AddDependency(ctx context.Context, request AddDependencyRequestObject) (AddDependencyResponseObject, error)
+	// RemoveDependency Make a task no longer depend on another one
+	// (DELETE /v1/tasks/{taskId}/dependencies/{dependsOnTaskId})
+	RemoveDependency(ctx context.Context, request RemoveDependencyRequestObject) (RemoveDependencyResponseObject, error)
+	// GetTaskDocument Get a task as one Markdown text
+	// (GET /v1/tasks/{taskId}/document)
+	GetTaskDocument(ctx context.Context, request GetTaskDocumentRequestObject) (GetTaskDocumentResponseObject, error)
+	// FailTask Say that a task failed
+	// (POST /v1/tasks/{taskId}/fail)
+	FailTask(ctx context.Context, request FailTaskRequestObject) (FailTaskResponseObject, error)
+	// HeartbeatClaim Prolong a claim
+	// (POST /v1/tasks/{taskId}/heartbeat)
+	HeartbeatClaim(ctx context.Context, request HeartbeatClaimRequestObject) (HeartbeatClaimResponseObject, error)
+	// ListTaskNotes List a task's notes
+	// (GET /v1/tasks/{taskId}/notes)
+	ListTaskNotes(ctx context.Context, request ListTaskNotesRequestObject) (ListTaskNotesResponseObject, error)
+	// AddTaskNote Add a note to a task
+	// (POST /v1/tasks/{taskId}/notes)
+	AddTaskNote(ctx context.Context, request AddTaskNoteRequestObject) (AddTaskNoteResponseObject, error)
+	// ReleaseTask Give a task back
+	// (POST /v1/tasks/{taskId}/release)
+	ReleaseTask(ctx context.Context, request ReleaseTaskRequestObject) (ReleaseTaskResponseObject, error)
+	// ReopenTask Take a completed or failed task up again
+	// (POST /v1/tasks/{taskId}/reopen)
+	ReopenTask(ctx context.Context, request ReopenTaskRequestObject) (ReopenTaskResponseObject, error)
+	// ListTaskStatusChanges List who moved a task, when and why
+	// (GET /v1/tasks/{taskId}/status-changes)
+	ListTaskStatusChanges(ctx context.Context, request ListTaskStatusChangesRequestObject) (ListTaskStatusChangesResponseObject, error)
+	// UnblockTask Take a block away
+	// (POST /v1/tasks/{taskId}/unblock)
+	UnblockTask(ctx context.Context, request UnblockTaskRequestObject) (UnblockTaskResponseObject, error)
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx context.Context, request GetVersionRequestObject) (GetVersionResponseObject, error)
@@ -12887,6 +16408,128 @@ func (sh *strictHandler) FollowEvents(ctx echo.Context, params FollowEventsParam
 	return nil
 }
 
+// CreateMapping operation middleware
+func (sh *strictHandler) CreateMapping(ctx echo.Context, params CreateMappingParams) error {
+	var request CreateMappingRequestObject
+
+	request.Params = params
+
+	var body CreateMappingJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateMapping(ctx.Request().Context(), request.(CreateMappingRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateMapping")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateMappingResponseObject); ok {
+		return validResponse.VisitCreateMappingResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetMapping operation middleware
+func (sh *strictHandler) GetMapping(ctx echo.Context, mappingId MappingId) error {
+	var request GetMappingRequestObject
+
+	request.MappingId = mappingId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetMapping(ctx.Request().Context(), request.(GetMappingRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetMapping")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetMappingResponseObject); ok {
+		return validResponse.VisitGetMappingResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// EndMapping operation middleware
+func (sh *strictHandler) EndMapping(ctx echo.Context, mappingId MappingId, params EndMappingParams) error {
+	var request EndMappingRequestObject
+
+	request.MappingId = mappingId
+	request.Params = params
+
+	var body EndMappingJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.EndMapping(ctx.Request().Context(), request.(EndMappingRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "EndMapping")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(EndMappingResponseObject); ok {
+		return validResponse.VisitEndMappingResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // GetMe operation middleware
 func (sh *strictHandler) GetMe(ctx echo.Context) error {
 	var request GetMeRequestObject
@@ -13472,6 +17115,283 @@ func (sh *strictHandler) UpdateProject(ctx echo.Context, projectId ProjectId, pa
 		return err
 	} else if validResponse, ok := response.(UpdateProjectResponseObject); ok {
 		return validResponse.VisitUpdateProjectResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListMappings operation middleware
+func (sh *strictHandler) ListMappings(ctx echo.Context, projectId ProjectId, params ListMappingsParams) error {
+	var request ListMappingsRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListMappings(ctx.Request().Context(), request.(ListMappingsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListMappings")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListMappingsResponseObject); ok {
+		return validResponse.VisitListMappingsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListTasks operation middleware
+func (sh *strictHandler) ListTasks(ctx echo.Context, projectId ProjectId, params ListTasksParams) error {
+	var request ListTasksRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListTasks(ctx.Request().Context(), request.(ListTasksRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListTasks")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListTasksResponseObject); ok {
+		return validResponse.VisitListTasksResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateTask operation middleware
+func (sh *strictHandler) CreateTask(ctx echo.Context, projectId ProjectId, params CreateTaskParams) error {
+	var request CreateTaskRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	var body CreateTaskJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateTask(ctx.Request().Context(), request.(CreateTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateTaskResponseObject); ok {
+		return validResponse.VisitCreateTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ClaimNextTask operation middleware
+func (sh *strictHandler) ClaimNextTask(ctx echo.Context, projectId ProjectId, params ClaimNextTaskParams) error {
+	var request ClaimNextTaskRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	var body ClaimNextTaskJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ClaimNextTask(ctx.Request().Context(), request.(ClaimNextTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ClaimNextTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ClaimNextTaskResponseObject); ok {
+		return validResponse.VisitClaimNextTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetTaskCosts operation middleware
+func (sh *strictHandler) GetTaskCosts(ctx echo.Context, projectId ProjectId, params GetTaskCostsParams) error {
+	var request GetTaskCostsRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTaskCosts(ctx.Request().Context(), request.(GetTaskCostsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTaskCosts")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetTaskCostsResponseObject); ok {
+		return validResponse.VisitGetTaskCostsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListTaskFiles operation middleware
+func (sh *strictHandler) ListTaskFiles(ctx echo.Context, projectId ProjectId, params ListTaskFilesParams) error {
+	var request ListTaskFilesRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListTaskFiles(ctx.Request().Context(), request.(ListTaskFilesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListTaskFiles")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListTaskFilesResponseObject); ok {
+		return validResponse.VisitListTaskFilesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetTaskGraph operation middleware
+func (sh *strictHandler) GetTaskGraph(ctx echo.Context, projectId ProjectId, params GetTaskGraphParams) error {
+	var request GetTaskGraphRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTaskGraph(ctx.Request().Context(), request.(GetTaskGraphRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTaskGraph")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetTaskGraphResponseObject); ok {
+		return validResponse.VisitGetTaskGraphResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// SyncTasks operation middleware
+func (sh *strictHandler) SyncTasks(ctx echo.Context, projectId ProjectId, params SyncTasksParams) error {
+	var request SyncTasksRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	var body SyncTasksJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SyncTasks(ctx.Request().Context(), request.(SyncTasksRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SyncTasks")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SyncTasksResponseObject); ok {
+		return validResponse.VisitSyncTasksResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -14647,6 +18567,725 @@ func (sh *strictHandler) GetSessionUsage(ctx echo.Context, sessionId SessionId, 
 		return err
 	} else if validResponse, ok := response.(GetSessionUsageResponseObject); ok {
 		return validResponse.VisitGetSessionUsageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteTask operation middleware
+func (sh *strictHandler) DeleteTask(ctx echo.Context, taskId TaskId, params DeleteTaskParams) error {
+	var request DeleteTaskRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteTask(ctx.Request().Context(), request.(DeleteTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteTaskResponseObject); ok {
+		return validResponse.VisitDeleteTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetTask operation middleware
+func (sh *strictHandler) GetTask(ctx echo.Context, taskId TaskId) error {
+	var request GetTaskRequestObject
+
+	request.TaskId = taskId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTask(ctx.Request().Context(), request.(GetTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetTaskResponseObject); ok {
+		return validResponse.VisitGetTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdateTask operation middleware
+func (sh *strictHandler) UpdateTask(ctx echo.Context, taskId TaskId, params UpdateTaskParams) error {
+	var request UpdateTaskRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body UpdateTaskApplicationMergePatchPlusJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateTask(ctx.Request().Context(), request.(UpdateTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdateTaskResponseObject); ok {
+		return validResponse.VisitUpdateTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// BlockTask operation middleware
+func (sh *strictHandler) BlockTask(ctx echo.Context, taskId TaskId, params BlockTaskParams) error {
+	var request BlockTaskRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body BlockTaskJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.BlockTask(ctx.Request().Context(), request.(BlockTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "BlockTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(BlockTaskResponseObject); ok {
+		return validResponse.VisitBlockTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ClaimTask operation middleware
+func (sh *strictHandler) ClaimTask(ctx echo.Context, taskId TaskId, params ClaimTaskParams) error {
+	var request ClaimTaskRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body ClaimTaskJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ClaimTask(ctx.Request().Context(), request.(ClaimTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ClaimTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ClaimTaskResponseObject); ok {
+		return validResponse.VisitClaimTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CompleteTask operation middleware
+func (sh *strictHandler) CompleteTask(ctx echo.Context, taskId TaskId, params CompleteTaskParams) error {
+	var request CompleteTaskRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body CompleteTaskJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CompleteTask(ctx.Request().Context(), request.(CompleteTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CompleteTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CompleteTaskResponseObject); ok {
+		return validResponse.VisitCompleteTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListDependencies operation middleware
+func (sh *strictHandler) ListDependencies(ctx echo.Context, taskId TaskId, params ListDependenciesParams) error {
+	var request ListDependenciesRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListDependencies(ctx.Request().Context(), request.(ListDependenciesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListDependencies")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListDependenciesResponseObject); ok {
+		return validResponse.VisitListDependenciesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AddDependency operation middleware
+func (sh *strictHandler) AddDependency(ctx echo.Context, taskId TaskId, params AddDependencyParams) error {
+	var request AddDependencyRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body AddDependencyJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AddDependency(ctx.Request().Context(), request.(AddDependencyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddDependency")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AddDependencyResponseObject); ok {
+		return validResponse.VisitAddDependencyResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RemoveDependency operation middleware
+func (sh *strictHandler) RemoveDependency(ctx echo.Context, taskId TaskId, dependsOnTaskId openapi_types.UUID) error {
+	var request RemoveDependencyRequestObject
+
+	request.TaskId = taskId
+	request.DependsOnTaskId = dependsOnTaskId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RemoveDependency(ctx.Request().Context(), request.(RemoveDependencyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RemoveDependency")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RemoveDependencyResponseObject); ok {
+		return validResponse.VisitRemoveDependencyResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetTaskDocument operation middleware
+func (sh *strictHandler) GetTaskDocument(ctx echo.Context, taskId TaskId) error {
+	var request GetTaskDocumentRequestObject
+
+	request.TaskId = taskId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetTaskDocument(ctx.Request().Context(), request.(GetTaskDocumentRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetTaskDocument")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetTaskDocumentResponseObject); ok {
+		return validResponse.VisitGetTaskDocumentResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// FailTask operation middleware
+func (sh *strictHandler) FailTask(ctx echo.Context, taskId TaskId, params FailTaskParams) error {
+	var request FailTaskRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body FailTaskJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.FailTask(ctx.Request().Context(), request.(FailTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FailTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(FailTaskResponseObject); ok {
+		return validResponse.VisitFailTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// HeartbeatClaim operation middleware
+func (sh *strictHandler) HeartbeatClaim(ctx echo.Context, taskId TaskId, params HeartbeatClaimParams) error {
+	var request HeartbeatClaimRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body HeartbeatClaimJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.HeartbeatClaim(ctx.Request().Context(), request.(HeartbeatClaimRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "HeartbeatClaim")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(HeartbeatClaimResponseObject); ok {
+		return validResponse.VisitHeartbeatClaimResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListTaskNotes operation middleware
+func (sh *strictHandler) ListTaskNotes(ctx echo.Context, taskId TaskId, params ListTaskNotesParams) error {
+	var request ListTaskNotesRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListTaskNotes(ctx.Request().Context(), request.(ListTaskNotesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListTaskNotes")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListTaskNotesResponseObject); ok {
+		return validResponse.VisitListTaskNotesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AddTaskNote operation middleware
+func (sh *strictHandler) AddTaskNote(ctx echo.Context, taskId TaskId, params AddTaskNoteParams) error {
+	var request AddTaskNoteRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body AddTaskNoteJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AddTaskNote(ctx.Request().Context(), request.(AddTaskNoteRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddTaskNote")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AddTaskNoteResponseObject); ok {
+		return validResponse.VisitAddTaskNoteResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ReleaseTask operation middleware
+func (sh *strictHandler) ReleaseTask(ctx echo.Context, taskId TaskId, params ReleaseTaskParams) error {
+	var request ReleaseTaskRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body ReleaseTaskJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ReleaseTask(ctx.Request().Context(), request.(ReleaseTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReleaseTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ReleaseTaskResponseObject); ok {
+		return validResponse.VisitReleaseTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ReopenTask operation middleware
+func (sh *strictHandler) ReopenTask(ctx echo.Context, taskId TaskId, params ReopenTaskParams) error {
+	var request ReopenTaskRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body ReopenTaskJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ReopenTask(ctx.Request().Context(), request.(ReopenTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReopenTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ReopenTaskResponseObject); ok {
+		return validResponse.VisitReopenTaskResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListTaskStatusChanges operation middleware
+func (sh *strictHandler) ListTaskStatusChanges(ctx echo.Context, taskId TaskId, params ListTaskStatusChangesParams) error {
+	var request ListTaskStatusChangesRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListTaskStatusChanges(ctx.Request().Context(), request.(ListTaskStatusChangesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListTaskStatusChanges")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListTaskStatusChangesResponseObject); ok {
+		return validResponse.VisitListTaskStatusChangesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UnblockTask operation middleware
+func (sh *strictHandler) UnblockTask(ctx echo.Context, taskId TaskId, params UnblockTaskParams) error {
+	var request UnblockTaskRequestObject
+
+	request.TaskId = taskId
+	request.Params = params
+
+	var body UnblockTaskJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UnblockTask(ctx.Request().Context(), request.(UnblockTaskRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UnblockTask")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UnblockTaskResponseObject); ok {
+		return validResponse.VisitUnblockTaskResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -257,6 +257,69 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for MappingEndStatus.
+const (
+	MappingEndStatusAborted   MappingEndStatus = "aborted"
+	MappingEndStatusCompleted MappingEndStatus = "completed"
+	MappingEndStatusFailed    MappingEndStatus = "failed"
+)
+
+// Valid indicates whether the value is a known member of the MappingEndStatus enum.
+func (e MappingEndStatus) Valid() bool {
+	switch e {
+	case MappingEndStatusAborted:
+		return true
+	case MappingEndStatusCompleted:
+		return true
+	case MappingEndStatusFailed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for MappingKind.
+const (
+	MappingKindAssignment MappingKind = "assignment"
+	MappingKindDelegation MappingKind = "delegation"
+)
+
+// Valid indicates whether the value is a known member of the MappingKind enum.
+func (e MappingKind) Valid() bool {
+	switch e {
+	case MappingKindAssignment:
+		return true
+	case MappingKindDelegation:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for MappingStatus.
+const (
+	MappingStatusAborted   MappingStatus = "aborted"
+	MappingStatusActive    MappingStatus = "active"
+	MappingStatusCompleted MappingStatus = "completed"
+	MappingStatusFailed    MappingStatus = "failed"
+)
+
+// Valid indicates whether the value is a known member of the MappingStatus enum.
+func (e MappingStatus) Valid() bool {
+	switch e {
+	case MappingStatusAborted:
+		return true
+	case MappingStatusActive:
+		return true
+	case MappingStatusCompleted:
+		return true
+	case MappingStatusFailed:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MembershipLevel.
 const (
 	MembershipLevelAdmin  MembershipLevel = "admin"
@@ -497,6 +560,180 @@ func (e SubtaskPartType) Valid() bool {
 	}
 }
 
+// Defines values for TaskImpact.
+const (
+	TaskImpactComponent TaskImpact = "component"
+	TaskImpactIsolated  TaskImpact = "isolated"
+	TaskImpactPhase     TaskImpact = "phase"
+	TaskImpactProject   TaskImpact = "project"
+)
+
+// Valid indicates whether the value is a known member of the TaskImpact enum.
+func (e TaskImpact) Valid() bool {
+	switch e {
+	case TaskImpactComponent:
+		return true
+	case TaskImpactIsolated:
+		return true
+	case TaskImpactPhase:
+		return true
+	case TaskImpactProject:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskLevel.
+const (
+	TaskLevelDecomposition  TaskLevel = "decomposition"
+	TaskLevelImplementation TaskLevel = "implementation"
+	TaskLevelPlanning       TaskLevel = "planning"
+	TaskLevelResearch       TaskLevel = "research"
+	TaskLevelReview         TaskLevel = "review"
+)
+
+// Valid indicates whether the value is a known member of the TaskLevel enum.
+func (e TaskLevel) Valid() bool {
+	switch e {
+	case TaskLevelDecomposition:
+		return true
+	case TaskLevelImplementation:
+		return true
+	case TaskLevelPlanning:
+		return true
+	case TaskLevelResearch:
+		return true
+	case TaskLevelReview:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskPriority.
+const (
+	TaskPriorityCritical TaskPriority = "critical"
+	TaskPriorityHigh     TaskPriority = "high"
+	TaskPriorityLow      TaskPriority = "low"
+	TaskPriorityMedium   TaskPriority = "medium"
+)
+
+// Valid indicates whether the value is a known member of the TaskPriority enum.
+func (e TaskPriority) Valid() bool {
+	switch e {
+	case TaskPriorityCritical:
+		return true
+	case TaskPriorityHigh:
+		return true
+	case TaskPriorityLow:
+		return true
+	case TaskPriorityMedium:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskRisk.
+const (
+	TaskRiskCritical TaskRisk = "critical"
+	TaskRiskHigh     TaskRisk = "high"
+	TaskRiskLow      TaskRisk = "low"
+	TaskRiskMedium   TaskRisk = "medium"
+	TaskRiskTrivial  TaskRisk = "trivial"
+)
+
+// Valid indicates whether the value is a known member of the TaskRisk enum.
+func (e TaskRisk) Valid() bool {
+	switch e {
+	case TaskRiskCritical:
+		return true
+	case TaskRiskHigh:
+		return true
+	case TaskRiskLow:
+		return true
+	case TaskRiskMedium:
+		return true
+	case TaskRiskTrivial:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskScope.
+const (
+	TaskScopeBroad    TaskScope = "broad"
+	TaskScopeModerate TaskScope = "moderate"
+	TaskScopeNarrow   TaskScope = "narrow"
+	TaskScopeSingle   TaskScope = "single"
+	TaskScopeSystem   TaskScope = "system"
+)
+
+// Valid indicates whether the value is a known member of the TaskScope enum.
+func (e TaskScope) Valid() bool {
+	switch e {
+	case TaskScopeBroad:
+		return true
+	case TaskScopeModerate:
+		return true
+	case TaskScopeNarrow:
+		return true
+	case TaskScopeSingle:
+		return true
+	case TaskScopeSystem:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskStatus.
+const (
+	TaskStatusBlocked    TaskStatus = "blocked"
+	TaskStatusCompleted  TaskStatus = "completed"
+	TaskStatusFailed     TaskStatus = "failed"
+	TaskStatusInProgress TaskStatus = "in-progress"
+	TaskStatusPending    TaskStatus = "pending"
+)
+
+// Valid indicates whether the value is a known member of the TaskStatus enum.
+func (e TaskStatus) Valid() bool {
+	switch e {
+	case TaskStatusBlocked:
+		return true
+	case TaskStatusCompleted:
+		return true
+	case TaskStatusFailed:
+		return true
+	case TaskStatusInProgress:
+		return true
+	case TaskStatusPending:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for TaskSyncOnConflict.
+const (
+	TaskSyncOnConflictFile   TaskSyncOnConflict = "file"
+	TaskSyncOnConflictReport TaskSyncOnConflict = "report"
+)
+
+// Valid indicates whether the value is a known member of the TaskSyncOnConflict enum.
+func (e TaskSyncOnConflict) Valid() bool {
+	switch e {
+	case TaskSyncOnConflictFile:
+		return true
+	case TaskSyncOnConflictReport:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for TextPartType.
 const (
 	TextPartTypeText TextPartType = "text"
@@ -599,6 +836,27 @@ func (e Content) Valid() bool {
 	case ContentFull:
 		return true
 	case ContentSummary:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for GetTaskGraphParamsFormat.
+const (
+	GetTaskGraphParamsFormatDot     GetTaskGraphParamsFormat = "dot"
+	GetTaskGraphParamsFormatJson    GetTaskGraphParamsFormat = "json"
+	GetTaskGraphParamsFormatMermaid GetTaskGraphParamsFormat = "mermaid"
+)
+
+// Valid indicates whether the value is a known member of the GetTaskGraphParamsFormat enum.
+func (e GetTaskGraphParamsFormat) Valid() bool {
+	switch e {
+	case GetTaskGraphParamsFormatDot:
+		return true
+	case GetTaskGraphParamsFormatJson:
+		return true
+	case GetTaskGraphParamsFormatMermaid:
 		return true
 	default:
 		return false
@@ -931,6 +1189,13 @@ type AuditVerification struct {
 	Intact       bool  `json:"intact"`
 }
 
+// Block defines model for Block.
+type Block struct {
+	// MappingId The claim's.
+	MappingId *openapi_types.UUID `json:"mappingId,omitempty"`
+	Reason    *string             `json:"reason,omitempty"`
+}
+
 // ChildSession defines model for ChildSession.
 type ChildSession struct {
 	// Depth 1 for a child, 2 for a child's child and so on.
@@ -944,6 +1209,35 @@ type ChildSessionPage struct {
 
 	// NextCursor Absent on the last page.
 	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// Claim defines model for Claim.
+type Claim struct {
+	// LeaseSeconds How long the claim holds without a heartbeat.
+	LeaseSeconds *int32             `json:"leaseSeconds,omitempty"`
+	SessionId    openapi_types.UUID `json:"sessionId"`
+}
+
+// ClaimEnd defines model for ClaimEnd.
+type ClaimEnd struct {
+	// MappingId The claim's.
+	MappingId openapi_types.UUID `json:"mappingId"`
+	Reason    *string            `json:"reason,omitempty"`
+}
+
+// ClaimNext defines model for ClaimNext.
+type ClaimNext struct {
+	// LeaseSeconds How long the claim holds without a heartbeat.
+	LeaseSeconds *int32     `json:"leaseSeconds,omitempty"`
+	Level        *TaskLevel `json:"level,omitempty"`
+
+	// MaxRisk Risk that is not assessed counts as medium.
+	MaxRisk    *TaskRisk          `json:"maxRisk,omitempty"`
+	PathPrefix *string            `json:"pathPrefix,omitempty"`
+	SessionId  openapi_types.UUID `json:"sessionId"`
+
+	// Tags All of which the task must have.
+	Tags *[]string `json:"tags,omitempty"`
 }
 
 // ServiceClient defines model for Client.
@@ -1111,6 +1405,31 @@ type DeactivatedAccount struct {
 	OwnedOrganizations []Organization `json:"ownedOrganizations"`
 }
 
+// Dependency defines model for Dependency.
+type Dependency struct {
+	// Archived It was put aside, and nobody waits for it.
+	Archived bool `json:"archived"`
+
+	// Id The prerequisite's.
+	Id     openapi_types.UUID `json:"id"`
+	Name   string             `json:"name"`
+	Slug   string             `json:"slug"`
+	Status TaskStatus         `json:"status"`
+}
+
+// DependencyCreate defines model for DependencyCreate.
+type DependencyCreate struct {
+	DependsOnTaskId openapi_types.UUID `json:"dependsOnTaskId"`
+}
+
+// DependencyPage defines model for DependencyPage.
+type DependencyPage struct {
+	Items []Dependency `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
 // EncryptionKey defines model for EncryptionKey.
 type EncryptionKey struct {
 	// CreatedAt When a hub first came with it.
@@ -1269,6 +1588,12 @@ type Health struct {
 // HealthStatus defines model for Health.Status.
 type HealthStatus string
 
+// Heartbeat defines model for Heartbeat.
+type Heartbeat struct {
+	// MappingId The claim's.
+	MappingId openapi_types.UUID `json:"mappingId"`
+}
+
 // ImportCounts defines model for ImportCounts.
 type ImportCounts struct {
 	Created   int64 `json:"created"`
@@ -1292,6 +1617,59 @@ type JSONObject = json.RawMessage
 type KnownPart struct {
 	union json.RawMessage
 }
+
+// Mapping Ties a session to the task that it works on, or to the session that it works for.
+type Mapping struct {
+	CreatedAt      time.Time          `json:"createdAt"`
+	EndedAt        *time.Time         `json:"endedAt"`
+	Id             openapi_types.UUID `json:"id"`
+	Kind           MappingKind        `json:"kind"`
+	LeaseExpiresAt *time.Time         `json:"leaseExpiresAt"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata        Metadata            `json:"metadata"`
+	ParentSessionId *openapi_types.UUID `json:"parentSessionId"`
+	ProjectId       openapi_types.UUID  `json:"projectId"`
+	Reason          string              `json:"reason"`
+	Revision        int32               `json:"revision"`
+	SessionId       openapi_types.UUID  `json:"sessionId"`
+	Status          MappingStatus       `json:"status"`
+	TaskId          *openapi_types.UUID `json:"taskId"`
+	TaskName        *string             `json:"taskName"`
+	TaskSlug        *string             `json:"taskSlug"`
+	UpdatedAt       time.Time           `json:"updatedAt"`
+}
+
+// MappingCreate defines model for MappingCreate.
+type MappingCreate struct {
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata        *Metadata          `json:"metadata,omitempty"`
+	ParentSessionId openapi_types.UUID `json:"parentSessionId"`
+	SessionId       openapi_types.UUID `json:"sessionId"`
+}
+
+// MappingEnd defines model for MappingEnd.
+type MappingEnd struct {
+	Reason *string          `json:"reason,omitempty"`
+	Status MappingEndStatus `json:"status"`
+}
+
+// MappingEndStatus defines model for MappingEnd.Status.
+type MappingEndStatus string
+
+// MappingKind defines model for MappingKind.
+type MappingKind string
+
+// MappingPage defines model for MappingPage.
+type MappingPage struct {
+	Items []Mapping `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// MappingStatus defines model for MappingStatus.
+type MappingStatus string
 
 // Me defines model for Me.
 type Me struct {
@@ -1416,10 +1794,37 @@ type ModelUsage struct {
 	Usage      Usage  `json:"usage"`
 }
 
+// Move defines model for Move.
+type Move struct {
+	Reason *string `json:"reason,omitempty"`
+}
+
 // NewOtherPart defines model for NewOtherPart.
 type NewOtherPart struct {
 	Data *map[string]interface{} `json:"data,omitempty"`
 	Type string                  `json:"type"`
+}
+
+// Note defines model for Note.
+type Note struct {
+	AccountId *openapi_types.UUID `json:"accountId"`
+	Body      string              `json:"body"`
+	CreatedAt time.Time           `json:"createdAt"`
+	Id        openapi_types.UUID  `json:"id"`
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// NoteCreate defines model for NoteCreate.
+type NoteCreate struct {
+	Body string `json:"body"`
+}
+
+// NotePage defines model for NotePage.
+type NotePage struct {
+	Items []Note `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
 }
 
 // OpencodeExport The file that `opencode export` writes.
@@ -2161,6 +2566,325 @@ type SubtaskPartData struct {
 // Tag A label of the organisation's own.
 type Tag = string
 
+// Task defines model for Task.
+type Task struct {
+	ArchivedAt *time.Time `json:"archivedAt"`
+	Assignee   *string    `json:"assignee"`
+
+	// Body Markdown.
+	Body  string     `json:"body"`
+	Claim *TaskClaim `json:"claim"`
+
+	// CompletedAt When it was completed, or failed.
+	CompletedAt *time.Time `json:"completedAt"`
+	CreatedAt   time.Time  `json:"createdAt"`
+
+	// DependsOn The slugs of its prerequisites.
+	DependsOn []string `json:"dependsOn"`
+
+	// DownstreamCount Tasks that wait for it, directly or through others.
+	DownstreamCount int32   `json:"downstreamCount"`
+	Due             *string `json:"due"`
+
+	// FailedCount Prerequisites that failed.
+	FailedCount    int32              `json:"failedCount"`
+	FileCreatedAt  *time.Time         `json:"fileCreatedAt"`
+	FileModifiedAt *time.Time         `json:"fileModifiedAt"`
+	Id             openapi_types.UUID `json:"id"`
+
+	// Impact null: not yet assessed.
+	Impact *string `json:"impact"`
+
+	// Level null: not yet assessed.
+	Level *string `json:"level"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Path Where its file is below the task folder; prefixes group tasks.
+	Path string `json:"path"`
+
+	// Priority null: not yet assessed.
+	Priority  *string            `json:"priority"`
+	ProjectId openapi_types.UUID `json:"projectId"`
+
+	// Ready Whether it can be claimed.
+	Ready    bool  `json:"ready"`
+	Revision int32 `json:"revision"`
+
+	// Risk null: not yet assessed.
+	Risk *string `json:"risk"`
+
+	// Scope null: not yet assessed.
+	Scope     *string    `json:"scope"`
+	Slug      string     `json:"slug"`
+	StartedAt *time.Time `json:"startedAt"`
+	Status    TaskStatus `json:"status"`
+	Tags      []string   `json:"tags"`
+
+	// UnmetCount Prerequisites that are not completed.
+	UnmetCount int32     `json:"unmetCount"`
+	UpdatedAt  time.Time `json:"updatedAt"`
+}
+
+// TaskBottleneck defines model for TaskBottleneck.
+type TaskBottleneck struct {
+	// Paths Rounded above 2^53.
+	Paths float64 `json:"paths"`
+	Slug  string  `json:"slug"`
+}
+
+// TaskClaim Who works on it.
+type TaskClaim struct {
+	ClaimedAt      time.Time `json:"claimedAt"`
+	LeaseExpiresAt time.Time `json:"leaseExpiresAt"`
+	LeaseSeconds   int32     `json:"leaseSeconds"`
+
+	// MappingId Names this claim: what heartbeats and its end must name.
+	MappingId openapi_types.UUID `json:"mappingId"`
+	SessionId openapi_types.UUID `json:"sessionId"`
+}
+
+// TaskCost defines model for TaskCost.
+type TaskCost struct {
+	// Attempt What an attempt costs.
+	Attempt float64 `json:"attempt"`
+
+	// Expected The expected cost.
+	Expected float64 `json:"expected"`
+	Slug     string  `json:"slug"`
+
+	// Success The chance that an attempt succeeds.
+	Success float64 `json:"success"`
+
+	// Weight By its impact.
+	Weight float64 `json:"weight"`
+}
+
+// TaskCosts defines model for TaskCosts.
+type TaskCosts struct {
+	// Items In the order of slugs.
+	Items []TaskCost `json:"items"`
+	Total float64    `json:"total"`
+}
+
+// TaskCreate defines model for TaskCreate.
+type TaskCreate struct {
+	Assignee *string `json:"assignee,omitempty"`
+	Body     *string `json:"body,omitempty"`
+
+	// DependsOn Slugs of tasks of the project.
+	DependsOn *[]string   `json:"dependsOn,omitempty"`
+	Due       *string     `json:"due,omitempty"`
+	Impact    *TaskImpact `json:"impact,omitempty"`
+	Level     *TaskLevel  `json:"level,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+	Name     string    `json:"name"`
+
+	// Path The slug and .md when absent.
+	Path     *string       `json:"path,omitempty"`
+	Priority *TaskPriority `json:"priority,omitempty"`
+	Risk     *TaskRisk     `json:"risk,omitempty"`
+	Scope    *TaskScope    `json:"scope,omitempty"`
+
+	// Slug The id that task files use. It may hold slashes.
+	Slug string    `json:"slug"`
+	Tags *[]string `json:"tags,omitempty"`
+}
+
+// TaskDecompose defines model for TaskDecompose.
+type TaskDecompose struct {
+	Reasons []string `json:"reasons"`
+	Slug    string   `json:"slug"`
+}
+
+// TaskFieldList defines model for TaskFieldList.
+type TaskFieldList struct {
+	Fields []string `json:"fields"`
+	Path   string   `json:"path"`
+	Slug   string   `json:"slug"`
+}
+
+// TaskFile defines model for TaskFile.
+type TaskFile struct {
+	// Path Below the task folder, with slashes.
+	Path string `json:"path"`
+
+	// Text The whole file.
+	Text string `json:"text"`
+}
+
+// TaskFileFault defines model for TaskFileFault.
+type TaskFileFault struct {
+	Line    int32  `json:"line"`
+	Message string `json:"message"`
+	Path    string `json:"path"`
+}
+
+// TaskFilePage defines model for TaskFilePage.
+type TaskFilePage struct {
+	Items []TaskFileState `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// TaskFileState defines model for TaskFileState.
+type TaskFileState struct {
+	// Base What the file of the last sync was: the SHA-256, in hex, of its head (through the line that closes the frontmatter) and the SHA-256 of its body in hex. null for a task that never had a file.
+	Base *string `json:"base"`
+	Path string  `json:"path"`
+
+	// Text The file as the task is now, byte for byte as it was where nothing changed.
+	Text string `json:"text"`
+}
+
+// TaskGraph Tasks by their slugs.
+type TaskGraph struct {
+	// Bottlenecks The greatest first.
+	Bottlenecks    []TaskBottleneck `json:"bottlenecks"`
+	CriticalPath   []string         `json:"criticalPath"`
+	Decompose      []TaskDecompose  `json:"decompose"`
+	Order          []string         `json:"order"`
+	ParallelGroups [][]string       `json:"parallelGroups"`
+
+	// Pending In the order in which they would be claimed.
+	Pending  []TaskReadiness `json:"pending"`
+	RiskPath TaskRiskPath    `json:"riskPath"`
+}
+
+// TaskImpact defines model for TaskImpact.
+type TaskImpact string
+
+// TaskLevel defines model for TaskLevel.
+type TaskLevel string
+
+// TaskPage defines model for TaskPage.
+type TaskPage struct {
+	Items []Task `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// TaskPrerequisite defines model for TaskPrerequisite.
+type TaskPrerequisite struct {
+	Slug   string     `json:"slug"`
+	Status TaskStatus `json:"status"`
+}
+
+// TaskPriority defines model for TaskPriority.
+type TaskPriority string
+
+// TaskReadiness defines model for TaskReadiness.
+type TaskReadiness struct {
+	Ready bool   `json:"ready"`
+	Slug  string `json:"slug"`
+
+	// WaitsFor Prerequisites that are not completed. One that failed will not be by itself.
+	WaitsFor []TaskPrerequisite `json:"waitsFor"`
+}
+
+// TaskRisk defines model for TaskRisk.
+type TaskRisk string
+
+// TaskRiskPath defines model for TaskRiskPath.
+type TaskRiskPath struct {
+	Risk  float64  `json:"risk"`
+	Tasks []string `json:"tasks"`
+}
+
+// TaskScope defines model for TaskScope.
+type TaskScope string
+
+// TaskStatus defines model for TaskStatus.
+type TaskStatus string
+
+// TaskStatusChange defines model for TaskStatusChange.
+type TaskStatusChange struct {
+	// AccountId null: the hub itself, as when a lease expires.
+	AccountId  *openapi_types.UUID `json:"accountId"`
+	CreatedAt  time.Time           `json:"createdAt"`
+	FromStatus TaskStatus          `json:"fromStatus"`
+	Id         openapi_types.UUID  `json:"id"`
+	MappingId  *openapi_types.UUID `json:"mappingId"`
+	Reason     string              `json:"reason"`
+	SessionId  *openapi_types.UUID `json:"sessionId"`
+	ToStatus   TaskStatus          `json:"toStatus"`
+}
+
+// TaskStatusChangePage defines model for TaskStatusChangePage.
+type TaskStatusChangePage struct {
+	Items []TaskStatusChange `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// TaskSync defines model for TaskSync.
+type TaskSync struct {
+	// DryRun Say what would be done, and do nothing.
+	DryRun *bool      `json:"dryRun,omitempty"`
+	Files  []TaskFile `json:"files"`
+
+	// KeepGoing Leave files with errors out, and apply the others.
+	KeepGoing *bool `json:"keepGoing,omitempty"`
+
+	// OnConflict What becomes of a field that both sides have changed.
+	OnConflict *TaskSyncOnConflict `json:"onConflict,omitempty"`
+
+	// Prune Archive the tasks of the project whose files are not among these.
+	Prune *bool `json:"prune,omitempty"`
+}
+
+// TaskSyncOnConflict What becomes of a field that both sides have changed.
+type TaskSyncOnConflict string
+
+// TaskSyncReport Tasks by their slugs.
+type TaskSyncReport struct {
+	// Ahead What was changed here and not in the file; it stays.
+	Ahead []TaskFieldList `json:"ahead"`
+
+	// Applied Whether anything was written.
+	Applied   bool            `json:"applied"`
+	Conflicts []TaskFieldList `json:"conflicts"`
+	Created   []string        `json:"created"`
+	Errors    []TaskFileFault `json:"errors"`
+	Removed   []string        `json:"removed"`
+
+	// Skipped Paths of files without frontmatter.
+	Skipped   []string        `json:"skipped"`
+	Unchanged []string        `json:"unchanged"`
+	Updated   []TaskFieldList `json:"updated"`
+	Warnings  []TaskFileFault `json:"warnings"`
+}
+
+// TaskUpdate defines model for TaskUpdate.
+type TaskUpdate struct {
+	// Archived Puts the task aside, or takes it up again.
+	Archived *bool                     `json:"archived,omitempty"`
+	Assignee nullable.Nullable[string] `json:"assignee,omitempty"`
+	Body     *string                   `json:"body,omitempty"`
+	Due      nullable.Nullable[string] `json:"due,omitempty"`
+	Impact   nullable.Nullable[string] `json:"impact,omitempty"`
+	Level    nullable.Nullable[string] `json:"level,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject               `json:"metadata,omitempty"`
+	Name     *string                   `json:"name,omitempty"`
+	Path     *string                   `json:"path,omitempty"`
+	Priority nullable.Nullable[string] `json:"priority,omitempty"`
+	Risk     nullable.Nullable[string] `json:"risk,omitempty"`
+	Scope    nullable.Nullable[string] `json:"scope,omitempty"`
+
+	// Slug The id that task files use. It may hold slashes.
+	Slug *string   `json:"slug,omitempty"`
+	Tags *[]string `json:"tags,omitempty"`
+}
+
 // TextPart defines model for TextPart.
 type TextPart struct {
 	Data TextPartData `json:"data"`
@@ -2380,6 +3104,9 @@ type IfMatch = string
 // Limit defines model for Limit.
 type Limit = int32
 
+// MappingId defines model for MappingId.
+type MappingId = openapi_types.UUID
+
 // OrganizationId defines model for OrganizationId.
 type OrganizationId = openapi_types.UUID
 
@@ -2394,6 +3121,9 @@ type SecretName = string
 
 // SessionId defines model for SessionId.
 type SessionId = openapi_types.UUID
+
+// TaskId defines model for TaskId.
+type TaskId = openapi_types.UUID
 
 // Error Why a request was refused (RFC 9457).
 type Error = Problem
@@ -2666,6 +3396,18 @@ type FollowEventsParams struct {
 	LastEventID *int64 `json:"Last-Event-ID,omitempty"`
 }
 
+// CreateMappingParams defines parameters for CreateMapping.
+type CreateMappingParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// EndMappingParams defines parameters for EndMapping.
+type EndMappingParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -2759,6 +3501,92 @@ type DeleteProjectParams struct {
 type UpdateProjectParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListMappingsParams defines parameters for ListMappings.
+type ListMappingsParams struct {
+	Kind            *MappingKind        `form:"kind,omitempty" json:"kind,omitempty"`
+	Status          *MappingStatus      `form:"status,omitempty" json:"status,omitempty"`
+	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+	ParentSessionId *openapi_types.UUID `form:"parentSessionId,omitempty" json:"parentSessionId,omitempty"`
+	TaskId          *openapi_types.UUID `form:"taskId,omitempty" json:"taskId,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ListTasksParams defines parameters for ListTasks.
+type ListTasksParams struct {
+	// Slug Only the task with this slug.
+	Slug   *string     `form:"slug,omitempty" json:"slug,omitempty"`
+	Status *TaskStatus `form:"status,omitempty" json:"status,omitempty"`
+
+	// PathPrefix Only tasks whose path begins so.
+	PathPrefix *string    `form:"pathPrefix,omitempty" json:"pathPrefix,omitempty"`
+	Tag        *string    `form:"tag,omitempty" json:"tag,omitempty"`
+	Level      *TaskLevel `form:"level,omitempty" json:"level,omitempty"`
+	Assignee   *string    `form:"assignee,omitempty" json:"assignee,omitempty"`
+
+	// Ready Only tasks that can be claimed, or only the others.
+	Ready *bool `form:"ready,omitempty" json:"ready,omitempty"`
+
+	// Archived Only tasks that were put aside, or only those in use. Both when absent.
+	Archived *bool `form:"archived,omitempty" json:"archived,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateTaskParams defines parameters for CreateTask.
+type CreateTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ClaimNextTaskParams defines parameters for ClaimNextTask.
+type ClaimNextTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetTaskCostsParams defines parameters for GetTaskCosts.
+type GetTaskCostsParams struct {
+	// PathPrefix Only tasks whose path begins so.
+	PathPrefix *string `form:"pathPrefix,omitempty" json:"pathPrefix,omitempty"`
+
+	// Completed Completed tasks as well.
+	Completed *bool `form:"completed,omitempty" json:"completed,omitempty"`
+}
+
+// ListTaskFilesParams defines parameters for ListTaskFiles.
+type ListTaskFilesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// GetTaskGraphParams defines parameters for GetTaskGraph.
+type GetTaskGraphParams struct {
+	// PathPrefix Only tasks whose path begins so.
+	PathPrefix *string                   `form:"pathPrefix,omitempty" json:"pathPrefix,omitempty"`
+	Format     *GetTaskGraphParamsFormat `form:"format,omitempty" json:"format,omitempty"`
+}
+
+// GetTaskGraphParamsFormat defines parameters for GetTaskGraph.
+type GetTaskGraphParamsFormat string
+
+// SyncTasksParams defines parameters for SyncTasks.
+type SyncTasksParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // SetRetentionPolicyParams defines parameters for SetRetentionPolicy.
@@ -3033,6 +3861,105 @@ type GetSessionUsageParams struct {
 	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
 }
 
+// DeleteTaskParams defines parameters for DeleteTask.
+type DeleteTaskParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateTaskParams defines parameters for UpdateTask.
+type UpdateTaskParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// BlockTaskParams defines parameters for BlockTask.
+type BlockTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ClaimTaskParams defines parameters for ClaimTask.
+type ClaimTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CompleteTaskParams defines parameters for CompleteTask.
+type CompleteTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListDependenciesParams defines parameters for ListDependencies.
+type ListDependenciesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// AddDependencyParams defines parameters for AddDependency.
+type AddDependencyParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// FailTaskParams defines parameters for FailTask.
+type FailTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// HeartbeatClaimParams defines parameters for HeartbeatClaim.
+type HeartbeatClaimParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListTaskNotesParams defines parameters for ListTaskNotes.
+type ListTaskNotesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// AddTaskNoteParams defines parameters for AddTaskNote.
+type AddTaskNoteParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ReleaseTaskParams defines parameters for ReleaseTask.
+type ReleaseTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ReopenTaskParams defines parameters for ReopenTask.
+type ReopenTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListTaskStatusChangesParams defines parameters for ListTaskStatusChanges.
+type ListTaskStatusChangesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// UnblockTaskParams defines parameters for UnblockTask.
+type UnblockTaskParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountCreate
 
@@ -3057,6 +3984,12 @@ type UpdateClientApplicationMergePatchPlusJSONRequestBody = ClientUpdate
 // PutClientSecretJSONRequestBody defines body for PutClientSecret for application/json ContentType.
 type PutClientSecretJSONRequestBody = ClientSecretPut
 
+// CreateMappingJSONRequestBody defines body for CreateMapping for application/json ContentType.
+type CreateMappingJSONRequestBody = MappingCreate
+
+// EndMappingJSONRequestBody defines body for EndMapping for application/json ContentType.
+type EndMappingJSONRequestBody = MappingEnd
+
 // AddMemberJSONRequestBody defines body for AddMember for application/json ContentType.
 type AddMemberJSONRequestBody = MemberAdd
 
@@ -3077,6 +4010,15 @@ type CreateProjectJSONRequestBody = ProjectCreate
 
 // UpdateProjectApplicationMergePatchPlusJSONRequestBody defines body for UpdateProject for application/merge-patch+json ContentType.
 type UpdateProjectApplicationMergePatchPlusJSONRequestBody = ProjectUpdate
+
+// CreateTaskJSONRequestBody defines body for CreateTask for application/json ContentType.
+type CreateTaskJSONRequestBody = TaskCreate
+
+// ClaimNextTaskJSONRequestBody defines body for ClaimNextTask for application/json ContentType.
+type ClaimNextTaskJSONRequestBody = ClaimNext
+
+// SyncTasksJSONRequestBody defines body for SyncTasks for application/json ContentType.
+type SyncTasksJSONRequestBody = TaskSync
 
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
@@ -3113,6 +4055,39 @@ type UpdatePartApplicationMergePatchPlusJSONRequestBody = PartUpdate
 
 // AppendPartDeltaJSONRequestBody defines body for AppendPartDelta for application/json ContentType.
 type AppendPartDeltaJSONRequestBody = PartDelta
+
+// UpdateTaskApplicationMergePatchPlusJSONRequestBody defines body for UpdateTask for application/merge-patch+json ContentType.
+type UpdateTaskApplicationMergePatchPlusJSONRequestBody = TaskUpdate
+
+// BlockTaskJSONRequestBody defines body for BlockTask for application/json ContentType.
+type BlockTaskJSONRequestBody = Block
+
+// ClaimTaskJSONRequestBody defines body for ClaimTask for application/json ContentType.
+type ClaimTaskJSONRequestBody = Claim
+
+// CompleteTaskJSONRequestBody defines body for CompleteTask for application/json ContentType.
+type CompleteTaskJSONRequestBody = ClaimEnd
+
+// AddDependencyJSONRequestBody defines body for AddDependency for application/json ContentType.
+type AddDependencyJSONRequestBody = DependencyCreate
+
+// FailTaskJSONRequestBody defines body for FailTask for application/json ContentType.
+type FailTaskJSONRequestBody = ClaimEnd
+
+// HeartbeatClaimJSONRequestBody defines body for HeartbeatClaim for application/json ContentType.
+type HeartbeatClaimJSONRequestBody = Heartbeat
+
+// AddTaskNoteJSONRequestBody defines body for AddTaskNote for application/json ContentType.
+type AddTaskNoteJSONRequestBody = NoteCreate
+
+// ReleaseTaskJSONRequestBody defines body for ReleaseTask for application/json ContentType.
+type ReleaseTaskJSONRequestBody = ClaimEnd
+
+// ReopenTaskJSONRequestBody defines body for ReopenTask for application/json ContentType.
+type ReopenTaskJSONRequestBody = Move
+
+// UnblockTaskJSONRequestBody defines body for UnblockTask for application/json ContentType.
+type UnblockTaskJSONRequestBody = Move
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -4896,6 +5871,57 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
 	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// CreateMappingWithBody Say that a session works for another one
+	//
+	// Assignments are made by claiming a task.
+	//
+	// Scope: `coordination:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
+	CreateMappingWithBody(ctx context.Context, params *CreateMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateMapping Say that a session works for another one
+	//
+	// Assignments are made by claiming a task.
+	//
+	// Scope: `coordination:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
+	CreateMapping(ctx context.Context, params *CreateMappingParams, body CreateMappingJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetMapping Get a mapping
+	//
+	// Scope: `coordination:read`.
+	//
+	// Corresponds with GET /v1/mappings/{mappingId} (the `GetMapping` operationId).
+	GetMapping(ctx context.Context, mappingId MappingId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// EndMappingWithBody End a mapping
+	//
+	// Whoever holds it. The task of an assignment moves with it: completed, failed, or pending again when aborted.
+	//
+	// Scope: `coordination:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/mappings/{mappingId}/end (the `EndMapping` operationId).
+	EndMappingWithBody(ctx context.Context, mappingId MappingId, params *EndMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// EndMapping End a mapping
+	//
+	// Whoever holds it. The task of an assignment moves with it: completed, failed, or pending again when aborted.
+	//
+	// Scope: `coordination:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/mappings/{mappingId}/end (the `EndMapping` operationId).
+	EndMapping(ctx context.Context, mappingId MappingId, params *EndMappingParams, body EndMappingJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetMe Say who is asking
 	//
 	// Any valid key may ask.
@@ -5117,6 +6143,126 @@ type ClientInterface interface {
 	//
 	// Corresponds with PATCH /v1/projects/{projectId} (the `UpdateProject` operationId).
 	UpdateProjectWithApplicationMergePatchPlusJSONBody(ctx context.Context, projectId ProjectId, params *UpdateProjectParams, body UpdateProjectApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListMappings List a project's mappings
+	//
+	// The newest first.
+	//
+	// Scope: `coordination:read`.
+	//
+	// Corresponds with GET /v1/projects/{projectId}/mappings (the `ListMappings` operationId).
+	ListMappings(ctx context.Context, projectId ProjectId, params *ListMappingsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListTasks List a project's tasks
+	//
+	// In the order of their slugs.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks (the `ListTasks` operationId).
+	ListTasks(ctx context.Context, projectId ProjectId, params *ListTasksParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateTaskWithBody Create a task
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks (the `CreateTask` operationId).
+	CreateTaskWithBody(ctx context.Context, projectId ProjectId, params *CreateTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateTask Create a task
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks (the `CreateTask` operationId).
+	CreateTask(ctx context.Context, projectId ProjectId, params *CreateTaskParams, body CreateTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ClaimNextTaskWithBody Claim the next task
+	//
+	// The ready task of the highest priority (not assessed ranks as medium), among equals the one that most others wait for. A task is
+	// ready when all that it depends on is completed. However many claim at once, each task has one winner.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
+	ClaimNextTaskWithBody(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ClaimNextTask Claim the next task
+	//
+	// The ready task of the highest priority (not assessed ranks as medium), among equals the one that most others wait for. A task is
+	// ready when all that it depends on is completed. However many claim at once, each task has one winner.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
+	ClaimNextTask(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, body ClaimNextTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTaskCosts Get the expected cost of a project's tasks
+	//
+	// taskgraph's categorical model. Of what is not assessed: risk counts as medium, scope as narrow, impact as isolated. An attempt at a task
+	// succeeds with the chance of its risk and costs what its scope says; after two retries there is a fallback.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/costs (the `GetTaskCosts` operationId).
+	GetTaskCosts(ctx context.Context, projectId ProjectId, params *GetTaskCostsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListTaskFiles List a project's tasks as files
+	//
+	// As the last sync brought them, with what changed since. In the order of slugs.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
+	ListTaskFiles(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTaskGraph Get what follows from a project's dependencies
+	//
+	// With the meaning of taskgraph: an order with prerequisites first; generations that can be worked on side by side; a path with the most
+	// tasks; the path with the greatest sum of (1 - chance of success) x weight of impact; on how many paths between any two tasks each task
+	// lies; which tasks should be cut into smaller ones; and which pending tasks are ready, or what they wait for. Or the graph as a picture.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/graph (the `GetTaskGraph` operationId).
+	GetTaskGraph(ctx context.Context, projectId ProjectId, params *GetTaskGraphParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SyncTasksWithBody Sync a set of task files
+	//
+	// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+	// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+	// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+	// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+	// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+	SyncTasksWithBody(ctx context.Context, projectId ProjectId, params *SyncTasksParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SyncTasks Sync a set of task files
+	//
+	// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+	// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+	// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+	// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+	// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+	SyncTasks(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetRetentionPolicy Get the retention policy
 	//
@@ -5615,6 +6761,297 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
 	GetSessionUsage(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteTask Delete a task with its notes and history
+	//
+	// Tasks that depend on it no longer do. To keep the history, archive it.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Corresponds with DELETE /v1/tasks/{taskId} (the `DeleteTask` operationId).
+	DeleteTask(ctx context.Context, taskId TaskId, params *DeleteTaskParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTask Get a task
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/tasks/{taskId} (the `GetTask` operationId).
+	GetTask(ctx context.Context, taskId TaskId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateTaskWithBody Change what is authored of a task
+	//
+	// Its status changes by the operations of work alone. A task in progress that is archived returns to pending first.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/tasks/{taskId} (the `UpdateTask` operationId).
+	UpdateTaskWithBody(ctx context.Context, taskId TaskId, params *UpdateTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateTaskWithApplicationMergePatchPlusJSONBody Change what is authored of a task
+	//
+	// Its status changes by the operations of work alone. A task in progress that is archived returns to pending first.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /v1/tasks/{taskId} (the `UpdateTask` operationId).
+	UpdateTaskWithApplicationMergePatchPlusJSONBody(ctx context.Context, taskId TaskId, params *UpdateTaskParams, body UpdateTaskApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// BlockTaskWithBody Say that a task is blocked
+	//
+	// By who holds it, which ends the claim, or without a claim a task that nobody works on.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/block (the `BlockTask` operationId).
+	BlockTaskWithBody(ctx context.Context, taskId TaskId, params *BlockTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// BlockTask Say that a task is blocked
+	//
+	// By who holds it, which ends the claim, or without a claim a task that nobody works on.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/block (the `BlockTask` operationId).
+	BlockTask(ctx context.Context, taskId TaskId, params *BlockTaskParams, body BlockTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ClaimTaskWithBody Claim this task
+	//
+	// The session becomes the one that works on it, for as long as it says so: a lease that is not prolonged by heartbeats returns the task.
+	// A session works on one task at a time.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/claim (the `ClaimTask` operationId).
+	ClaimTaskWithBody(ctx context.Context, taskId TaskId, params *ClaimTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ClaimTask Claim this task
+	//
+	// The session becomes the one that works on it, for as long as it says so: a lease that is not prolonged by heartbeats returns the task.
+	// A session works on one task at a time.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/claim (the `ClaimTask` operationId).
+	ClaimTask(ctx context.Context, taskId TaskId, params *ClaimTaskParams, body ClaimTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CompleteTaskWithBody Complete a task
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/complete (the `CompleteTask` operationId).
+	CompleteTaskWithBody(ctx context.Context, taskId TaskId, params *CompleteTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CompleteTask Complete a task
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/complete (the `CompleteTask` operationId).
+	CompleteTask(ctx context.Context, taskId TaskId, params *CompleteTaskParams, body CompleteTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListDependencies List what a task depends on
+	//
+	// In the order of slugs.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/tasks/{taskId}/dependencies (the `ListDependencies` operationId).
+	ListDependencies(ctx context.Context, taskId TaskId, params *ListDependenciesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddDependencyWithBody Make a task depend on another one
+	//
+	// Of the same project. What would close a circle is refused.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/dependencies (the `AddDependency` operationId).
+	AddDependencyWithBody(ctx context.Context, taskId TaskId, params *AddDependencyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddDependency Make a task depend on another one
+	//
+	// Of the same project. What would close a circle is refused.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/dependencies (the `AddDependency` operationId).
+	AddDependency(ctx context.Context, taskId TaskId, params *AddDependencyParams, body AddDependencyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RemoveDependency Make a task no longer depend on another one
+	//
+	// Scope: `tasks:write`.
+	//
+	// Corresponds with DELETE /v1/tasks/{taskId}/dependencies/{dependsOnTaskId} (the `RemoveDependency` operationId).
+	RemoveDependency(ctx context.Context, taskId TaskId, dependsOnTaskId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetTaskDocument Get a task as one Markdown text
+	//
+	// Its name, body and notes.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/tasks/{taskId}/document (the `GetTaskDocument` operationId).
+	GetTaskDocument(ctx context.Context, taskId TaskId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// FailTaskWithBody Say that a task failed
+	//
+	// Those that wait for it go on waiting, and say so.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/fail (the `FailTask` operationId).
+	FailTaskWithBody(ctx context.Context, taskId TaskId, params *FailTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// FailTask Say that a task failed
+	//
+	// Those that wait for it go on waiting, and say so.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/fail (the `FailTask` operationId).
+	FailTask(ctx context.Context, taskId TaskId, params *FailTaskParams, body FailTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// HeartbeatClaimWithBody Prolong a claim
+	//
+	// From now for as long as was claimed.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/heartbeat (the `HeartbeatClaim` operationId).
+	HeartbeatClaimWithBody(ctx context.Context, taskId TaskId, params *HeartbeatClaimParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// HeartbeatClaim Prolong a claim
+	//
+	// From now for as long as was claimed.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/heartbeat (the `HeartbeatClaim` operationId).
+	HeartbeatClaim(ctx context.Context, taskId TaskId, params *HeartbeatClaimParams, body HeartbeatClaimJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListTaskNotes List a task's notes
+	//
+	// The oldest first.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/tasks/{taskId}/notes (the `ListTaskNotes` operationId).
+	ListTaskNotes(ctx context.Context, taskId TaskId, params *ListTaskNotesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddTaskNoteWithBody Add a note to a task
+	//
+	// However many write at once, all notes are kept, in one order.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/notes (the `AddTaskNote` operationId).
+	AddTaskNoteWithBody(ctx context.Context, taskId TaskId, params *AddTaskNoteParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddTaskNote Add a note to a task
+	//
+	// However many write at once, all notes are kept, in one order.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/notes (the `AddTaskNote` operationId).
+	AddTaskNote(ctx context.Context, taskId TaskId, params *AddTaskNoteParams, body AddTaskNoteJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReleaseTaskWithBody Give a task back
+	//
+	// It is pending again.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/release (the `ReleaseTask` operationId).
+	ReleaseTaskWithBody(ctx context.Context, taskId TaskId, params *ReleaseTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReleaseTask Give a task back
+	//
+	// It is pending again.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/release (the `ReleaseTask` operationId).
+	ReleaseTask(ctx context.Context, taskId TaskId, params *ReleaseTaskParams, body ReleaseTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReopenTaskWithBody Take a completed or failed task up again
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/reopen (the `ReopenTask` operationId).
+	ReopenTaskWithBody(ctx context.Context, taskId TaskId, params *ReopenTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReopenTask Take a completed or failed task up again
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/reopen (the `ReopenTask` operationId).
+	ReopenTask(ctx context.Context, taskId TaskId, params *ReopenTaskParams, body ReopenTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListTaskStatusChanges List who moved a task, when and why
+	//
+	// The oldest first.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Corresponds with GET /v1/tasks/{taskId}/status-changes (the `ListTaskStatusChanges` operationId).
+	ListTaskStatusChanges(ctx context.Context, taskId TaskId, params *ListTaskStatusChangesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UnblockTaskWithBody Take a block away
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/unblock (the `UnblockTask` operationId).
+	UnblockTaskWithBody(ctx context.Context, taskId TaskId, params *UnblockTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UnblockTask Take a block away
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/unblock (the `UnblockTask` operationId).
+	UnblockTask(ctx context.Context, taskId TaskId, params *UnblockTaskParams, body UnblockTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetVersion Which hub this is
 	//
@@ -6526,6 +7963,107 @@ func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, r
 	return c.Client.Do(req)
 }
 
+// CreateMappingWithBody Say that a session works for another one
+//
+// Assignments are made by claiming a task.
+//
+// Scope: `coordination:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
+func (c *Client) CreateMappingWithBody(ctx context.Context, params *CreateMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateMappingRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateMapping Say that a session works for another one
+//
+// Assignments are made by claiming a task.
+//
+// Scope: `coordination:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
+func (c *Client) CreateMapping(ctx context.Context, params *CreateMappingParams, body CreateMappingJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateMappingRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetMapping Get a mapping
+//
+// Scope: `coordination:read`.
+//
+// Corresponds with GET /v1/mappings/{mappingId} (the `GetMapping` operationId).
+func (c *Client) GetMapping(ctx context.Context, mappingId MappingId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetMappingRequest(c.Server, mappingId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// EndMappingWithBody End a mapping
+//
+// Whoever holds it. The task of an assignment moves with it: completed, failed, or pending again when aborted.
+//
+// Scope: `coordination:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/mappings/{mappingId}/end (the `EndMapping` operationId).
+func (c *Client) EndMappingWithBody(ctx context.Context, mappingId MappingId, params *EndMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEndMappingRequestWithBody(c.Server, mappingId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// EndMapping End a mapping
+//
+// Whoever holds it. The task of an assignment moves with it: completed, failed, or pending again when aborted.
+//
+// Scope: `coordination:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/mappings/{mappingId}/end (the `EndMapping` operationId).
+func (c *Client) EndMapping(ctx context.Context, mappingId MappingId, params *EndMappingParams, body EndMappingJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewEndMappingRequest(c.Server, mappingId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetMe Say who is asking
 //
 // Any valid key may ask.
@@ -6978,6 +8516,236 @@ func (c *Client) UpdateProjectWithBody(ctx context.Context, projectId ProjectId,
 // Corresponds with PATCH /v1/projects/{projectId} (the `UpdateProject` operationId).
 func (c *Client) UpdateProjectWithApplicationMergePatchPlusJSONBody(ctx context.Context, projectId ProjectId, params *UpdateProjectParams, body UpdateProjectApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUpdateProjectRequestWithApplicationMergePatchPlusJSONBody(c.Server, projectId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListMappings List a project's mappings
+//
+// The newest first.
+//
+// Scope: `coordination:read`.
+//
+// Corresponds with GET /v1/projects/{projectId}/mappings (the `ListMappings` operationId).
+func (c *Client) ListMappings(ctx context.Context, projectId ProjectId, params *ListMappingsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListMappingsRequest(c.Server, projectId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListTasks List a project's tasks
+//
+// In the order of their slugs.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks (the `ListTasks` operationId).
+func (c *Client) ListTasks(ctx context.Context, projectId ProjectId, params *ListTasksParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTasksRequest(c.Server, projectId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateTaskWithBody Create a task
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks (the `CreateTask` operationId).
+func (c *Client) CreateTaskWithBody(ctx context.Context, projectId ProjectId, params *CreateTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateTaskRequestWithBody(c.Server, projectId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateTask Create a task
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks (the `CreateTask` operationId).
+func (c *Client) CreateTask(ctx context.Context, projectId ProjectId, params *CreateTaskParams, body CreateTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateTaskRequest(c.Server, projectId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ClaimNextTaskWithBody Claim the next task
+//
+// The ready task of the highest priority (not assessed ranks as medium), among equals the one that most others wait for. A task is
+// ready when all that it depends on is completed. However many claim at once, each task has one winner.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
+func (c *Client) ClaimNextTaskWithBody(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewClaimNextTaskRequestWithBody(c.Server, projectId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ClaimNextTask Claim the next task
+//
+// The ready task of the highest priority (not assessed ranks as medium), among equals the one that most others wait for. A task is
+// ready when all that it depends on is completed. However many claim at once, each task has one winner.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
+func (c *Client) ClaimNextTask(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, body ClaimNextTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewClaimNextTaskRequest(c.Server, projectId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTaskCosts Get the expected cost of a project's tasks
+//
+// taskgraph's categorical model. Of what is not assessed: risk counts as medium, scope as narrow, impact as isolated. An attempt at a task
+// succeeds with the chance of its risk and costs what its scope says; after two retries there is a fallback.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/costs (the `GetTaskCosts` operationId).
+func (c *Client) GetTaskCosts(ctx context.Context, projectId ProjectId, params *GetTaskCostsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTaskCostsRequest(c.Server, projectId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListTaskFiles List a project's tasks as files
+//
+// As the last sync brought them, with what changed since. In the order of slugs.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
+func (c *Client) ListTaskFiles(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTaskFilesRequest(c.Server, projectId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTaskGraph Get what follows from a project's dependencies
+//
+// With the meaning of taskgraph: an order with prerequisites first; generations that can be worked on side by side; a path with the most
+// tasks; the path with the greatest sum of (1 - chance of success) x weight of impact; on how many paths between any two tasks each task
+// lies; which tasks should be cut into smaller ones; and which pending tasks are ready, or what they wait for. Or the graph as a picture.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/graph (the `GetTaskGraph` operationId).
+func (c *Client) GetTaskGraph(ctx context.Context, projectId ProjectId, params *GetTaskGraphParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTaskGraphRequest(c.Server, projectId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SyncTasksWithBody Sync a set of task files
+//
+// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+func (c *Client) SyncTasksWithBody(ctx context.Context, projectId ProjectId, params *SyncTasksParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSyncTasksRequestWithBody(c.Server, projectId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SyncTasks Sync a set of task files
+//
+// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+func (c *Client) SyncTasks(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSyncTasksRequest(c.Server, projectId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -7946,6 +9714,587 @@ func (c *Client) UnarchiveSession(ctx context.Context, sessionId SessionId, para
 // Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
 func (c *Client) GetSessionUsage(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetSessionUsageRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteTask Delete a task with its notes and history
+//
+// Tasks that depend on it no longer do. To keep the history, archive it.
+//
+// Scope: `tasks:write`.
+//
+// Corresponds with DELETE /v1/tasks/{taskId} (the `DeleteTask` operationId).
+func (c *Client) DeleteTask(ctx context.Context, taskId TaskId, params *DeleteTaskParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteTaskRequest(c.Server, taskId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTask Get a task
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/tasks/{taskId} (the `GetTask` operationId).
+func (c *Client) GetTask(ctx context.Context, taskId TaskId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTaskRequest(c.Server, taskId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateTaskWithBody Change what is authored of a task
+//
+// Its status changes by the operations of work alone. A task in progress that is archived returns to pending first.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/tasks/{taskId} (the `UpdateTask` operationId).
+func (c *Client) UpdateTaskWithBody(ctx context.Context, taskId TaskId, params *UpdateTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateTaskRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateTaskWithApplicationMergePatchPlusJSONBody Change what is authored of a task
+//
+// Its status changes by the operations of work alone. A task in progress that is archived returns to pending first.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /v1/tasks/{taskId} (the `UpdateTask` operationId).
+func (c *Client) UpdateTaskWithApplicationMergePatchPlusJSONBody(ctx context.Context, taskId TaskId, params *UpdateTaskParams, body UpdateTaskApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateTaskRequestWithApplicationMergePatchPlusJSONBody(c.Server, taskId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// BlockTaskWithBody Say that a task is blocked
+//
+// By who holds it, which ends the claim, or without a claim a task that nobody works on.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/block (the `BlockTask` operationId).
+func (c *Client) BlockTaskWithBody(ctx context.Context, taskId TaskId, params *BlockTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewBlockTaskRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// BlockTask Say that a task is blocked
+//
+// By who holds it, which ends the claim, or without a claim a task that nobody works on.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/block (the `BlockTask` operationId).
+func (c *Client) BlockTask(ctx context.Context, taskId TaskId, params *BlockTaskParams, body BlockTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewBlockTaskRequest(c.Server, taskId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ClaimTaskWithBody Claim this task
+//
+// The session becomes the one that works on it, for as long as it says so: a lease that is not prolonged by heartbeats returns the task.
+// A session works on one task at a time.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/claim (the `ClaimTask` operationId).
+func (c *Client) ClaimTaskWithBody(ctx context.Context, taskId TaskId, params *ClaimTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewClaimTaskRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ClaimTask Claim this task
+//
+// The session becomes the one that works on it, for as long as it says so: a lease that is not prolonged by heartbeats returns the task.
+// A session works on one task at a time.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/claim (the `ClaimTask` operationId).
+func (c *Client) ClaimTask(ctx context.Context, taskId TaskId, params *ClaimTaskParams, body ClaimTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewClaimTaskRequest(c.Server, taskId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CompleteTaskWithBody Complete a task
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/complete (the `CompleteTask` operationId).
+func (c *Client) CompleteTaskWithBody(ctx context.Context, taskId TaskId, params *CompleteTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCompleteTaskRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CompleteTask Complete a task
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/complete (the `CompleteTask` operationId).
+func (c *Client) CompleteTask(ctx context.Context, taskId TaskId, params *CompleteTaskParams, body CompleteTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCompleteTaskRequest(c.Server, taskId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListDependencies List what a task depends on
+//
+// In the order of slugs.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/tasks/{taskId}/dependencies (the `ListDependencies` operationId).
+func (c *Client) ListDependencies(ctx context.Context, taskId TaskId, params *ListDependenciesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListDependenciesRequest(c.Server, taskId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddDependencyWithBody Make a task depend on another one
+//
+// Of the same project. What would close a circle is refused.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/dependencies (the `AddDependency` operationId).
+func (c *Client) AddDependencyWithBody(ctx context.Context, taskId TaskId, params *AddDependencyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddDependencyRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddDependency Make a task depend on another one
+//
+// Of the same project. What would close a circle is refused.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/dependencies (the `AddDependency` operationId).
+func (c *Client) AddDependency(ctx context.Context, taskId TaskId, params *AddDependencyParams, body AddDependencyJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddDependencyRequest(c.Server, taskId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RemoveDependency Make a task no longer depend on another one
+//
+// Scope: `tasks:write`.
+//
+// Corresponds with DELETE /v1/tasks/{taskId}/dependencies/{dependsOnTaskId} (the `RemoveDependency` operationId).
+func (c *Client) RemoveDependency(ctx context.Context, taskId TaskId, dependsOnTaskId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRemoveDependencyRequest(c.Server, taskId, dependsOnTaskId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetTaskDocument Get a task as one Markdown text
+//
+// Its name, body and notes.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/tasks/{taskId}/document (the `GetTaskDocument` operationId).
+func (c *Client) GetTaskDocument(ctx context.Context, taskId TaskId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetTaskDocumentRequest(c.Server, taskId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// FailTaskWithBody Say that a task failed
+//
+// Those that wait for it go on waiting, and say so.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/fail (the `FailTask` operationId).
+func (c *Client) FailTaskWithBody(ctx context.Context, taskId TaskId, params *FailTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFailTaskRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// FailTask Say that a task failed
+//
+// Those that wait for it go on waiting, and say so.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/fail (the `FailTask` operationId).
+func (c *Client) FailTask(ctx context.Context, taskId TaskId, params *FailTaskParams, body FailTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFailTaskRequest(c.Server, taskId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// HeartbeatClaimWithBody Prolong a claim
+//
+// From now for as long as was claimed.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/heartbeat (the `HeartbeatClaim` operationId).
+func (c *Client) HeartbeatClaimWithBody(ctx context.Context, taskId TaskId, params *HeartbeatClaimParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHeartbeatClaimRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// HeartbeatClaim Prolong a claim
+//
+// From now for as long as was claimed.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/heartbeat (the `HeartbeatClaim` operationId).
+func (c *Client) HeartbeatClaim(ctx context.Context, taskId TaskId, params *HeartbeatClaimParams, body HeartbeatClaimJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHeartbeatClaimRequest(c.Server, taskId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListTaskNotes List a task's notes
+//
+// The oldest first.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/tasks/{taskId}/notes (the `ListTaskNotes` operationId).
+func (c *Client) ListTaskNotes(ctx context.Context, taskId TaskId, params *ListTaskNotesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTaskNotesRequest(c.Server, taskId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddTaskNoteWithBody Add a note to a task
+//
+// However many write at once, all notes are kept, in one order.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/notes (the `AddTaskNote` operationId).
+func (c *Client) AddTaskNoteWithBody(ctx context.Context, taskId TaskId, params *AddTaskNoteParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddTaskNoteRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddTaskNote Add a note to a task
+//
+// However many write at once, all notes are kept, in one order.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/notes (the `AddTaskNote` operationId).
+func (c *Client) AddTaskNote(ctx context.Context, taskId TaskId, params *AddTaskNoteParams, body AddTaskNoteJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddTaskNoteRequest(c.Server, taskId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReleaseTaskWithBody Give a task back
+//
+// It is pending again.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/release (the `ReleaseTask` operationId).
+func (c *Client) ReleaseTaskWithBody(ctx context.Context, taskId TaskId, params *ReleaseTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReleaseTaskRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReleaseTask Give a task back
+//
+// It is pending again.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/release (the `ReleaseTask` operationId).
+func (c *Client) ReleaseTask(ctx context.Context, taskId TaskId, params *ReleaseTaskParams, body ReleaseTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReleaseTaskRequest(c.Server, taskId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReopenTaskWithBody Take a completed or failed task up again
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/reopen (the `ReopenTask` operationId).
+func (c *Client) ReopenTaskWithBody(ctx context.Context, taskId TaskId, params *ReopenTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReopenTaskRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReopenTask Take a completed or failed task up again
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/reopen (the `ReopenTask` operationId).
+func (c *Client) ReopenTask(ctx context.Context, taskId TaskId, params *ReopenTaskParams, body ReopenTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReopenTaskRequest(c.Server, taskId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListTaskStatusChanges List who moved a task, when and why
+//
+// The oldest first.
+//
+// Scope: `tasks:read`.
+//
+// Corresponds with GET /v1/tasks/{taskId}/status-changes (the `ListTaskStatusChanges` operationId).
+func (c *Client) ListTaskStatusChanges(ctx context.Context, taskId TaskId, params *ListTaskStatusChangesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListTaskStatusChangesRequest(c.Server, taskId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UnblockTaskWithBody Take a block away
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/unblock (the `UnblockTask` operationId).
+func (c *Client) UnblockTaskWithBody(ctx context.Context, taskId TaskId, params *UnblockTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUnblockTaskRequestWithBody(c.Server, taskId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UnblockTask Take a block away
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/tasks/{taskId}/unblock (the `UnblockTask` operationId).
+func (c *Client) UnblockTask(ctx context.Context, taskId TaskId, params *UnblockTaskParams, body UnblockTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUnblockTaskRequest(c.Server, taskId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -10225,6 +12574,157 @@ func NewFollowEventsRequest(server string, params *FollowEventsParams) (*http.Re
 	return req, nil
 }
 
+// NewCreateMappingRequest calls the generic CreateMapping builder with application/json body
+func NewCreateMappingRequest(server string, params *CreateMappingParams, body CreateMappingJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateMappingRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateMappingRequestWithBody constructs an http.Request for the CreateMapping method, with any body, and a specified content type
+func NewCreateMappingRequestWithBody(server string, params *CreateMappingParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/mappings")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetMappingRequest constructs an http.Request for the GetMapping method
+func NewGetMappingRequest(server string, mappingId MappingId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "mappingId", mappingId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/mappings/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewEndMappingRequest calls the generic EndMapping builder with application/json body
+func NewEndMappingRequest(server string, mappingId MappingId, params *EndMappingParams, body EndMappingJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewEndMappingRequestWithBody(server, mappingId, params, "application/json", bodyReader)
+}
+
+// NewEndMappingRequestWithBody constructs an http.Request for the EndMapping method, with any body, and a specified content type
+func NewEndMappingRequestWithBody(server string, mappingId MappingId, params *EndMappingParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "mappingId", mappingId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/mappings/%s/end", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetMeRequest constructs an http.Request for the GetMe method
 func NewGetMeRequest(server string) (*http.Request, error) {
 	var err error
@@ -11141,6 +13641,713 @@ func NewUpdateProjectRequestWithBody(server string, projectId ProjectId, params 
 			}
 
 			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListMappingsRequest constructs an http.Request for the ListMappings method
+func NewListMappingsRequest(server string, projectId ProjectId, params *ListMappingsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/mappings", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Kind != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "kind", *params.Kind, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Status != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "status", *params.Status, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.SessionId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "sessionId", *params.SessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ParentSessionId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "parentSessionId", *params.ParentSessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.TaskId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "taskId", *params.TaskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListTasksRequest constructs an http.Request for the ListTasks method
+func NewListTasksRequest(server string, projectId ProjectId, params *ListTasksParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Slug != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "slug", *params.Slug, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Status != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "status", *params.Status, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.PathPrefix != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pathPrefix", *params.PathPrefix, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Tag != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "tag", *params.Tag, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Level != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "level", *params.Level, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Assignee != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "assignee", *params.Assignee, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Ready != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "ready", *params.Ready, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Archived != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "archived", *params.Archived, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateTaskRequest calls the generic CreateTask builder with application/json body
+func NewCreateTaskRequest(server string, projectId ProjectId, params *CreateTaskParams, body CreateTaskJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateTaskRequestWithBody(server, projectId, params, "application/json", bodyReader)
+}
+
+// NewCreateTaskRequestWithBody constructs an http.Request for the CreateTask method, with any body, and a specified content type
+func NewCreateTaskRequestWithBody(server string, projectId ProjectId, params *CreateTaskParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewClaimNextTaskRequest calls the generic ClaimNextTask builder with application/json body
+func NewClaimNextTaskRequest(server string, projectId ProjectId, params *ClaimNextTaskParams, body ClaimNextTaskJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewClaimNextTaskRequestWithBody(server, projectId, params, "application/json", bodyReader)
+}
+
+// NewClaimNextTaskRequestWithBody constructs an http.Request for the ClaimNextTask method, with any body, and a specified content type
+func NewClaimNextTaskRequestWithBody(server string, projectId ProjectId, params *ClaimNextTaskParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/claim", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetTaskCostsRequest constructs an http.Request for the GetTaskCosts method
+func NewGetTaskCostsRequest(server string, projectId ProjectId, params *GetTaskCostsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/costs", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.PathPrefix != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pathPrefix", *params.PathPrefix, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Completed != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "completed", *params.Completed, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListTaskFilesRequest constructs an http.Request for the ListTaskFiles method
+func NewListTaskFilesRequest(server string, projectId ProjectId, params *ListTaskFilesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/files", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetTaskGraphRequest constructs an http.Request for the GetTaskGraph method
+func NewGetTaskGraphRequest(server string, projectId ProjectId, params *GetTaskGraphParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/graph", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.PathPrefix != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "pathPrefix", *params.PathPrefix, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Format != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "format", *params.Format, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSyncTasksRequest calls the generic SyncTasks builder with application/json body
+func NewSyncTasksRequest(server string, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSyncTasksRequestWithBody(server, projectId, params, "application/json", bodyReader)
+}
+
+// NewSyncTasksRequestWithBody constructs an http.Request for the SyncTasks method, with any body, and a specified content type
+func NewSyncTasksRequestWithBody(server string, projectId ProjectId, params *SyncTasksParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/sync", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
 	}
@@ -13438,6 +16645,1065 @@ func NewGetSessionUsageRequest(server string, sessionId SessionId, params *GetSe
 	return req, nil
 }
 
+// NewDeleteTaskRequest constructs an http.Request for the DeleteTask method
+func NewDeleteTaskRequest(server string, taskId TaskId, params *DeleteTaskParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetTaskRequest constructs an http.Request for the GetTask method
+func NewGetTaskRequest(server string, taskId TaskId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateTaskRequestWithApplicationMergePatchPlusJSONBody calls the generic UpdateTask builder with application/merge-patch+json body
+func NewUpdateTaskRequestWithApplicationMergePatchPlusJSONBody(server string, taskId TaskId, params *UpdateTaskParams, body UpdateTaskApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateTaskRequestWithBody(server, taskId, params, "application/merge-patch+json", bodyReader)
+}
+
+// NewUpdateTaskRequestWithBody constructs an http.Request for the UpdateTask method, with any body, and a specified content type
+func NewUpdateTaskRequestWithBody(server string, taskId TaskId, params *UpdateTaskParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewBlockTaskRequest calls the generic BlockTask builder with application/json body
+func NewBlockTaskRequest(server string, taskId TaskId, params *BlockTaskParams, body BlockTaskJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewBlockTaskRequestWithBody(server, taskId, params, "application/json", bodyReader)
+}
+
+// NewBlockTaskRequestWithBody constructs an http.Request for the BlockTask method, with any body, and a specified content type
+func NewBlockTaskRequestWithBody(server string, taskId TaskId, params *BlockTaskParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/block", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewClaimTaskRequest calls the generic ClaimTask builder with application/json body
+func NewClaimTaskRequest(server string, taskId TaskId, params *ClaimTaskParams, body ClaimTaskJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewClaimTaskRequestWithBody(server, taskId, params, "application/json", bodyReader)
+}
+
+// NewClaimTaskRequestWithBody constructs an http.Request for the ClaimTask method, with any body, and a specified content type
+func NewClaimTaskRequestWithBody(server string, taskId TaskId, params *ClaimTaskParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/claim", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewCompleteTaskRequest calls the generic CompleteTask builder with application/json body
+func NewCompleteTaskRequest(server string, taskId TaskId, params *CompleteTaskParams, body CompleteTaskJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCompleteTaskRequestWithBody(server, taskId, params, "application/json", bodyReader)
+}
+
+// NewCompleteTaskRequestWithBody constructs an http.Request for the CompleteTask method, with any body, and a specified content type
+func NewCompleteTaskRequestWithBody(server string, taskId TaskId, params *CompleteTaskParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/complete", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListDependenciesRequest constructs an http.Request for the ListDependencies method
+func NewListDependenciesRequest(server string, taskId TaskId, params *ListDependenciesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/dependencies", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAddDependencyRequest calls the generic AddDependency builder with application/json body
+func NewAddDependencyRequest(server string, taskId TaskId, params *AddDependencyParams, body AddDependencyJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddDependencyRequestWithBody(server, taskId, params, "application/json", bodyReader)
+}
+
+// NewAddDependencyRequestWithBody constructs an http.Request for the AddDependency method, with any body, and a specified content type
+func NewAddDependencyRequestWithBody(server string, taskId TaskId, params *AddDependencyParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/dependencies", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewRemoveDependencyRequest constructs an http.Request for the RemoveDependency method
+func NewRemoveDependencyRequest(server string, taskId TaskId, dependsOnTaskId openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "dependsOnTaskId", dependsOnTaskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/dependencies/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetTaskDocumentRequest constructs an http.Request for the GetTaskDocument method
+func NewGetTaskDocumentRequest(server string, taskId TaskId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/document", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewFailTaskRequest calls the generic FailTask builder with application/json body
+func NewFailTaskRequest(server string, taskId TaskId, params *FailTaskParams, body FailTaskJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewFailTaskRequestWithBody(server, taskId, params, "application/json", bodyReader)
+}
+
+// NewFailTaskRequestWithBody constructs an http.Request for the FailTask method, with any body, and a specified content type
+func NewFailTaskRequestWithBody(server string, taskId TaskId, params *FailTaskParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/fail", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewHeartbeatClaimRequest calls the generic HeartbeatClaim builder with application/json body
+func NewHeartbeatClaimRequest(server string, taskId TaskId, params *HeartbeatClaimParams, body HeartbeatClaimJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewHeartbeatClaimRequestWithBody(server, taskId, params, "application/json", bodyReader)
+}
+
+// NewHeartbeatClaimRequestWithBody constructs an http.Request for the HeartbeatClaim method, with any body, and a specified content type
+func NewHeartbeatClaimRequestWithBody(server string, taskId TaskId, params *HeartbeatClaimParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/heartbeat", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListTaskNotesRequest constructs an http.Request for the ListTaskNotes method
+func NewListTaskNotesRequest(server string, taskId TaskId, params *ListTaskNotesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/notes", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAddTaskNoteRequest calls the generic AddTaskNote builder with application/json body
+func NewAddTaskNoteRequest(server string, taskId TaskId, params *AddTaskNoteParams, body AddTaskNoteJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddTaskNoteRequestWithBody(server, taskId, params, "application/json", bodyReader)
+}
+
+// NewAddTaskNoteRequestWithBody constructs an http.Request for the AddTaskNote method, with any body, and a specified content type
+func NewAddTaskNoteRequestWithBody(server string, taskId TaskId, params *AddTaskNoteParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/notes", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewReleaseTaskRequest calls the generic ReleaseTask builder with application/json body
+func NewReleaseTaskRequest(server string, taskId TaskId, params *ReleaseTaskParams, body ReleaseTaskJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewReleaseTaskRequestWithBody(server, taskId, params, "application/json", bodyReader)
+}
+
+// NewReleaseTaskRequestWithBody constructs an http.Request for the ReleaseTask method, with any body, and a specified content type
+func NewReleaseTaskRequestWithBody(server string, taskId TaskId, params *ReleaseTaskParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/release", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewReopenTaskRequest calls the generic ReopenTask builder with application/json body
+func NewReopenTaskRequest(server string, taskId TaskId, params *ReopenTaskParams, body ReopenTaskJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewReopenTaskRequestWithBody(server, taskId, params, "application/json", bodyReader)
+}
+
+// NewReopenTaskRequestWithBody constructs an http.Request for the ReopenTask method, with any body, and a specified content type
+func NewReopenTaskRequestWithBody(server string, taskId TaskId, params *ReopenTaskParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/reopen", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListTaskStatusChangesRequest constructs an http.Request for the ListTaskStatusChanges method
+func NewListTaskStatusChangesRequest(server string, taskId TaskId, params *ListTaskStatusChangesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/status-changes", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUnblockTaskRequest calls the generic UnblockTask builder with application/json body
+func NewUnblockTaskRequest(server string, taskId TaskId, params *UnblockTaskParams, body UnblockTaskJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUnblockTaskRequestWithBody(server, taskId, params, "application/json", bodyReader)
+}
+
+// NewUnblockTaskRequestWithBody constructs an http.Request for the UnblockTask method, with any body, and a specified content type
+func NewUnblockTaskRequestWithBody(server string, taskId TaskId, params *UnblockTaskParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "taskId", taskId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/tasks/%s/unblock", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetVersionRequest constructs an http.Request for the GetVersion method
 func NewGetVersionRequest(server string) (*http.Request, error) {
 	var err error
@@ -14011,6 +18277,59 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
 	FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error)
 
+	// CreateMappingWithBodyWithResponse Say that a session works for another one
+	//
+	// Assignments are made by claiming a task.
+	//
+	// Scope: `coordination:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
+	CreateMappingWithBodyWithResponse(ctx context.Context, params *CreateMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateMappingResponse, error)
+
+	// CreateMappingWithResponse Say that a session works for another one
+	//
+	// Assignments are made by claiming a task.
+	//
+	// Scope: `coordination:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
+	CreateMappingWithResponse(ctx context.Context, params *CreateMappingParams, body CreateMappingJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateMappingResponse, error)
+
+	// GetMappingWithResponse Get a mapping
+	//
+	// Scope: `coordination:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/mappings/{mappingId} (the `GetMapping` operationId).
+	GetMappingWithResponse(ctx context.Context, mappingId MappingId, reqEditors ...RequestEditorFn) (*GetMappingResponse, error)
+
+	// EndMappingWithBodyWithResponse End a mapping
+	//
+	// Whoever holds it. The task of an assignment moves with it: completed, failed, or pending again when aborted.
+	//
+	// Scope: `coordination:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/mappings/{mappingId}/end (the `EndMapping` operationId).
+	EndMappingWithBodyWithResponse(ctx context.Context, mappingId MappingId, params *EndMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*EndMappingResponse, error)
+
+	// EndMappingWithResponse End a mapping
+	//
+	// Whoever holds it. The task of an assignment moves with it: completed, failed, or pending again when aborted.
+	//
+	// Scope: `coordination:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/mappings/{mappingId}/end (the `EndMapping` operationId).
+	EndMappingWithResponse(ctx context.Context, mappingId MappingId, params *EndMappingParams, body EndMappingJSONRequestBody, reqEditors ...RequestEditorFn) (*EndMappingResponse, error)
+
 	// GetMeWithResponse Say who is asking
 	//
 	// Any valid key may ask.
@@ -14252,6 +18571,136 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PATCH /v1/projects/{projectId} (the `UpdateProject` operationId).
 	UpdateProjectWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, projectId ProjectId, params *UpdateProjectParams, body UpdateProjectApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateProjectResponse, error)
+
+	// ListMappingsWithResponse List a project's mappings
+	//
+	// The newest first.
+	//
+	// Scope: `coordination:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/projects/{projectId}/mappings (the `ListMappings` operationId).
+	ListMappingsWithResponse(ctx context.Context, projectId ProjectId, params *ListMappingsParams, reqEditors ...RequestEditorFn) (*ListMappingsResponse, error)
+
+	// ListTasksWithResponse List a project's tasks
+	//
+	// In the order of their slugs.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks (the `ListTasks` operationId).
+	ListTasksWithResponse(ctx context.Context, projectId ProjectId, params *ListTasksParams, reqEditors ...RequestEditorFn) (*ListTasksResponse, error)
+
+	// CreateTaskWithBodyWithResponse Create a task
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks (the `CreateTask` operationId).
+	CreateTaskWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *CreateTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTaskResponse, error)
+
+	// CreateTaskWithResponse Create a task
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks (the `CreateTask` operationId).
+	CreateTaskWithResponse(ctx context.Context, projectId ProjectId, params *CreateTaskParams, body CreateTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTaskResponse, error)
+
+	// ClaimNextTaskWithBodyWithResponse Claim the next task
+	//
+	// The ready task of the highest priority (not assessed ranks as medium), among equals the one that most others wait for. A task is
+	// ready when all that it depends on is completed. However many claim at once, each task has one winner.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
+	ClaimNextTaskWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ClaimNextTaskResponse, error)
+
+	// ClaimNextTaskWithResponse Claim the next task
+	//
+	// The ready task of the highest priority (not assessed ranks as medium), among equals the one that most others wait for. A task is
+	// ready when all that it depends on is completed. However many claim at once, each task has one winner.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
+	ClaimNextTaskWithResponse(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, body ClaimNextTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*ClaimNextTaskResponse, error)
+
+	// GetTaskCostsWithResponse Get the expected cost of a project's tasks
+	//
+	// taskgraph's categorical model. Of what is not assessed: risk counts as medium, scope as narrow, impact as isolated. An attempt at a task
+	// succeeds with the chance of its risk and costs what its scope says; after two retries there is a fallback.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/costs (the `GetTaskCosts` operationId).
+	GetTaskCostsWithResponse(ctx context.Context, projectId ProjectId, params *GetTaskCostsParams, reqEditors ...RequestEditorFn) (*GetTaskCostsResponse, error)
+
+	// ListTaskFilesWithResponse List a project's tasks as files
+	//
+	// As the last sync brought them, with what changed since. In the order of slugs.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
+	ListTaskFilesWithResponse(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*ListTaskFilesResponse, error)
+
+	// GetTaskGraphWithResponse Get what follows from a project's dependencies
+	//
+	// With the meaning of taskgraph: an order with prerequisites first; generations that can be worked on side by side; a path with the most
+	// tasks; the path with the greatest sum of (1 - chance of success) x weight of impact; on how many paths between any two tasks each task
+	// lies; which tasks should be cut into smaller ones; and which pending tasks are ready, or what they wait for. Or the graph as a picture.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/projects/{projectId}/tasks/graph (the `GetTaskGraph` operationId).
+	GetTaskGraphWithResponse(ctx context.Context, projectId ProjectId, params *GetTaskGraphParams, reqEditors ...RequestEditorFn) (*GetTaskGraphResponse, error)
+
+	// SyncTasksWithBodyWithResponse Sync a set of task files
+	//
+	// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+	// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+	// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+	// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+	// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+	SyncTasksWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *SyncTasksParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SyncTasksResponse, error)
+
+	// SyncTasksWithResponse Sync a set of task files
+	//
+	// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+	// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+	// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+	// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+	// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+	SyncTasksWithResponse(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*SyncTasksResponse, error)
 
 	// GetRetentionPolicyWithResponse Get the retention policy
 	//
@@ -14794,6 +19243,311 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
 	GetSessionUsageWithResponse(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*GetSessionUsageResponse, error)
+
+	// DeleteTaskWithResponse Delete a task with its notes and history
+	//
+	// Tasks that depend on it no longer do. To keep the history, archive it.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/tasks/{taskId} (the `DeleteTask` operationId).
+	DeleteTaskWithResponse(ctx context.Context, taskId TaskId, params *DeleteTaskParams, reqEditors ...RequestEditorFn) (*DeleteTaskResponse, error)
+
+	// GetTaskWithResponse Get a task
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tasks/{taskId} (the `GetTask` operationId).
+	GetTaskWithResponse(ctx context.Context, taskId TaskId, reqEditors ...RequestEditorFn) (*GetTaskResponse, error)
+
+	// UpdateTaskWithBodyWithResponse Change what is authored of a task
+	//
+	// Its status changes by the operations of work alone. A task in progress that is archived returns to pending first.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/tasks/{taskId} (the `UpdateTask` operationId).
+	UpdateTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *UpdateTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateTaskResponse, error)
+
+	// UpdateTaskWithApplicationMergePatchPlusJSONBodyWithResponse Change what is authored of a task
+	//
+	// Its status changes by the operations of work alone. A task in progress that is archived returns to pending first.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/tasks/{taskId} (the `UpdateTask` operationId).
+	UpdateTaskWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, taskId TaskId, params *UpdateTaskParams, body UpdateTaskApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateTaskResponse, error)
+
+	// BlockTaskWithBodyWithResponse Say that a task is blocked
+	//
+	// By who holds it, which ends the claim, or without a claim a task that nobody works on.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/block (the `BlockTask` operationId).
+	BlockTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *BlockTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*BlockTaskResponse, error)
+
+	// BlockTaskWithResponse Say that a task is blocked
+	//
+	// By who holds it, which ends the claim, or without a claim a task that nobody works on.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/block (the `BlockTask` operationId).
+	BlockTaskWithResponse(ctx context.Context, taskId TaskId, params *BlockTaskParams, body BlockTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*BlockTaskResponse, error)
+
+	// ClaimTaskWithBodyWithResponse Claim this task
+	//
+	// The session becomes the one that works on it, for as long as it says so: a lease that is not prolonged by heartbeats returns the task.
+	// A session works on one task at a time.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/claim (the `ClaimTask` operationId).
+	ClaimTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *ClaimTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ClaimTaskResponse, error)
+
+	// ClaimTaskWithResponse Claim this task
+	//
+	// The session becomes the one that works on it, for as long as it says so: a lease that is not prolonged by heartbeats returns the task.
+	// A session works on one task at a time.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/claim (the `ClaimTask` operationId).
+	ClaimTaskWithResponse(ctx context.Context, taskId TaskId, params *ClaimTaskParams, body ClaimTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*ClaimTaskResponse, error)
+
+	// CompleteTaskWithBodyWithResponse Complete a task
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/complete (the `CompleteTask` operationId).
+	CompleteTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *CompleteTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CompleteTaskResponse, error)
+
+	// CompleteTaskWithResponse Complete a task
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/complete (the `CompleteTask` operationId).
+	CompleteTaskWithResponse(ctx context.Context, taskId TaskId, params *CompleteTaskParams, body CompleteTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*CompleteTaskResponse, error)
+
+	// ListDependenciesWithResponse List what a task depends on
+	//
+	// In the order of slugs.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tasks/{taskId}/dependencies (the `ListDependencies` operationId).
+	ListDependenciesWithResponse(ctx context.Context, taskId TaskId, params *ListDependenciesParams, reqEditors ...RequestEditorFn) (*ListDependenciesResponse, error)
+
+	// AddDependencyWithBodyWithResponse Make a task depend on another one
+	//
+	// Of the same project. What would close a circle is refused.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/dependencies (the `AddDependency` operationId).
+	AddDependencyWithBodyWithResponse(ctx context.Context, taskId TaskId, params *AddDependencyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddDependencyResponse, error)
+
+	// AddDependencyWithResponse Make a task depend on another one
+	//
+	// Of the same project. What would close a circle is refused.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/dependencies (the `AddDependency` operationId).
+	AddDependencyWithResponse(ctx context.Context, taskId TaskId, params *AddDependencyParams, body AddDependencyJSONRequestBody, reqEditors ...RequestEditorFn) (*AddDependencyResponse, error)
+
+	// RemoveDependencyWithResponse Make a task no longer depend on another one
+	//
+	// Scope: `tasks:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/tasks/{taskId}/dependencies/{dependsOnTaskId} (the `RemoveDependency` operationId).
+	RemoveDependencyWithResponse(ctx context.Context, taskId TaskId, dependsOnTaskId openapi_types.UUID, reqEditors ...RequestEditorFn) (*RemoveDependencyResponse, error)
+
+	// GetTaskDocumentWithResponse Get a task as one Markdown text
+	//
+	// Its name, body and notes.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tasks/{taskId}/document (the `GetTaskDocument` operationId).
+	GetTaskDocumentWithResponse(ctx context.Context, taskId TaskId, reqEditors ...RequestEditorFn) (*GetTaskDocumentResponse, error)
+
+	// FailTaskWithBodyWithResponse Say that a task failed
+	//
+	// Those that wait for it go on waiting, and say so.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/fail (the `FailTask` operationId).
+	FailTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *FailTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*FailTaskResponse, error)
+
+	// FailTaskWithResponse Say that a task failed
+	//
+	// Those that wait for it go on waiting, and say so.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/fail (the `FailTask` operationId).
+	FailTaskWithResponse(ctx context.Context, taskId TaskId, params *FailTaskParams, body FailTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*FailTaskResponse, error)
+
+	// HeartbeatClaimWithBodyWithResponse Prolong a claim
+	//
+	// From now for as long as was claimed.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/heartbeat (the `HeartbeatClaim` operationId).
+	HeartbeatClaimWithBodyWithResponse(ctx context.Context, taskId TaskId, params *HeartbeatClaimParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*HeartbeatClaimResponse, error)
+
+	// HeartbeatClaimWithResponse Prolong a claim
+	//
+	// From now for as long as was claimed.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/heartbeat (the `HeartbeatClaim` operationId).
+	HeartbeatClaimWithResponse(ctx context.Context, taskId TaskId, params *HeartbeatClaimParams, body HeartbeatClaimJSONRequestBody, reqEditors ...RequestEditorFn) (*HeartbeatClaimResponse, error)
+
+	// ListTaskNotesWithResponse List a task's notes
+	//
+	// The oldest first.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tasks/{taskId}/notes (the `ListTaskNotes` operationId).
+	ListTaskNotesWithResponse(ctx context.Context, taskId TaskId, params *ListTaskNotesParams, reqEditors ...RequestEditorFn) (*ListTaskNotesResponse, error)
+
+	// AddTaskNoteWithBodyWithResponse Add a note to a task
+	//
+	// However many write at once, all notes are kept, in one order.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/notes (the `AddTaskNote` operationId).
+	AddTaskNoteWithBodyWithResponse(ctx context.Context, taskId TaskId, params *AddTaskNoteParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddTaskNoteResponse, error)
+
+	// AddTaskNoteWithResponse Add a note to a task
+	//
+	// However many write at once, all notes are kept, in one order.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/notes (the `AddTaskNote` operationId).
+	AddTaskNoteWithResponse(ctx context.Context, taskId TaskId, params *AddTaskNoteParams, body AddTaskNoteJSONRequestBody, reqEditors ...RequestEditorFn) (*AddTaskNoteResponse, error)
+
+	// ReleaseTaskWithBodyWithResponse Give a task back
+	//
+	// It is pending again.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/release (the `ReleaseTask` operationId).
+	ReleaseTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *ReleaseTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReleaseTaskResponse, error)
+
+	// ReleaseTaskWithResponse Give a task back
+	//
+	// It is pending again.
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/release (the `ReleaseTask` operationId).
+	ReleaseTaskWithResponse(ctx context.Context, taskId TaskId, params *ReleaseTaskParams, body ReleaseTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*ReleaseTaskResponse, error)
+
+	// ReopenTaskWithBodyWithResponse Take a completed or failed task up again
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/reopen (the `ReopenTask` operationId).
+	ReopenTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *ReopenTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReopenTaskResponse, error)
+
+	// ReopenTaskWithResponse Take a completed or failed task up again
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/reopen (the `ReopenTask` operationId).
+	ReopenTaskWithResponse(ctx context.Context, taskId TaskId, params *ReopenTaskParams, body ReopenTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*ReopenTaskResponse, error)
+
+	// ListTaskStatusChangesWithResponse List who moved a task, when and why
+	//
+	// The oldest first.
+	//
+	// Scope: `tasks:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/tasks/{taskId}/status-changes (the `ListTaskStatusChanges` operationId).
+	ListTaskStatusChangesWithResponse(ctx context.Context, taskId TaskId, params *ListTaskStatusChangesParams, reqEditors ...RequestEditorFn) (*ListTaskStatusChangesResponse, error)
+
+	// UnblockTaskWithBodyWithResponse Take a block away
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/unblock (the `UnblockTask` operationId).
+	UnblockTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *UnblockTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UnblockTaskResponse, error)
+
+	// UnblockTaskWithResponse Take a block away
+	//
+	// Scope: `tasks:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/tasks/{taskId}/unblock (the `UnblockTask` operationId).
+	UnblockTaskWithResponse(ctx context.Context, taskId TaskId, params *UnblockTaskParams, body UnblockTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*UnblockTaskResponse, error)
 
 	// GetVersionWithResponse Which hub this is
 	//
@@ -16740,6 +21494,172 @@ func (r FollowEventsResponse) ContentType() string {
 	return ""
 }
 
+// CreateMappingResponse201Headers the declared response headers of an HTTP 201 response for CreateMapping
+type CreateMappingResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type CreateMappingResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Mapping
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateMappingResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateMappingResponse) GetJSON201() *Mapping {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateMappingResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateMappingResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateMappingResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateMappingResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateMappingResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetMappingResponse200Headers the declared response headers of an HTTP 200 response for GetMapping
+type GetMappingResponse200Headers struct {
+	ETag string
+}
+
+type GetMappingResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Mapping
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetMappingResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetMappingResponse) GetJSON200() *Mapping {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetMappingResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetMappingResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetMappingResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetMappingResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetMappingResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// EndMappingResponse200Headers the declared response headers of an HTTP 200 response for EndMapping
+type EndMappingResponse200Headers struct {
+	ETag string
+}
+
+type EndMappingResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Mapping
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *EndMappingResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r EndMappingResponse) GetJSON200() *Mapping {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r EndMappingResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r EndMappingResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r EndMappingResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r EndMappingResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r EndMappingResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetMeResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -17602,6 +22522,405 @@ func (r UpdateProjectResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r UpdateProjectResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListMappingsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *MappingPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListMappingsResponse) GetJSON200() *MappingPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListMappingsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListMappingsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListMappingsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListMappingsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListMappingsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListTasksResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TaskPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListTasksResponse) GetJSON200() *TaskPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListTasksResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListTasksResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListTasksResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListTasksResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListTasksResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateTaskResponse201Headers the declared response headers of an HTTP 201 response for CreateTask
+type CreateTaskResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type CreateTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateTaskResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateTaskResponse) GetJSON201() *Task {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ClaimNextTaskResponse200Headers the declared response headers of an HTTP 200 response for ClaimNextTask
+type ClaimNextTaskResponse200Headers struct {
+	ETag string
+}
+
+type ClaimNextTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ClaimNextTaskResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ClaimNextTaskResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ClaimNextTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ClaimNextTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ClaimNextTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ClaimNextTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ClaimNextTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetTaskCostsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TaskCosts
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTaskCostsResponse) GetJSON200() *TaskCosts {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetTaskCostsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTaskCostsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTaskCostsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTaskCostsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTaskCostsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListTaskFilesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TaskFilePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListTaskFilesResponse) GetJSON200() *TaskFilePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListTaskFilesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListTaskFilesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListTaskFilesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListTaskFilesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListTaskFilesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetTaskGraphResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TaskGraph
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTaskGraphResponse) GetJSON200() *TaskGraph {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetTaskGraphResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTaskGraphResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTaskGraphResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTaskGraphResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTaskGraphResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type SyncTasksResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TaskSyncReport
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SyncTasksResponse) GetJSON200() *TaskSyncReport {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SyncTasksResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SyncTasksResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SyncTasksResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SyncTasksResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SyncTasksResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -19382,6 +24701,927 @@ func (r GetSessionUsageResponse) ContentType() string {
 	return ""
 }
 
+type DeleteTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetTaskResponse200Headers the declared response headers of an HTTP 200 response for GetTask
+type GetTaskResponse200Headers struct {
+	ETag string
+}
+
+type GetTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetTaskResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetTaskResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UpdateTaskResponse200Headers the declared response headers of an HTTP 200 response for UpdateTask
+type UpdateTaskResponse200Headers struct {
+	ETag string
+}
+
+type UpdateTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UpdateTaskResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateTaskResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// BlockTaskResponse200Headers the declared response headers of an HTTP 200 response for BlockTask
+type BlockTaskResponse200Headers struct {
+	ETag string
+}
+
+type BlockTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *BlockTaskResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r BlockTaskResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r BlockTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r BlockTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r BlockTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r BlockTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r BlockTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ClaimTaskResponse200Headers the declared response headers of an HTTP 200 response for ClaimTask
+type ClaimTaskResponse200Headers struct {
+	ETag string
+}
+
+type ClaimTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ClaimTaskResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ClaimTaskResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ClaimTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ClaimTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ClaimTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ClaimTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ClaimTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CompleteTaskResponse200Headers the declared response headers of an HTTP 200 response for CompleteTask
+type CompleteTaskResponse200Headers struct {
+	ETag string
+}
+
+type CompleteTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *CompleteTaskResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CompleteTaskResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CompleteTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CompleteTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CompleteTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CompleteTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CompleteTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListDependenciesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DependencyPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListDependenciesResponse) GetJSON200() *DependencyPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListDependenciesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListDependenciesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListDependenciesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListDependenciesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListDependenciesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// AddDependencyResponse201Headers the declared response headers of an HTTP 201 response for AddDependency
+type AddDependencyResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type AddDependencyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *AddDependencyResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r AddDependencyResponse) GetJSON201() *Task {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AddDependencyResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AddDependencyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AddDependencyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddDependencyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AddDependencyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type RemoveDependencyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RemoveDependencyResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RemoveDependencyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RemoveDependencyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RemoveDependencyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RemoveDependencyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetTaskDocumentResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetTaskDocumentResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetTaskDocumentResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetTaskDocumentResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetTaskDocumentResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetTaskDocumentResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// FailTaskResponse200Headers the declared response headers of an HTTP 200 response for FailTask
+type FailTaskResponse200Headers struct {
+	ETag string
+}
+
+type FailTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *FailTaskResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r FailTaskResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r FailTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r FailTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r FailTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FailTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r FailTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// HeartbeatClaimResponse200Headers the declared response headers of an HTTP 200 response for HeartbeatClaim
+type HeartbeatClaimResponse200Headers struct {
+	ETag string
+}
+
+type HeartbeatClaimResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *HeartbeatClaimResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r HeartbeatClaimResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r HeartbeatClaimResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r HeartbeatClaimResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r HeartbeatClaimResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r HeartbeatClaimResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r HeartbeatClaimResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListTaskNotesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *NotePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListTaskNotesResponse) GetJSON200() *NotePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListTaskNotesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListTaskNotesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListTaskNotesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListTaskNotesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListTaskNotesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AddTaskNoteResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Note
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r AddTaskNoteResponse) GetJSON201() *Note {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AddTaskNoteResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AddTaskNoteResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AddTaskNoteResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddTaskNoteResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AddTaskNoteResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ReleaseTaskResponse200Headers the declared response headers of an HTTP 200 response for ReleaseTask
+type ReleaseTaskResponse200Headers struct {
+	ETag string
+}
+
+type ReleaseTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ReleaseTaskResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ReleaseTaskResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ReleaseTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ReleaseTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ReleaseTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReleaseTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ReleaseTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ReopenTaskResponse200Headers the declared response headers of an HTTP 200 response for ReopenTask
+type ReopenTaskResponse200Headers struct {
+	ETag string
+}
+
+type ReopenTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ReopenTaskResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ReopenTaskResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ReopenTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ReopenTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ReopenTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReopenTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ReopenTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListTaskStatusChangesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TaskStatusChangePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListTaskStatusChangesResponse) GetJSON200() *TaskStatusChangePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListTaskStatusChangesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListTaskStatusChangesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListTaskStatusChangesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListTaskStatusChangesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListTaskStatusChangesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UnblockTaskResponse200Headers the declared response headers of an HTTP 200 response for UnblockTask
+type UnblockTaskResponse200Headers struct {
+	ETag string
+}
+
+type UnblockTaskResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Task
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UnblockTaskResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UnblockTaskResponse) GetJSON200() *Task {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UnblockTaskResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UnblockTaskResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UnblockTaskResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UnblockTaskResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UnblockTaskResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetVersionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -20208,6 +26448,89 @@ func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, para
 	return ParseFollowEventsResponse(rsp)
 }
 
+// CreateMappingWithBodyWithResponse Say that a session works for another one
+//
+// Assignments are made by claiming a task.
+//
+// Scope: `coordination:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
+func (c *ClientWithResponses) CreateMappingWithBodyWithResponse(ctx context.Context, params *CreateMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateMappingResponse, error) {
+	rsp, err := c.CreateMappingWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateMappingResponse(rsp)
+}
+
+// CreateMappingWithResponse Say that a session works for another one
+//
+// Assignments are made by claiming a task.
+//
+// Scope: `coordination:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
+func (c *ClientWithResponses) CreateMappingWithResponse(ctx context.Context, params *CreateMappingParams, body CreateMappingJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateMappingResponse, error) {
+	rsp, err := c.CreateMapping(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateMappingResponse(rsp)
+}
+
+// GetMappingWithResponse Get a mapping
+//
+// Scope: `coordination:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/mappings/{mappingId} (the `GetMapping` operationId).
+func (c *ClientWithResponses) GetMappingWithResponse(ctx context.Context, mappingId MappingId, reqEditors ...RequestEditorFn) (*GetMappingResponse, error) {
+	rsp, err := c.GetMapping(ctx, mappingId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetMappingResponse(rsp)
+}
+
+// EndMappingWithBodyWithResponse End a mapping
+//
+// Whoever holds it. The task of an assignment moves with it: completed, failed, or pending again when aborted.
+//
+// Scope: `coordination:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/mappings/{mappingId}/end (the `EndMapping` operationId).
+func (c *ClientWithResponses) EndMappingWithBodyWithResponse(ctx context.Context, mappingId MappingId, params *EndMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*EndMappingResponse, error) {
+	rsp, err := c.EndMappingWithBody(ctx, mappingId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEndMappingResponse(rsp)
+}
+
+// EndMappingWithResponse End a mapping
+//
+// Whoever holds it. The task of an assignment moves with it: completed, failed, or pending again when aborted.
+//
+// Scope: `coordination:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/mappings/{mappingId}/end (the `EndMapping` operationId).
+func (c *ClientWithResponses) EndMappingWithResponse(ctx context.Context, mappingId MappingId, params *EndMappingParams, body EndMappingJSONRequestBody, reqEditors ...RequestEditorFn) (*EndMappingResponse, error) {
+	rsp, err := c.EndMapping(ctx, mappingId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseEndMappingResponse(rsp)
+}
+
 // GetMeWithResponse Say who is asking
 //
 // Any valid key may ask.
@@ -20592,6 +26915,202 @@ func (c *ClientWithResponses) UpdateProjectWithApplicationMergePatchPlusJSONBody
 		return nil, err
 	}
 	return ParseUpdateProjectResponse(rsp)
+}
+
+// ListMappingsWithResponse List a project's mappings
+//
+// The newest first.
+//
+// Scope: `coordination:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/projects/{projectId}/mappings (the `ListMappings` operationId).
+func (c *ClientWithResponses) ListMappingsWithResponse(ctx context.Context, projectId ProjectId, params *ListMappingsParams, reqEditors ...RequestEditorFn) (*ListMappingsResponse, error) {
+	rsp, err := c.ListMappings(ctx, projectId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListMappingsResponse(rsp)
+}
+
+// ListTasksWithResponse List a project's tasks
+//
+// In the order of their slugs.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks (the `ListTasks` operationId).
+func (c *ClientWithResponses) ListTasksWithResponse(ctx context.Context, projectId ProjectId, params *ListTasksParams, reqEditors ...RequestEditorFn) (*ListTasksResponse, error) {
+	rsp, err := c.ListTasks(ctx, projectId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListTasksResponse(rsp)
+}
+
+// CreateTaskWithBodyWithResponse Create a task
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks (the `CreateTask` operationId).
+func (c *ClientWithResponses) CreateTaskWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *CreateTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateTaskResponse, error) {
+	rsp, err := c.CreateTaskWithBody(ctx, projectId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateTaskResponse(rsp)
+}
+
+// CreateTaskWithResponse Create a task
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks (the `CreateTask` operationId).
+func (c *ClientWithResponses) CreateTaskWithResponse(ctx context.Context, projectId ProjectId, params *CreateTaskParams, body CreateTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateTaskResponse, error) {
+	rsp, err := c.CreateTask(ctx, projectId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateTaskResponse(rsp)
+}
+
+// ClaimNextTaskWithBodyWithResponse Claim the next task
+//
+// The ready task of the highest priority (not assessed ranks as medium), among equals the one that most others wait for. A task is
+// ready when all that it depends on is completed. However many claim at once, each task has one winner.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
+func (c *ClientWithResponses) ClaimNextTaskWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ClaimNextTaskResponse, error) {
+	rsp, err := c.ClaimNextTaskWithBody(ctx, projectId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseClaimNextTaskResponse(rsp)
+}
+
+// ClaimNextTaskWithResponse Claim the next task
+//
+// The ready task of the highest priority (not assessed ranks as medium), among equals the one that most others wait for. A task is
+// ready when all that it depends on is completed. However many claim at once, each task has one winner.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/claim (the `ClaimNextTask` operationId).
+func (c *ClientWithResponses) ClaimNextTaskWithResponse(ctx context.Context, projectId ProjectId, params *ClaimNextTaskParams, body ClaimNextTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*ClaimNextTaskResponse, error) {
+	rsp, err := c.ClaimNextTask(ctx, projectId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseClaimNextTaskResponse(rsp)
+}
+
+// GetTaskCostsWithResponse Get the expected cost of a project's tasks
+//
+// taskgraph's categorical model. Of what is not assessed: risk counts as medium, scope as narrow, impact as isolated. An attempt at a task
+// succeeds with the chance of its risk and costs what its scope says; after two retries there is a fallback.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/costs (the `GetTaskCosts` operationId).
+func (c *ClientWithResponses) GetTaskCostsWithResponse(ctx context.Context, projectId ProjectId, params *GetTaskCostsParams, reqEditors ...RequestEditorFn) (*GetTaskCostsResponse, error) {
+	rsp, err := c.GetTaskCosts(ctx, projectId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTaskCostsResponse(rsp)
+}
+
+// ListTaskFilesWithResponse List a project's tasks as files
+//
+// As the last sync brought them, with what changed since. In the order of slugs.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/files (the `ListTaskFiles` operationId).
+func (c *ClientWithResponses) ListTaskFilesWithResponse(ctx context.Context, projectId ProjectId, params *ListTaskFilesParams, reqEditors ...RequestEditorFn) (*ListTaskFilesResponse, error) {
+	rsp, err := c.ListTaskFiles(ctx, projectId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListTaskFilesResponse(rsp)
+}
+
+// GetTaskGraphWithResponse Get what follows from a project's dependencies
+//
+// With the meaning of taskgraph: an order with prerequisites first; generations that can be worked on side by side; a path with the most
+// tasks; the path with the greatest sum of (1 - chance of success) x weight of impact; on how many paths between any two tasks each task
+// lies; which tasks should be cut into smaller ones; and which pending tasks are ready, or what they wait for. Or the graph as a picture.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/projects/{projectId}/tasks/graph (the `GetTaskGraph` operationId).
+func (c *ClientWithResponses) GetTaskGraphWithResponse(ctx context.Context, projectId ProjectId, params *GetTaskGraphParams, reqEditors ...RequestEditorFn) (*GetTaskGraphResponse, error) {
+	rsp, err := c.GetTaskGraph(ctx, projectId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTaskGraphResponse(rsp)
+}
+
+// SyncTasksWithBodyWithResponse Sync a set of task files
+//
+// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+func (c *ClientWithResponses) SyncTasksWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *SyncTasksParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SyncTasksResponse, error) {
+	rsp, err := c.SyncTasksWithBody(ctx, projectId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSyncTasksResponse(rsp)
+}
+
+// SyncTasksWithResponse Sync a set of task files
+//
+// Task files in the format of taskgraph: Markdown behind a YAML frontmatter. What a file authors is written; status and times of work
+// are not, but for a new task, which may be completed, failed or blocked from the start. A file without frontmatter is skipped.
+// All or nothing: where there is any error, nothing is applied, unless `keepGoing` leaves the files with errors out (a missing
+// dependency then makes no edge). A field that was changed here and in the file since the last sync is a conflict: the task stays as it is,
+// and its file too, unless `onConflict` is file. What was changed only here stays. The same files again change nothing.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
+func (c *ClientWithResponses) SyncTasksWithResponse(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*SyncTasksResponse, error) {
+	rsp, err := c.SyncTasks(ctx, projectId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSyncTasksResponse(rsp)
 }
 
 // GetRetentionPolicyWithResponse Get the retention policy
@@ -21416,6 +27935,485 @@ func (c *ClientWithResponses) GetSessionUsageWithResponse(ctx context.Context, s
 		return nil, err
 	}
 	return ParseGetSessionUsageResponse(rsp)
+}
+
+// DeleteTaskWithResponse Delete a task with its notes and history
+//
+// Tasks that depend on it no longer do. To keep the history, archive it.
+//
+// Scope: `tasks:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/tasks/{taskId} (the `DeleteTask` operationId).
+func (c *ClientWithResponses) DeleteTaskWithResponse(ctx context.Context, taskId TaskId, params *DeleteTaskParams, reqEditors ...RequestEditorFn) (*DeleteTaskResponse, error) {
+	rsp, err := c.DeleteTask(ctx, taskId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteTaskResponse(rsp)
+}
+
+// GetTaskWithResponse Get a task
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tasks/{taskId} (the `GetTask` operationId).
+func (c *ClientWithResponses) GetTaskWithResponse(ctx context.Context, taskId TaskId, reqEditors ...RequestEditorFn) (*GetTaskResponse, error) {
+	rsp, err := c.GetTask(ctx, taskId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTaskResponse(rsp)
+}
+
+// UpdateTaskWithBodyWithResponse Change what is authored of a task
+//
+// Its status changes by the operations of work alone. A task in progress that is archived returns to pending first.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/tasks/{taskId} (the `UpdateTask` operationId).
+func (c *ClientWithResponses) UpdateTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *UpdateTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateTaskResponse, error) {
+	rsp, err := c.UpdateTaskWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateTaskResponse(rsp)
+}
+
+// UpdateTaskWithApplicationMergePatchPlusJSONBodyWithResponse Change what is authored of a task
+//
+// Its status changes by the operations of work alone. A task in progress that is archived returns to pending first.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/tasks/{taskId} (the `UpdateTask` operationId).
+func (c *ClientWithResponses) UpdateTaskWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, taskId TaskId, params *UpdateTaskParams, body UpdateTaskApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateTaskResponse, error) {
+	rsp, err := c.UpdateTaskWithApplicationMergePatchPlusJSONBody(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateTaskResponse(rsp)
+}
+
+// BlockTaskWithBodyWithResponse Say that a task is blocked
+//
+// By who holds it, which ends the claim, or without a claim a task that nobody works on.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/block (the `BlockTask` operationId).
+func (c *ClientWithResponses) BlockTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *BlockTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*BlockTaskResponse, error) {
+	rsp, err := c.BlockTaskWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseBlockTaskResponse(rsp)
+}
+
+// BlockTaskWithResponse Say that a task is blocked
+//
+// By who holds it, which ends the claim, or without a claim a task that nobody works on.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/block (the `BlockTask` operationId).
+func (c *ClientWithResponses) BlockTaskWithResponse(ctx context.Context, taskId TaskId, params *BlockTaskParams, body BlockTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*BlockTaskResponse, error) {
+	rsp, err := c.BlockTask(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseBlockTaskResponse(rsp)
+}
+
+// ClaimTaskWithBodyWithResponse Claim this task
+//
+// The session becomes the one that works on it, for as long as it says so: a lease that is not prolonged by heartbeats returns the task.
+// A session works on one task at a time.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/claim (the `ClaimTask` operationId).
+func (c *ClientWithResponses) ClaimTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *ClaimTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ClaimTaskResponse, error) {
+	rsp, err := c.ClaimTaskWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseClaimTaskResponse(rsp)
+}
+
+// ClaimTaskWithResponse Claim this task
+//
+// The session becomes the one that works on it, for as long as it says so: a lease that is not prolonged by heartbeats returns the task.
+// A session works on one task at a time.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/claim (the `ClaimTask` operationId).
+func (c *ClientWithResponses) ClaimTaskWithResponse(ctx context.Context, taskId TaskId, params *ClaimTaskParams, body ClaimTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*ClaimTaskResponse, error) {
+	rsp, err := c.ClaimTask(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseClaimTaskResponse(rsp)
+}
+
+// CompleteTaskWithBodyWithResponse Complete a task
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/complete (the `CompleteTask` operationId).
+func (c *ClientWithResponses) CompleteTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *CompleteTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CompleteTaskResponse, error) {
+	rsp, err := c.CompleteTaskWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCompleteTaskResponse(rsp)
+}
+
+// CompleteTaskWithResponse Complete a task
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/complete (the `CompleteTask` operationId).
+func (c *ClientWithResponses) CompleteTaskWithResponse(ctx context.Context, taskId TaskId, params *CompleteTaskParams, body CompleteTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*CompleteTaskResponse, error) {
+	rsp, err := c.CompleteTask(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCompleteTaskResponse(rsp)
+}
+
+// ListDependenciesWithResponse List what a task depends on
+//
+// In the order of slugs.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tasks/{taskId}/dependencies (the `ListDependencies` operationId).
+func (c *ClientWithResponses) ListDependenciesWithResponse(ctx context.Context, taskId TaskId, params *ListDependenciesParams, reqEditors ...RequestEditorFn) (*ListDependenciesResponse, error) {
+	rsp, err := c.ListDependencies(ctx, taskId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListDependenciesResponse(rsp)
+}
+
+// AddDependencyWithBodyWithResponse Make a task depend on another one
+//
+// Of the same project. What would close a circle is refused.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/dependencies (the `AddDependency` operationId).
+func (c *ClientWithResponses) AddDependencyWithBodyWithResponse(ctx context.Context, taskId TaskId, params *AddDependencyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddDependencyResponse, error) {
+	rsp, err := c.AddDependencyWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddDependencyResponse(rsp)
+}
+
+// AddDependencyWithResponse Make a task depend on another one
+//
+// Of the same project. What would close a circle is refused.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/dependencies (the `AddDependency` operationId).
+func (c *ClientWithResponses) AddDependencyWithResponse(ctx context.Context, taskId TaskId, params *AddDependencyParams, body AddDependencyJSONRequestBody, reqEditors ...RequestEditorFn) (*AddDependencyResponse, error) {
+	rsp, err := c.AddDependency(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddDependencyResponse(rsp)
+}
+
+// RemoveDependencyWithResponse Make a task no longer depend on another one
+//
+// Scope: `tasks:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/tasks/{taskId}/dependencies/{dependsOnTaskId} (the `RemoveDependency` operationId).
+func (c *ClientWithResponses) RemoveDependencyWithResponse(ctx context.Context, taskId TaskId, dependsOnTaskId openapi_types.UUID, reqEditors ...RequestEditorFn) (*RemoveDependencyResponse, error) {
+	rsp, err := c.RemoveDependency(ctx, taskId, dependsOnTaskId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRemoveDependencyResponse(rsp)
+}
+
+// GetTaskDocumentWithResponse Get a task as one Markdown text
+//
+// Its name, body and notes.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tasks/{taskId}/document (the `GetTaskDocument` operationId).
+func (c *ClientWithResponses) GetTaskDocumentWithResponse(ctx context.Context, taskId TaskId, reqEditors ...RequestEditorFn) (*GetTaskDocumentResponse, error) {
+	rsp, err := c.GetTaskDocument(ctx, taskId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetTaskDocumentResponse(rsp)
+}
+
+// FailTaskWithBodyWithResponse Say that a task failed
+//
+// Those that wait for it go on waiting, and say so.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/fail (the `FailTask` operationId).
+func (c *ClientWithResponses) FailTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *FailTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*FailTaskResponse, error) {
+	rsp, err := c.FailTaskWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFailTaskResponse(rsp)
+}
+
+// FailTaskWithResponse Say that a task failed
+//
+// Those that wait for it go on waiting, and say so.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/fail (the `FailTask` operationId).
+func (c *ClientWithResponses) FailTaskWithResponse(ctx context.Context, taskId TaskId, params *FailTaskParams, body FailTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*FailTaskResponse, error) {
+	rsp, err := c.FailTask(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFailTaskResponse(rsp)
+}
+
+// HeartbeatClaimWithBodyWithResponse Prolong a claim
+//
+// From now for as long as was claimed.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/heartbeat (the `HeartbeatClaim` operationId).
+func (c *ClientWithResponses) HeartbeatClaimWithBodyWithResponse(ctx context.Context, taskId TaskId, params *HeartbeatClaimParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*HeartbeatClaimResponse, error) {
+	rsp, err := c.HeartbeatClaimWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHeartbeatClaimResponse(rsp)
+}
+
+// HeartbeatClaimWithResponse Prolong a claim
+//
+// From now for as long as was claimed.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/heartbeat (the `HeartbeatClaim` operationId).
+func (c *ClientWithResponses) HeartbeatClaimWithResponse(ctx context.Context, taskId TaskId, params *HeartbeatClaimParams, body HeartbeatClaimJSONRequestBody, reqEditors ...RequestEditorFn) (*HeartbeatClaimResponse, error) {
+	rsp, err := c.HeartbeatClaim(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHeartbeatClaimResponse(rsp)
+}
+
+// ListTaskNotesWithResponse List a task's notes
+//
+// The oldest first.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tasks/{taskId}/notes (the `ListTaskNotes` operationId).
+func (c *ClientWithResponses) ListTaskNotesWithResponse(ctx context.Context, taskId TaskId, params *ListTaskNotesParams, reqEditors ...RequestEditorFn) (*ListTaskNotesResponse, error) {
+	rsp, err := c.ListTaskNotes(ctx, taskId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListTaskNotesResponse(rsp)
+}
+
+// AddTaskNoteWithBodyWithResponse Add a note to a task
+//
+// However many write at once, all notes are kept, in one order.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/notes (the `AddTaskNote` operationId).
+func (c *ClientWithResponses) AddTaskNoteWithBodyWithResponse(ctx context.Context, taskId TaskId, params *AddTaskNoteParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddTaskNoteResponse, error) {
+	rsp, err := c.AddTaskNoteWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddTaskNoteResponse(rsp)
+}
+
+// AddTaskNoteWithResponse Add a note to a task
+//
+// However many write at once, all notes are kept, in one order.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/notes (the `AddTaskNote` operationId).
+func (c *ClientWithResponses) AddTaskNoteWithResponse(ctx context.Context, taskId TaskId, params *AddTaskNoteParams, body AddTaskNoteJSONRequestBody, reqEditors ...RequestEditorFn) (*AddTaskNoteResponse, error) {
+	rsp, err := c.AddTaskNote(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddTaskNoteResponse(rsp)
+}
+
+// ReleaseTaskWithBodyWithResponse Give a task back
+//
+// It is pending again.
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/release (the `ReleaseTask` operationId).
+func (c *ClientWithResponses) ReleaseTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *ReleaseTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReleaseTaskResponse, error) {
+	rsp, err := c.ReleaseTaskWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReleaseTaskResponse(rsp)
+}
+
+// ReleaseTaskWithResponse Give a task back
+//
+// It is pending again.
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/release (the `ReleaseTask` operationId).
+func (c *ClientWithResponses) ReleaseTaskWithResponse(ctx context.Context, taskId TaskId, params *ReleaseTaskParams, body ReleaseTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*ReleaseTaskResponse, error) {
+	rsp, err := c.ReleaseTask(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReleaseTaskResponse(rsp)
+}
+
+// ReopenTaskWithBodyWithResponse Take a completed or failed task up again
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/reopen (the `ReopenTask` operationId).
+func (c *ClientWithResponses) ReopenTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *ReopenTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReopenTaskResponse, error) {
+	rsp, err := c.ReopenTaskWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReopenTaskResponse(rsp)
+}
+
+// ReopenTaskWithResponse Take a completed or failed task up again
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/reopen (the `ReopenTask` operationId).
+func (c *ClientWithResponses) ReopenTaskWithResponse(ctx context.Context, taskId TaskId, params *ReopenTaskParams, body ReopenTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*ReopenTaskResponse, error) {
+	rsp, err := c.ReopenTask(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReopenTaskResponse(rsp)
+}
+
+// ListTaskStatusChangesWithResponse List who moved a task, when and why
+//
+// The oldest first.
+//
+// Scope: `tasks:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/tasks/{taskId}/status-changes (the `ListTaskStatusChanges` operationId).
+func (c *ClientWithResponses) ListTaskStatusChangesWithResponse(ctx context.Context, taskId TaskId, params *ListTaskStatusChangesParams, reqEditors ...RequestEditorFn) (*ListTaskStatusChangesResponse, error) {
+	rsp, err := c.ListTaskStatusChanges(ctx, taskId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListTaskStatusChangesResponse(rsp)
+}
+
+// UnblockTaskWithBodyWithResponse Take a block away
+//
+// Scope: `tasks:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/unblock (the `UnblockTask` operationId).
+func (c *ClientWithResponses) UnblockTaskWithBodyWithResponse(ctx context.Context, taskId TaskId, params *UnblockTaskParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UnblockTaskResponse, error) {
+	rsp, err := c.UnblockTaskWithBody(ctx, taskId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUnblockTaskResponse(rsp)
+}
+
+// UnblockTaskWithResponse Take a block away
+//
+// Scope: `tasks:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/tasks/{taskId}/unblock (the `UnblockTask` operationId).
+func (c *ClientWithResponses) UnblockTaskWithResponse(ctx context.Context, taskId TaskId, params *UnblockTaskParams, body UnblockTaskJSONRequestBody, reqEditors ...RequestEditorFn) (*UnblockTaskResponse, error) {
+	rsp, err := c.UnblockTask(ctx, taskId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUnblockTaskResponse(rsp)
 }
 
 // GetVersionWithResponse Which hub this is
@@ -22963,6 +29961,151 @@ func ParseFollowEventsResponse(rsp *http.Response) (*FollowEventsResponse, error
 	return response, nil
 }
 
+// ParseCreateMappingResponse parses an HTTP response from a CreateMappingWithResponse call
+func ParseCreateMappingResponse(rsp *http.Response) (*CreateMappingResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateMappingResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Mapping
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateMappingResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetMappingResponse parses an HTTP response from a GetMappingWithResponse call
+func ParseGetMappingResponse(rsp *http.Response) (*GetMappingResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetMappingResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Mapping
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetMappingResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseEndMappingResponse parses an HTTP response from a EndMappingWithResponse call
+func ParseEndMappingResponse(rsp *http.Response) (*EndMappingResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &EndMappingResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Mapping
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers EndMappingResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseGetMeResponse parses an HTTP response from a GetMeWithResponse call
 func ParseGetMeResponse(rsp *http.Response) (*GetMeResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -23658,6 +30801,309 @@ func ParseUpdateProjectResponse(rsp *http.Response) (*UpdateProjectResponse, err
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListMappingsResponse parses an HTTP response from a ListMappingsWithResponse call
+func ParseListMappingsResponse(rsp *http.Response) (*ListMappingsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListMappingsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest MappingPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListTasksResponse parses an HTTP response from a ListTasksWithResponse call
+func ParseListTasksResponse(rsp *http.Response) (*ListTasksResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListTasksResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TaskPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateTaskResponse parses an HTTP response from a CreateTaskWithResponse call
+func ParseCreateTaskResponse(rsp *http.Response) (*CreateTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateTaskResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseClaimNextTaskResponse parses an HTTP response from a ClaimNextTaskWithResponse call
+func ParseClaimNextTaskResponse(rsp *http.Response) (*ClaimNextTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ClaimNextTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ClaimNextTaskResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetTaskCostsResponse parses an HTTP response from a GetTaskCostsWithResponse call
+func ParseGetTaskCostsResponse(rsp *http.Response) (*GetTaskCostsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTaskCostsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TaskCosts
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListTaskFilesResponse parses an HTTP response from a ListTaskFilesWithResponse call
+func ParseListTaskFilesResponse(rsp *http.Response) (*ListTaskFilesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListTaskFilesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TaskFilePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetTaskGraphResponse parses an HTTP response from a GetTaskGraphWithResponse call
+func ParseGetTaskGraphResponse(rsp *http.Response) (*GetTaskGraphResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTaskGraphResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TaskGraph
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	case rsp.StatusCode == 200:
+		// Content-type (text/plain) unsupported
+
+	}
+
+	return response, nil
+}
+
+// ParseSyncTasksResponse parses an HTTP response from a SyncTasksWithResponse call
+func ParseSyncTasksResponse(rsp *http.Response) (*SyncTasksResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SyncTasksResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TaskSyncReport
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
 	}
 
 	return response, nil
@@ -25030,6 +32476,735 @@ func ParseGetSessionUsageResponse(rsp *http.Response) (*GetSessionUsageResponse,
 		}
 		response.ApplicationproblemJSONDefault = &dest
 
+	}
+
+	return response, nil
+}
+
+// ParseDeleteTaskResponse parses an HTTP response from a DeleteTaskWithResponse call
+func ParseDeleteTaskResponse(rsp *http.Response) (*DeleteTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetTaskResponse parses an HTTP response from a GetTaskWithResponse call
+func ParseGetTaskResponse(rsp *http.Response) (*GetTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetTaskResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdateTaskResponse parses an HTTP response from a UpdateTaskWithResponse call
+func ParseUpdateTaskResponse(rsp *http.Response) (*UpdateTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UpdateTaskResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseBlockTaskResponse parses an HTTP response from a BlockTaskWithResponse call
+func ParseBlockTaskResponse(rsp *http.Response) (*BlockTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &BlockTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers BlockTaskResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseClaimTaskResponse parses an HTTP response from a ClaimTaskWithResponse call
+func ParseClaimTaskResponse(rsp *http.Response) (*ClaimTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ClaimTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ClaimTaskResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCompleteTaskResponse parses an HTTP response from a CompleteTaskWithResponse call
+func ParseCompleteTaskResponse(rsp *http.Response) (*CompleteTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CompleteTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers CompleteTaskResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListDependenciesResponse parses an HTTP response from a ListDependenciesWithResponse call
+func ParseListDependenciesResponse(rsp *http.Response) (*ListDependenciesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListDependenciesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DependencyPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAddDependencyResponse parses an HTTP response from a AddDependencyWithResponse call
+func ParseAddDependencyResponse(rsp *http.Response) (*AddDependencyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddDependencyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers AddDependencyResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRemoveDependencyResponse parses an HTTP response from a RemoveDependencyWithResponse call
+func ParseRemoveDependencyResponse(rsp *http.Response) (*RemoveDependencyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RemoveDependencyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetTaskDocumentResponse parses an HTTP response from a GetTaskDocumentWithResponse call
+func ParseGetTaskDocumentResponse(rsp *http.Response) (*GetTaskDocumentResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetTaskDocumentResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseFailTaskResponse parses an HTTP response from a FailTaskWithResponse call
+func ParseFailTaskResponse(rsp *http.Response) (*FailTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FailTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers FailTaskResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseHeartbeatClaimResponse parses an HTTP response from a HeartbeatClaimWithResponse call
+func ParseHeartbeatClaimResponse(rsp *http.Response) (*HeartbeatClaimResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &HeartbeatClaimResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers HeartbeatClaimResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListTaskNotesResponse parses an HTTP response from a ListTaskNotesWithResponse call
+func ParseListTaskNotesResponse(rsp *http.Response) (*ListTaskNotesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListTaskNotesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest NotePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAddTaskNoteResponse parses an HTTP response from a AddTaskNoteWithResponse call
+func ParseAddTaskNoteResponse(rsp *http.Response) (*AddTaskNoteResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddTaskNoteResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Note
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseReleaseTaskResponse parses an HTTP response from a ReleaseTaskWithResponse call
+func ParseReleaseTaskResponse(rsp *http.Response) (*ReleaseTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReleaseTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ReleaseTaskResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseReopenTaskResponse parses an HTTP response from a ReopenTaskWithResponse call
+func ParseReopenTaskResponse(rsp *http.Response) (*ReopenTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReopenTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ReopenTaskResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListTaskStatusChangesResponse parses an HTTP response from a ListTaskStatusChangesWithResponse call
+func ParseListTaskStatusChangesResponse(rsp *http.Response) (*ListTaskStatusChangesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListTaskStatusChangesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TaskStatusChangePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseUnblockTaskResponse parses an HTTP response from a UnblockTaskWithResponse call
+func ParseUnblockTaskResponse(rsp *http.Response) (*UnblockTaskResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UnblockTaskResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Task
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UnblockTaskResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
 	}
 
 	return response, nil

@@ -159,3 +159,14 @@ func (q *Queries) RecordKeyUses(ctx context.Context, arg RecordKeyUsesParams) er
 	_, err := q.db.Exec(ctx, recordKeyUses, arg.OrgIds, arg.KeyIds, arg.Times)
 	return err
 }
+
+const returnExpiredTasks = `-- name: ReturnExpiredTasks :one
+SELECT return_expired_tasks($1)
+`
+
+func (q *Queries) ReturnExpiredTasks(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, returnExpiredTasks, rowLimit)
+	var return_expired_tasks int64
+	err := row.Scan(&return_expired_tasks)
+	return return_expired_tasks, err
+}

@@ -94,6 +94,28 @@ type Client struct {
 	UpdatedAt time.Time
 }
 
+// C06: mappings with their task's names as they are now.
+type MappingDetail struct {
+	OrgID           uuid.UUID
+	ID              uuid.UUID
+	Kind            string
+	ProjectID       uuid.UUID
+	SessionID       uuid.UUID
+	ParentSessionID *uuid.UUID
+	TaskID          *uuid.UUID
+	TaskSlug        *string
+	TaskName        *string
+	Status          string
+	Reason          string
+	LeaseSeconds    *int32
+	LeaseExpiresAt  *time.Time
+	EndedAt         *time.Time
+	Metadata        json.RawMessage
+	Revision        int32
+	CreatedAt       time.Time
+	UpdatedAt       time.Time
+}
+
 // The tenants. Everything below an organisation carries its id and is invisible to every other one (X01).
 type Organization struct {
 	ID   uuid.UUID
@@ -147,6 +169,8 @@ type Project struct {
 	Revision  int32
 	CreatedAt time.Time
 	UpdatedAt time.Time
+	// C09: counts changes of the dependencies between its tasks. Their writers queue for it.
+	GraphVersion int32
 }
 
 // W09: how long an organisation keeps what. Each has a row from its creation on.
@@ -252,4 +276,75 @@ type Session struct {
 	Revision  int32
 	CreatedAt time.Time
 	UpdatedAt time.Time
+}
+
+// Tasks with their active assignment and what they depend on.
+type TaskDetail struct {
+	OrgID           uuid.UUID
+	ID              uuid.UUID
+	ProjectID       uuid.UUID
+	Slug            string
+	Name            string
+	Path            string
+	Scope           *string
+	Risk            *string
+	Impact          *string
+	Level           *string
+	Priority        *string
+	Tags            []string
+	Assignee        *string
+	Due             *string
+	Body            string
+	FileCreatedAt   *time.Time
+	FileModifiedAt  *time.Time
+	Frontmatter     *string
+	Base            json.RawMessage
+	ArchivedAt      *time.Time
+	Status          string
+	StartedAt       *time.Time
+	CompletedAt     *time.Time
+	UnmetCount      int32
+	FailedCount     int32
+	DownstreamCount int32
+	PriorityRank    int32
+	Metadata        json.RawMessage
+	Revision        int32
+	CreatedAt       time.Time
+	UpdatedAt       time.Time
+	MappingID       *uuid.UUID
+	SessionID       *uuid.UUID
+	LeaseSeconds    *int32
+	LeaseExpiresAt  *time.Time
+	ClaimedAt       *time.Time
+	DependsOn       []string
+}
+
+// C08: what agents note on a task: rows that are only added, so that two writers cannot collide and a sync of the body cannot eat one.
+type TaskNote struct {
+	OrgID     uuid.UUID
+	ID        uuid.UUID
+	ProjectID uuid.UUID
+	TaskID    uuid.UUID
+	// Who wrote it, and session_id the session in which: snapshots, both may be gone.
+	AccountID *uuid.UUID
+	SessionID *uuid.UUID
+	Body      string
+	CreatedAt time.Time
+}
+
+// The history of tasks, written by a trigger and never changed. Its ids of accounts, sessions and mappings are snapshots: those may be gone.
+type TaskStatusChange struct {
+	OrgID      uuid.UUID
+	ID         uuid.UUID
+	ProjectID  uuid.UUID
+	TaskID     uuid.UUID
+	FromStatus string
+	ToStatus   string
+	Reason     string
+	// Who was signed in; NULL for hub itself, as when a lease expires.
+	AccountID *uuid.UUID
+	// The session whose assignment it was, else the one in which the caller acted.
+	SessionID *uuid.UUID
+	MappingID *uuid.UUID
+	CreatedAt time.Time
 }

@@ -15,7 +15,7 @@ import (
 const createProject = `-- name: CreateProject :one
 INSERT INTO projects (org_id, slug, name, description, data, metadata)
 VALUES (current_org_id(), $1, $2, $3, $4, $5)
-RETURNING org_id, id, slug, name, description, archived_at, data, metadata, revision, created_at, updated_at
+RETURNING org_id, id, slug, name, description, archived_at, data, metadata, revision, created_at, updated_at, graph_version
 `
 
 type CreateProjectParams struct {
@@ -47,6 +47,7 @@ func (q *Queries) CreateProject(ctx context.Context, arg CreateProjectParams) (P
 		&i.Revision,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.GraphVersion,
 	)
 	return i, err
 }
@@ -71,7 +72,7 @@ func (q *Queries) DeleteProject(ctx context.Context, arg DeleteProjectParams) (i
 }
 
 const getProject = `-- name: GetProject :one
-SELECT org_id, id, slug, name, description, archived_at, data, metadata, revision, created_at, updated_at FROM projects WHERE org_id = current_org_id() AND id = $1
+SELECT org_id, id, slug, name, description, archived_at, data, metadata, revision, created_at, updated_at, graph_version FROM projects WHERE org_id = current_org_id() AND id = $1
 `
 
 func (q *Queries) GetProject(ctx context.Context, id uuid.UUID) (Project, error) {
@@ -89,12 +90,13 @@ func (q *Queries) GetProject(ctx context.Context, id uuid.UUID) (Project, error)
 		&i.Revision,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.GraphVersion,
 	)
 	return i, err
 }
 
 const listProjects = `-- name: ListProjects :many
-SELECT org_id, id, slug, name, description, archived_at, data, metadata, revision, created_at, updated_at FROM projects
+SELECT org_id, id, slug, name, description, archived_at, data, metadata, revision, created_at, updated_at, graph_version FROM projects
 WHERE org_id = current_org_id()
   AND slug > $1
   AND ($2::text IS NULL OR slug = $2)
@@ -136,6 +138,7 @@ func (q *Queries) ListProjects(ctx context.Context, arg ListProjectsParams) ([]P
 			&i.Revision,
 			&i.CreatedAt,
 			&i.UpdatedAt,
+			&i.GraphVersion,
 		); err != nil {
 			return nil, err
 		}
@@ -157,7 +160,7 @@ UPDATE projects SET
     metadata    = jsonb_merge_patch(metadata, $6::jsonb)
 WHERE org_id = current_org_id() AND id = $7
   AND revision = coalesce($8::integer, revision)
-RETURNING org_id, id, slug, name, description, archived_at, data, metadata, revision, created_at, updated_at
+RETURNING org_id, id, slug, name, description, archived_at, data, metadata, revision, created_at, updated_at, graph_version
 `
 
 type UpdateProjectParams struct {
@@ -195,6 +198,7 @@ func (q *Queries) UpdateProject(ctx context.Context, arg UpdateProjectParams) (P
 		&i.Revision,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.GraphVersion,
 	)
 	return i, err
 }

@@ -130,6 +130,28 @@ const (
 	IdempotencyKeysStatusCheck                   = "idempotency_keys_status_check"
 	InsufficientLevel                            = "insufficient_level"
 	InsufficientScope                            = "insufficient_scope"
+	MappingStatusTransitionsPkey                 = "mapping_status_transitions_pkey"
+	MappingsEndedHasTimeCheck                    = "mappings_ended_has_time_check"
+	MappingsIDVersionCheck                       = "mappings_id_version_check"
+	MappingsIdentityImmutable                    = "mappings_identity_immutable"
+	MappingsKindColumnsCheck                     = "mappings_kind_columns_check"
+	MappingsLeaseLengthCheck                     = "mappings_lease_length_check"
+	MappingsMetadataCheck                        = "mappings_metadata_check"
+	MappingsNotOwnParentCheck                    = "mappings_not_own_parent_check"
+	MappingsParentSessionIDFkey                  = "mappings_parent_session_id_fkey"
+	MappingsParentSessionIDFkeyInUse             = "mappings_parent_session_id_fkey_in_use"
+	MappingsPkey                                 = "mappings_pkey"
+	MappingsReasonLengthCheck                    = "mappings_reason_length_check"
+	MappingsSessionActiveKey                     = "mappings_session_active_key"
+	MappingsSessionIDFkey                        = "mappings_session_id_fkey"
+	MappingsSessionIDFkeyInUse                   = "mappings_session_id_fkey_in_use"
+	MappingsSessionOver                          = "mappings_session_over"
+	MappingsStatusCheck                          = "mappings_status_check"
+	MappingsStatusTransition                     = "mappings_status_transition"
+	MappingsTaskActiveKey                        = "mappings_task_active_key"
+	MappingsTaskIDFkey                           = "mappings_task_id_fkey"
+	MappingsTaskIDFkeyInUse                      = "mappings_task_id_fkey_in_use"
+	MappingsTaskStatusAgrees                     = "mappings_task_status_agrees"
 	MessagesDataObjectCheck                      = "messages_data_object_check"
 	MessagesIDVersionCheck                       = "messages_id_version_check"
 	MessagesIdentityImmutable                    = "messages_identity_immutable"
@@ -272,6 +294,7 @@ const (
 	SessionsPkey                                 = "sessions_pkey"
 	SessionsProjectIDFkey                        = "sessions_project_id_fkey"
 	SessionsProjectIDFkeyInUse                   = "sessions_project_id_fkey_in_use"
+	SessionsProjectIDIDKey                       = "sessions_project_id_id_key"
 	SessionsProjectImmutable                     = "sessions_project_immutable"
 	SessionsRoleNameFkey                         = "sessions_role_name_fkey"
 	SessionsRoleNameFkeyInUse                    = "sessions_role_name_fkey_in_use"
@@ -288,6 +311,53 @@ const (
 	SessionsTitleLengthCheck                     = "sessions_title_length_check"
 	SessionsVersionFkey                          = "sessions_version_fkey"
 	SessionsVersionFkeyInUse                     = "sessions_version_fkey_in_use"
+	TaskAlreadyClaimed                           = "task_already_claimed"
+	TaskDependenciesAcyclic                      = "task_dependencies_acyclic"
+	TaskDependenciesDependentTaskIDFkey          = "task_dependencies_dependent_task_id_fkey"
+	TaskDependenciesDependentTaskIDFkeyInUse     = "task_dependencies_dependent_task_id_fkey_in_use"
+	TaskDependenciesDependsOnTaskIDFkey          = "task_dependencies_depends_on_task_id_fkey"
+	TaskDependenciesDependsOnTaskIDFkeyInUse     = "task_dependencies_depends_on_task_id_fkey_in_use"
+	TaskDependenciesEdgeKey                      = "task_dependencies_edge_key"
+	TaskDependenciesIDVersionCheck               = "task_dependencies_id_version_check"
+	TaskDependenciesNotOnItselfCheck             = "task_dependencies_not_on_itself_check"
+	TaskDependenciesPkey                         = "task_dependencies_pkey"
+	TaskNotHeld                                  = "task_not_held"
+	TaskNotPending                               = "task_not_pending"
+	TaskNotReady                                 = "task_not_ready"
+	TaskNotesAppendOnly                          = "task_notes_append_only"
+	TaskNotesBodyLengthCheck                     = "task_notes_body_length_check"
+	TaskNotesIDVersionCheck                      = "task_notes_id_version_check"
+	TaskNotesPkey                                = "task_notes_pkey"
+	TaskNotesTaskIDFkey                          = "task_notes_task_id_fkey"
+	TaskNotesTaskIDFkeyInUse                     = "task_notes_task_id_fkey_in_use"
+	TaskStatusChangesAppendOnly                  = "task_status_changes_append_only"
+	TaskStatusChangesIDVersionCheck              = "task_status_changes_id_version_check"
+	TaskStatusChangesPkey                        = "task_status_changes_pkey"
+	TaskStatusChangesTaskIDFkey                  = "task_status_changes_task_id_fkey"
+	TaskStatusChangesTaskIDFkeyInUse             = "task_status_changes_task_id_fkey_in_use"
+	TaskStatusStandsAgainst                      = "task_status_stands_against"
+	TaskStatusTransitionsPkey                    = "task_status_transitions_pkey"
+	TasksAssigneeLengthCheck                     = "tasks_assignee_length_check"
+	TasksBaseWholeCheck                          = "tasks_base_whole_check"
+	TasksBodyLengthCheck                         = "tasks_body_length_check"
+	TasksDueLengthCheck                          = "tasks_due_length_check"
+	TasksFinishedHasTimeCheck                    = "tasks_finished_has_time_check"
+	TasksFrontmatterLengthCheck                  = "tasks_frontmatter_length_check"
+	TasksIDVersionCheck                          = "tasks_id_version_check"
+	TasksIdentityImmutable                       = "tasks_identity_immutable"
+	TasksInProgressIsAssigned                    = "tasks_in_progress_is_assigned"
+	TasksMetadataCheck                           = "tasks_metadata_check"
+	TasksNameLengthCheck                         = "tasks_name_length_check"
+	TasksNewStatus                               = "tasks_new_status"
+	TasksPathShapeCheck                          = "tasks_path_shape_check"
+	TasksPkey                                    = "tasks_pkey"
+	TasksProjectIDFkey                           = "tasks_project_id_fkey"
+	TasksProjectIDFkeyInUse                      = "tasks_project_id_fkey_in_use"
+	TasksProjectIDIDKey                          = "tasks_project_id_id_key"
+	TasksSlugKey                                 = "tasks_slug_key"
+	TasksSlugShapeCheck                          = "tasks_slug_shape_check"
+	TasksStatusTransition                        = "tasks_status_transition"
+	TasksTagsShapeCheck                          = "tasks_tags_shape_check"
 	ToolStateTransitionsFromStateFkey            = "tool_state_transitions_from_state_fkey"
 	ToolStateTransitionsFromStateFkeyInUse       = "tool_state_transitions_from_state_fkey_in_use"
 	ToolStateTransitionsPkey                     = "tool_state_transitions_pkey"
@@ -426,6 +496,28 @@ var Rules = []string{
 	IdempotencyKeysStatusCheck,
 	InsufficientLevel,
 	InsufficientScope,
+	MappingStatusTransitionsPkey,
+	MappingsEndedHasTimeCheck,
+	MappingsIDVersionCheck,
+	MappingsIdentityImmutable,
+	MappingsKindColumnsCheck,
+	MappingsLeaseLengthCheck,
+	MappingsMetadataCheck,
+	MappingsNotOwnParentCheck,
+	MappingsParentSessionIDFkey,
+	MappingsParentSessionIDFkeyInUse,
+	MappingsPkey,
+	MappingsReasonLengthCheck,
+	MappingsSessionActiveKey,
+	MappingsSessionIDFkey,
+	MappingsSessionIDFkeyInUse,
+	MappingsSessionOver,
+	MappingsStatusCheck,
+	MappingsStatusTransition,
+	MappingsTaskActiveKey,
+	MappingsTaskIDFkey,
+	MappingsTaskIDFkeyInUse,
+	MappingsTaskStatusAgrees,
 	MessagesDataObjectCheck,
 	MessagesIDVersionCheck,
 	MessagesIdentityImmutable,
@@ -568,6 +660,7 @@ var Rules = []string{
 	SessionsPkey,
 	SessionsProjectIDFkey,
 	SessionsProjectIDFkeyInUse,
+	SessionsProjectIDIDKey,
 	SessionsProjectImmutable,
 	SessionsRoleNameFkey,
 	SessionsRoleNameFkeyInUse,
@@ -584,6 +677,53 @@ var Rules = []string{
 	SessionsTitleLengthCheck,
 	SessionsVersionFkey,
 	SessionsVersionFkeyInUse,
+	TaskAlreadyClaimed,
+	TaskDependenciesAcyclic,
+	TaskDependenciesDependentTaskIDFkey,
+	TaskDependenciesDependentTaskIDFkeyInUse,
+	TaskDependenciesDependsOnTaskIDFkey,
+	TaskDependenciesDependsOnTaskIDFkeyInUse,
+	TaskDependenciesEdgeKey,
+	TaskDependenciesIDVersionCheck,
+	TaskDependenciesNotOnItselfCheck,
+	TaskDependenciesPkey,
+	TaskNotHeld,
+	TaskNotPending,
+	TaskNotReady,
+	TaskNotesAppendOnly,
+	TaskNotesBodyLengthCheck,
+	TaskNotesIDVersionCheck,
+	TaskNotesPkey,
+	TaskNotesTaskIDFkey,
+	TaskNotesTaskIDFkeyInUse,
+	TaskStatusChangesAppendOnly,
+	TaskStatusChangesIDVersionCheck,
+	TaskStatusChangesPkey,
+	TaskStatusChangesTaskIDFkey,
+	TaskStatusChangesTaskIDFkeyInUse,
+	TaskStatusStandsAgainst,
+	TaskStatusTransitionsPkey,
+	TasksAssigneeLengthCheck,
+	TasksBaseWholeCheck,
+	TasksBodyLengthCheck,
+	TasksDueLengthCheck,
+	TasksFinishedHasTimeCheck,
+	TasksFrontmatterLengthCheck,
+	TasksIDVersionCheck,
+	TasksIdentityImmutable,
+	TasksInProgressIsAssigned,
+	TasksMetadataCheck,
+	TasksNameLengthCheck,
+	TasksNewStatus,
+	TasksPathShapeCheck,
+	TasksPkey,
+	TasksProjectIDFkey,
+	TasksProjectIDFkeyInUse,
+	TasksProjectIDIDKey,
+	TasksSlugKey,
+	TasksSlugShapeCheck,
+	TasksStatusTransition,
+	TasksTagsShapeCheck,
 	ToolStateTransitionsFromStateFkey,
 	ToolStateTransitionsFromStateFkeyInUse,
 	ToolStateTransitionsPkey,

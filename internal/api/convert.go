@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	optional "github.com/oapi-codegen/nullable"
 
 	"github.com/alkdev/hub/gen/api"
@@ -94,6 +95,12 @@ func missing(noun string, err error) error {
 		return notFound(noun)
 	}
 	return err
+}
+
+// refusedBy says whether the database refused by this rule.
+func refusedBy(err error, rule string) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.ConstraintName == rule
 }
 
 // valueOrNull is the value of a patch's field; nil where it is null or absent.

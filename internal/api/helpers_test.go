@@ -142,7 +142,12 @@ type family struct {
 	removed                                 string // the one that removeMember removes
 	key, lostKey, oldKey                    string // keys to change, to revoke, to rotate
 	emptyOrg                                string // the organisation that deleteOrganization deletes: its own, where its maker could make no other
+	task, waiting, delegation, coordinator  string
+	held                                    map[string]held // a task for each operation that needs one in a certain state
 }
+
+// held is a task in progress, and its claim.
+type held struct{ task, mapping string }
 
 // newFamily makes one as this caller, an owner whose key needs *. Where a holder is given, its self and the keys are the holder's.
 func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
@@ -161,6 +166,24 @@ func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 	}
 	create("/v1/sessions/"+f.session+"/messages", `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"hello"}}]}]}`).into(t, &list)
 	f.message = list.Items[0].ID
+	id := func() string { return uuid.Must(uuid.NewV7()).String() }
+	f.task, f.waiting, f.delegation = id(), id(), id()
+	h.exec(t, `INSERT INTO tasks (org_id, id, project_id, slug, name, path) SELECT org_id, unnest($2::uuid[]), id, unnest('{task,waiting}'::text[]), 't', 't.md' FROM projects WHERE id = $1`, f.project, []string{f.task, f.waiting})
+	h.exec(t, `INSERT INTO task_dependencies (org_id, project_id, dependent_task_id, depends_on_task_id) SELECT org_id, id, $3::uuid, $2::uuid FROM projects WHERE id = $1`, f.project, f.task, f.waiting)
+	var sessions, tasks, mappings []string
+	f.held = map[string]held{}
+	for _, verb := range []string{"heartbeat", "release", "complete", "fail", "block", "unblock", "reopen", "end", "delete"} {
+		f.held[verb] = held{id(), id()}
+		sessions, tasks, mappings = append(sessions, id()), append(tasks, f.held[verb].task), append(mappings, f.held[verb].mapping)
+	}
+	f.coordinator = sessions[1]
+	h.exec(t, `INSERT INTO sessions (org_id, id, project_id) SELECT org_id, unnest($2::uuid[]), id FROM projects WHERE id = $1`, f.project, sessions)
+	h.exec(t, `INSERT INTO tasks (org_id, id, project_id, slug, name, path) SELECT org_id, t, id, t, 't', 't.md' FROM projects, unnest($2::uuid[]) t WHERE id = $1`, f.project, tasks)
+	h.exec(t, `INSERT INTO mappings (org_id, id, kind, project_id, session_id, task_id, lease_seconds) SELECT org_id, m, 'assignment', id, s, t, 300 FROM projects, unnest($2::uuid[], $3::uuid[], $4::uuid[]) u(s, t, m) WHERE id = $1`, f.project, sessions, tasks, mappings)
+	h.exec(t, `INSERT INTO mappings (org_id, id, kind, project_id, session_id, parent_session_id) SELECT org_id, $2::uuid, 'delegation', id, $3::uuid, $4::uuid FROM projects WHERE id = $1`, f.project, f.delegation, sessions[0], f.session)
+	h.exec(t, `UPDATE mappings SET status = 'completed' WHERE id = $1`, f.held["reopen"].mapping)
+	h.exec(t, `UPDATE mappings SET status = 'aborted' WHERE id = $1`, f.held["unblock"].mapping)
+	h.exec(t, `UPDATE tasks SET status = 'blocked' WHERE id = $1`, f.held["unblock"].task)
 
 	f.client = create("/v1/clients", `{"name":"c-`+uuid.NewString()+`","type":"webhook","config":{"url":"https://example.com/"}}`).id(t)
 	h.as(t, c, "PUT", "/v1/clients/"+f.client+"/secrets/token", `{"value":"hush"}`).wants(t, http.StatusCreated)
@@ -199,7 +222,14 @@ func (h *hub) isPlatformAdmin(t testing.TB, c caller) (is bool) {
 
 // ids are all of the family's.
 func (f family) ids() []string {
-	return []string{f.org, f.project, f.emptyProject, f.session, f.message, f.part, f.agentRole, f.self, f.account, f.leaver, f.heir, f.outsider, f.key, f.lostKey, f.oldKey, f.emptyOrg, f.client}
+	all := []string{
+		f.org, f.project, f.emptyProject, f.session, f.message, f.part, f.agentRole, f.self, f.account, f.leaver, f.heir, f.outsider, f.key, f.lostKey, f.oldKey, f.emptyOrg, f.client,
+		f.task, f.waiting, f.delegation, f.coordinator,
+	}
+	for _, verb := range slices.Sorted(maps.Keys(f.held)) {
+		all = append(all, f.held[verb].task, f.held[verb].mapping)
+	}
+	return all
 }
 
 // namedBy is whether a request names one of the family's rows in its path, and whether it does so elsewhere.
@@ -234,6 +264,10 @@ func (f family) samples() map[string]sample {
 		merge = "application/merge-patch+json"
 	)
 	session, client := "/v1/sessions/"+f.session, "/v1/clients/"+f.client
+	tasks, task := "/v1/projects/"+f.project+"/tasks", "/v1/tasks/"+f.task
+	verb := func(name string) sample {
+		return sample{"POST", "/v1/tasks/" + f.held[name].task + "/" + name, plain, `{"mappingId":"` + f.held[name].mapping + `"}`, 200}
+	}
 	account, organization, key := "/v1/accounts/"+f.account, "/v1/organizations/"+f.org, "/v1/api-keys/"+f.key
 	return map[string]sample{
 		"getHealth":    {"GET", "/healthz", "", "", 200},
@@ -338,6 +372,37 @@ func (f family) samples() map[string]sample {
 		"getPart":         {"GET", session + "/parts/" + f.part, "", "", 200},
 		"updatePart":      {"PATCH", session + "/parts/" + f.part, merge, `{"data":{"synthetic":true}}`, 200},
 		"appendPartDelta": {"POST", session + "/parts/" + f.part + "/deltas", plain, `{"offset":5,"text":"!"}`, 200},
+
+		"createTask":            {"POST", tasks, plain, `{"slug":"` + uuid.NewString() + `","name":"sample","dependsOn":["task"]}`, 201},
+		"listTasks":             {"GET", tasks, "", "", 200},
+		"claimNextTask":         {"POST", tasks + "/claim", plain, `{"sessionId":"` + f.session + `","pathPrefix":"nowhere/"}`, 204},
+		"syncTasks":             {"POST", tasks + "/sync", plain, `{"files":[{"path":"synced.md","text":"---\nid: synced\nname: synced\n---\n"}]}`, 200},
+		"listTaskFiles":         {"GET", tasks + "/files", "", "", 200},
+		"getTaskGraph":          {"GET", tasks + "/graph", "", "", 200},
+		"getTaskCosts":          {"GET", tasks + "/costs", "", "", 200},
+		"getTask":               {"GET", task, "", "", 200},
+		"updateTask":            {"PATCH", task, merge, `{"name":"changed"}`, 200},
+		"deleteTask":            {"DELETE", "/v1/tasks/" + f.held["delete"].task, "", "", 204},
+		"claimTask":             {"POST", task + "/claim", plain, `{"sessionId":"` + f.session + `"}`, 200},
+		"heartbeatClaim":        verb("heartbeat"),
+		"releaseTask":           verb("release"),
+		"completeTask":          verb("complete"),
+		"failTask":              verb("fail"),
+		"blockTask":             verb("block"),
+		"unblockTask":           {"POST", "/v1/tasks/" + f.held["unblock"].task + "/unblock", plain, `{"reason":"sample"}`, 200},
+		"reopenTask":            {"POST", "/v1/tasks/" + f.held["reopen"].task + "/reopen", plain, `{"reason":"sample"}`, 200},
+		"listTaskStatusChanges": {"GET", task + "/status-changes", "", "", 200},
+		"listDependencies":      {"GET", task + "/dependencies", "", "", 200},
+		"addDependency":         {"POST", "/v1/tasks/" + f.held["unblock"].task + "/dependencies", plain, `{"dependsOnTaskId":"` + f.task + `"}`, 201},
+		"removeDependency":      {"DELETE", "/v1/tasks/" + f.waiting + "/dependencies/" + f.task, "", "", 204},
+		"addTaskNote":           {"POST", "/v1/tasks/" + f.waiting + "/notes", plain, `{"body":"sample"}`, 201},
+		"listTaskNotes":         {"GET", task + "/notes", "", "", 200},
+		"getTaskDocument":       {"GET", task + "/document", "", "", 200},
+
+		"createMapping": {"POST", "/v1/mappings", plain, `{"sessionId":"` + f.session + `","parentSessionId":"` + f.coordinator + `"}`, 201},
+		"listMappings":  {"GET", "/v1/projects/" + f.project + "/mappings", "", "", 200},
+		"getMapping":    {"GET", "/v1/mappings/" + f.delegation, "", "", 200},
+		"endMapping":    {"POST", "/v1/mappings/" + f.held["end"].mapping + "/end", plain, `{"status":"failed"}`, 200},
 	}
 }
 

@@ -27,6 +27,7 @@ var tasks = map[string]func(*db.Queries, context.Context, int32) (int64, error){
 	"purge idempotency keys": (*db.Queries).PurgeIdempotencyKeys,
 	"purge events":           (*db.Queries).PurgeEvents,
 	"fold part deltas":       (*db.Queries).FoldPartDeltas,
+	"return expired tasks":   (*db.Queries).ReturnExpiredTasks,
 }
 
 // Run works until ctx ends: a round every interval, or a little later, so that servers that start together do not stay together.

@@ -32,3 +32,6 @@ SELECT leave_event_office(@holder);
 
 -- name: EventPositions :many
 SELECT p.org_id::uuid AS org_id, p.last_position::bigint AS last_position FROM event_positions(@org_ids::uuid[]) p;
+
+-- name: ReturnExpiredTasks :one
+SELECT return_expired_tasks(@row_limit);

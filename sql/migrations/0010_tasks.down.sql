@@ -1,0 +1,20 @@
+DROP POLICY projects_bookkeeping ON projects;
+DROP VIEW task_documents;
+DROP TABLE task_notes;
+DROP FUNCTION sign_task_note();
+DROP TABLE task_dependencies;
+DROP TABLE task_status_changes;
+DROP TABLE tasks;
+DROP FUNCTION refresh_archived_task_graphs();
+DROP FUNCTION refresh_changed_task_graphs();
+DROP FUNCTION refresh_task_graph(uuid, uuid);
+DROP FUNCTION record_task_status();
+DROP FUNCTION check_task_status();
+DROP FUNCTION check_new_task_status();
+DROP TABLE task_status_transitions;
+DROP TRIGGER projects_touch_graph ON projects;
+DROP TRIGGER projects_touch ON projects;
+ALTER TABLE projects DROP COLUMN graph_version;
+CREATE TRIGGER projects_touch BEFORE UPDATE ON projects
+    FOR EACH ROW WHEN (OLD.* *<> NEW.*) EXECUTE FUNCTION touch_row();
+DROP TYPE task_priority, task_level, task_impact, task_risk, task_scope, task_status;
