@@ -22,9 +22,9 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules)
-	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, spokesFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, spokesRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, spokesDeletes)
 )
 
 // ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's
@@ -44,6 +44,9 @@ var ids = map[string]string{
 	"message": "00000000-0000-7000-8000-0000000a000c", "other_message": "00000000-0000-7000-8000-0000000b000c",
 	"child_message": "00000000-0000-7000-8000-0000000a000d", "second_message": "00000000-0000-7000-8000-0000000a0010",
 	"part": "00000000-0000-7000-8000-0000000a000e", "other_part": "00000000-0000-7000-8000-0000000b000e",
+	"spoke": "00000000-0000-7000-8000-0000000a0020", "other_spoke": "00000000-0000-7000-8000-0000000b0020",
+	"idle_spoke": "00000000-0000-7000-8000-0000000a0021", "gone_spoke": "00000000-0000-7000-8000-0000000a0022",
+	"spec": "00000000-0000-7000-8000-0000000a0023", "other_spec": "00000000-0000-7000-8000-0000000b0023",
 	"new":  "00000000-0000-7000-8000-0000000c000f", // nobody's yet
 	"high": "ffffffff-0000-7000-8000-000000000001", // of a clock that is far ahead
 	"zero": "00000000-0000-7000-8000-000000000000",

@@ -50,6 +50,7 @@ var arguments = map[string]string{
 	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
 	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
 	"roles": "'{user,user}'", "part_messages": "'{1,2}'", "part_types": "'{text,tool}'", "part_data": "'{\"{}\",\"{}\"}'", "part_raw": "'{\"\",\"\"}'", "part_metadata": "'{\"{}\",\"{}\"}'",
+	"after_name": "''", "spoke_id": "@spoke", "epoch": "1", "operations": "'[]'", "status": "NULL", "namespace": "NULL", "kind": "NULL", "lease_seconds": "30", "grace_seconds": "60",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
 
@@ -61,6 +62,11 @@ var argumentsOf = map[string]map[string]string{
 	"ImportSession":      {"source_id": "'x'", "project_id": "@project"},
 	"CreateSession":      {"project_id": "@project"},
 	"CreateProject":      {"slug": "'x'"},
+	"HeartbeatSpoke":     {"id": "@spoke"},
+	"DisconnectSpoke":    {"id": "@spoke"},
+	"GetSpoke":           {"id": "@spoke"},
+	"GetOperation":       {"name": "'fs.read'"},
+	"ListOperations":     {"name": "NULL"},
 	"GetSessionBySource": {"source_id": "'crowd-7'"},
 }
 

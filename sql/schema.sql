@@ -145,6 +145,29 @@ END $$;
 
 COMMENT ON FUNCTION public.append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb) IS 'X03: adds an entry to the organisation''s chain, or to the platform''s for NULL. Whoever appends to a chain waits for those before it to commit: so this is called last in a transaction, by deferred triggers, or alone.';
 
+-- Name: are_redact_paths(text[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.are_redact_paths(p_paths text[]) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ((cardinality(p_paths) <= 100) AND (array_position(p_paths, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(p_paths, '
+'::text), '
+'::text)) = cardinality(p_paths)) AND (array_to_string(p_paths, '
+'::text) ~ '^(/[^\n]*(\n(?!$)|$))*$'::text) AND (octet_length(array_to_string(p_paths, ''::text)) <= 50000));
+
+-- Name: FUNCTION are_redact_paths(p_paths text[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.are_redact_paths(p_paths text[]) IS 'Up to 100 JSON pointers (RFC 6901); the segment * stands for every member and element.';
+
+-- Name: are_scopes(text[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.are_scopes(p_scopes text[]) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ((cardinality(p_scopes) <= 50) AND (array_position(p_scopes, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(p_scopes, ' '::text), ' '::text)) = cardinality(p_scopes)) AND (array_to_string(p_scopes, ' '::text) ~ '^((?!platform:)[a-z]+:(read|write|admin)( (?!$)|$))*$'::text));
+
+-- Name: FUNCTION are_scopes(p_scopes text[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.are_scopes(p_scopes text[]) IS 'Up to 50 scopes of the organisation: noun:read, noun:write, noun:admin.';
+
 -- Name: audit_chain_of(boolean); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.audit_chain_of(p_platform boolean) RETURNS uuid
@@ -548,6 +571,44 @@ END $$;
 
 COMMENT ON FUNCTION public.check_member_change() IS 'Nobody gives or takes a membership level above their own; everybody may leave.';
 
+-- Name: check_operation_namespace(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_operation_namespace() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM reserved_namespaces r WHERE r.namespace = lower(NEW.namespace)) THEN
+        PERFORM raise_rule(TG_NAME, format('The namespace %s is the hub''s own.', NEW.namespace));
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_operation_namespace(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_operation_namespace() IS 'W04: namespaces of the hub''s own operations are reserved, in any spelling.';
+
+-- Name: check_operation_spoke(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_operation_spoke() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_status text;
+BEGIN
+    -- With a lock: whoever disconnects the spoke waits, and then finds this operation.
+    SELECT s.status INTO v_status FROM spokes s WHERE (s.org_id, s.id) = (NEW.org_id, NEW.spoke_id) FOR SHARE;
+    IF v_status = 'disconnected' THEN
+        PERFORM raise_rule(TG_NAME, 'A spoke that is disconnected offers nothing.');
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_operation_spoke(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_operation_spoke() IS 'C03: there are no operations of disconnected spokes, whoever writes them.';
+
 -- Name: check_organization_transfer(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.check_organization_transfer() RETURNS trigger
@@ -580,6 +641,40 @@ END $$;
 -- Name: FUNCTION check_session_run_state(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.check_session_run_state() IS 'X06, X10: legal steps are rows of session_run_state_transitions.';
+
+-- Name: check_spoke_account(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_spoke_account() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF public.current_account_id() IS NOT NULL AND OLD.account_id IS DISTINCT FROM public.current_account_id()
+       AND public.current_membership_rank() < 2 AND NOT public.is_platform_admin() THEN
+        PERFORM public.raise_rule(TG_NAME, 'A spoke is its account''s: nobody else speaks for it, but admins.', '42501');
+    END IF;
+    RETURN coalesce(NEW, OLD);
+END $$;
+
+-- Name: FUNCTION check_spoke_account(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_spoke_account() IS 'W06: who took a spoke''s name would get its calls.';
+
+-- Name: check_spoke_status(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_spoke_status() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM spoke_status_transitions t WHERE (t.from_status, t.to_status) = (OLD.status, NEW.status)) THEN
+        PERFORM raise_rule(TG_NAME, format('A spoke that is %s cannot become %s.', OLD.status, NEW.status));
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_spoke_status(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_spoke_status() IS 'X06, W06: the steps are rows of spoke_status_transitions.';
 
 -- Name: is_metadata(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -754,6 +849,122 @@ CREATE FUNCTION public.current_session_id() RETURNS uuid
 -- Name: FUNCTION current_session_id(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.current_session_id() IS 'The agent''s session in which the caller acts, where it names one: for the audit log.';
+
+-- Name: spokes; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.spokes (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    name text NOT NULL,
+    account_id uuid,
+    status text DEFAULT 'connected'::text NOT NULL,
+    epoch integer DEFAULT 1 NOT NULL,
+    version text DEFAULT ''::text NOT NULL,
+    lease_seconds integer DEFAULT 30 NOT NULL,
+    grace_seconds integer DEFAULT 60 NOT NULL,
+    lease_expires_at timestamp with time zone NOT NULL,
+    take_expires_at timestamp with time zone,
+    connected_at timestamp with time zone DEFAULT now() NOT NULL,
+    disconnected_at timestamp with time zone,
+    data jsonb DEFAULT '{}'::jsonb NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT spokes_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT spokes_disconnected_has_time_check CHECK (((status = 'disconnected'::text) = (disconnected_at IS NOT NULL))),
+    CONSTRAINT spokes_epoch_check CHECK ((epoch >= 1)),
+    CONSTRAINT spokes_grace_seconds_check CHECK (((grace_seconds >= 0) AND (grace_seconds <= 86400))),
+    CONSTRAINT spokes_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT spokes_lease_seconds_check CHECK (((lease_seconds >= 1) AND (lease_seconds <= 3600))),
+    CONSTRAINT spokes_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT spokes_name_shape_check CHECK (((name ~ '^[A-Za-z0-9][A-Za-z0-9._-]*$'::text) AND (char_length(name) <= 100))),
+    CONSTRAINT spokes_version_length_check CHECK ((char_length(version) <= 100))
+);
+
+ALTER TABLE ONLY public.spokes FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.spokes IS 'Programs that do work for others: each offers operations and takes calls of them.';
+
+-- Name: COLUMN spokes.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.name IS 'Unique in the organisation. Who registers it again is the same spoke, on a new connection.';
+
+-- Name: COLUMN spokes.account_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.account_id IS 'Whose key connected it: only that account, and admins, speak for it. NULL once the account has left.';
+
+-- Name: COLUMN spokes.epoch; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.epoch IS 'W06: counts its connections. Whoever speaks with an older one is refused.';
+
+-- Name: COLUMN spokes.version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.version IS 'The program''s.';
+
+-- Name: COLUMN spokes.lease_seconds; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.lease_seconds IS 'For how long a heartbeat, or a take, says that it lives.';
+
+-- Name: COLUMN spokes.grace_seconds; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.grace_seconds IS 'W06: how long it may then be reconnecting.';
+
+-- Name: COLUMN spokes.take_expires_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.take_expires_at IS 'W06: until when its newest take waits for calls. Ready means connected, and a take that is open.';
+
+-- Name: COLUMN spokes.connected_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.connected_at IS 'When the present connection, or the last one, began.';
+
+-- Name: COLUMN spokes.data; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.data IS 'W01: what the program says of itself.';
+
+-- Name: COLUMN spokes.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN spokes.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.revision IS 'Counts changes of everything but the lease: the ETag.';
+
+-- Name: CONSTRAINT spokes_id_version_check ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT spokes_id_version_check ON public.spokes IS 'C02';
+
+-- Name: CONSTRAINT spokes_metadata_check ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT spokes_metadata_check ON public.spokes IS 'W01';
+
+-- Name: hold_spoke(uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hold_spoke(p_spoke_id uuid, p_epoch integer) RETURNS SETOF public.spokes
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_spoke spokes;
+BEGIN
+    SELECT * INTO v_spoke FROM spokes s WHERE s.org_id = current_org_id() AND s.id = p_spoke_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF v_spoke.account_id IS DISTINCT FROM current_account_id() AND current_membership_rank() < 2 AND NOT is_platform_admin() THEN
+        PERFORM raise_rule('spoke_of_another_account', 'A spoke is its account''s: nobody else speaks for it, but admins.', '42501');
+    END IF;
+    IF v_spoke.epoch <> p_epoch OR v_spoke.status = 'disconnected' THEN
+        PERFORM raise_rule('spoke_epoch_stale', format('This connection has ended: the spoke''s epoch is %s, and it is %s.', v_spoke.epoch, v_spoke.status));
+    END IF;
+    RETURN NEXT v_spoke;
+END $$;
+
+-- Name: FUNCTION hold_spoke(p_spoke_id uuid, p_epoch integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hold_spoke(p_spoke_id uuid, p_epoch integer) IS 'W06: the spoke, locked, where this connection is its present one and the caller speaks for it; else a refusal. No row where there is no such spoke. What follows in the transaction is fenced.';
 
 -- Name: hub_is_bootstrapped(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1096,6 +1307,51 @@ END $_$;
 -- Name: FUNCTION purge_organizations(p_rows integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.purge_organizations(p_rows integer) IS 'W12: deletes up to so many rows of an organisation that is marked as deleted, and at last the organisation. Returns how many; 0 when there is none. Its audit chain stays.';
+
+-- Name: put_operations(uuid, integer, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.put_operations(p_spoke_id uuid, p_epoch integer, p_operations jsonb, OUT qualified_name text, OUT change text) RETURNS SETOF record
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    WITH held AS (
+        SELECT h.org_id, h.id FROM hold_spoke(p_spoke_id, p_epoch) h
+    ), offered AS (
+        SELECT h.org_id, h.id AS spoke_id, o.namespace, o.name, o.kind, o.version, o.title, o.description, o.input_schema, o.output_schema, o.error_schema, o.scopes_all, o.scopes_any, o.redact_paths, o.payload_limit, o.max_attempts, o.visibility, o.annotations, o.metadata
+        FROM held h, jsonb_to_recordset(p_operations) AS o(
+            namespace text, name text, kind text, version text, title text, description text, input_schema jsonb, output_schema jsonb, error_schema jsonb,
+            scopes_all text[], scopes_any text[], redact_paths text[], payload_limit integer, max_attempts integer, visibility text, annotations jsonb, metadata jsonb)
+    ), removed AS (
+        DELETE FROM operation_specs s USING held h
+        WHERE s.org_id = current_org_id() AND s.spoke_id = h.id AND NOT EXISTS (SELECT FROM offered o WHERE (o.namespace, o.name) = (s.namespace, s.name))
+        RETURNING s.qualified_name
+    ), put AS (
+        INSERT INTO operation_specs AS s (org_id, spoke_id, namespace, name, kind, version, title, description, input_schema, output_schema, error_schema, scopes_all, scopes_any,
+                                          redact_paths, payload_limit, max_attempts, visibility, annotations, metadata)
+        SELECT o.org_id, o.spoke_id, o.namespace, o.name, o.kind, o.version, o.title, o.description, o.input_schema, nullif(o.output_schema, 'null'), nullif(o.error_schema, 'null'),
+               o.scopes_all, o.scopes_any, o.redact_paths, o.payload_limit, o.max_attempts, o.visibility, o.annotations, o.metadata
+        FROM offered o ORDER BY o.namespace, o.name
+        ON CONFLICT (org_id, spoke_id, namespace, name) DO UPDATE SET
+            kind = excluded.kind, version = excluded.version, title = excluded.title, description = excluded.description, input_schema = excluded.input_schema,
+            output_schema = excluded.output_schema, error_schema = excluded.error_schema, scopes_all = excluded.scopes_all, scopes_any = excluded.scopes_any,
+            redact_paths = excluded.redact_paths, payload_limit = excluded.payload_limit, max_attempts = excluded.max_attempts, visibility = excluded.visibility,
+            annotations = excluded.annotations, metadata = excluded.metadata
+        WHERE (s.kind, s.version, s.title, s.description, s.input_schema::text, s.output_schema::text, s.error_schema::text, s.scopes_all, s.scopes_any,
+               s.redact_paths, s.payload_limit, s.max_attempts, s.visibility, s.annotations::text, s.metadata::text)
+            IS DISTINCT FROM (excluded.kind, excluded.version, excluded.title, excluded.description, excluded.input_schema::text, excluded.output_schema::text, excluded.error_schema::text,
+               excluded.scopes_all, excluded.scopes_any, excluded.redact_paths, excluded.payload_limit, excluded.max_attempts, excluded.visibility, excluded.annotations::text, excluded.metadata::text)
+        RETURNING s.namespace, s.name, s.qualified_name, (xmax = 0) AS created
+    )
+    SELECT r.qualified_name, 'removed'::text AS change FROM removed r
+    UNION ALL
+    SELECT coalesce(p.qualified_name, o.namespace || '.' || o.spoke_id::text || '.' || o.name), CASE p.created WHEN true THEN 'created' WHEN false THEN 'updated' ELSE 'unchanged' END
+    FROM offered o LEFT JOIN put p ON (p.namespace, p.name) = (o.namespace, o.name)
+    ORDER BY 1
+$$;
+
+-- Name: FUNCTION put_operations(p_spoke_id uuid, p_epoch integer, p_operations jsonb, OUT qualified_name text, OUT change text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.put_operations(p_spoke_id uuid, p_epoch integer, p_operations jsonb, OUT qualified_name text, OUT change text) IS 'What a spoke offers, as a JSON array of objects with the names of the columns: the whole set. What is not in it goes, what is the same is not touched; the rows say what changed.';
 
 -- Name: raise_rule(text, text, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1519,6 +1775,40 @@ END $$;
 
 COMMENT ON FUNCTION public.set_updated_at() IS 'W22: updated_at moves with every change, also with the second one of a transaction, where now() stands still.';
 
+-- Name: sweep_spokes(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.sweep_spokes(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_count bigint;
+    v_total bigint := 0;
+BEGIN
+    UPDATE spokes s SET status = 'disconnected', disconnected_at = now(), take_expires_at = NULL
+    WHERE (s.org_id, s.id) IN (
+        SELECT d.org_id, d.id FROM organizations o, LATERAL (
+            SELECT w.org_id, w.id FROM spokes w
+            WHERE w.org_id = o.id AND w.status <> 'disconnected' AND w.lease_expires_at < now() AND w.status = 'reconnecting'
+              AND w.lease_expires_at + make_interval(secs => w.grace_seconds) < now()
+            ORDER BY w.lease_expires_at LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED) d
+        LIMIT p_rows);
+    GET DIAGNOSTICS v_total = ROW_COUNT;
+    UPDATE spokes s SET status = 'reconnecting', take_expires_at = NULL
+    WHERE (s.org_id, s.id) IN (
+        SELECT d.org_id, d.id FROM organizations o, LATERAL (
+            SELECT w.org_id, w.id FROM spokes w
+            WHERE w.org_id = o.id AND w.status <> 'disconnected' AND w.lease_expires_at < now() AND w.status = 'connected'
+            ORDER BY w.lease_expires_at LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED) d
+        LIMIT p_rows);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_total + v_count;
+END $$;
+
+-- Name: FUNCTION sweep_spokes(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.sweep_spokes(p_rows integer) IS 'W06: spokes whose lease ran out are reconnecting, those whose grace period is spent disconnected. Returns how many; several servers may sweep at once.';
+
 -- Name: touch_row(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.touch_row() RETURNS trigger
@@ -1595,6 +1885,21 @@ $$;
 -- Name: FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) IS 'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added outside of the chain. With its reader''s rights.';
+
+-- Name: withdraw_operations(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.withdraw_operations() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM operation_specs o WHERE (o.org_id, o.spoke_id) = (NEW.org_id, NEW.id);
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION withdraw_operations(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.withdraw_operations() IS 'C03: what a spoke offered goes in the transaction that disconnects it.';
 
 -- Name: account_status_transitions; Type: TABLE; Schema: public; Owner: -
 
@@ -1840,6 +2145,132 @@ COMMENT ON CONSTRAINT messages_id_version_check ON public.messages IS 'C02';
 
 COMMENT ON CONSTRAINT messages_metadata_check ON public.messages IS 'W01';
 
+-- Name: operation_specs; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.operation_specs (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    spoke_id uuid NOT NULL,
+    namespace text NOT NULL,
+    name text NOT NULL,
+    qualified_name text GENERATED ALWAYS AS (((((namespace || '.'::text) || (spoke_id)::text) || '.'::text) || name)) STORED NOT NULL,
+    kind text NOT NULL,
+    version text DEFAULT '1'::text NOT NULL,
+    title text DEFAULT ''::text NOT NULL,
+    description text DEFAULT ''::text NOT NULL,
+    input_schema jsonb DEFAULT '{"type": "object"}'::jsonb NOT NULL,
+    output_schema jsonb,
+    error_schema jsonb,
+    scopes_all text[] DEFAULT '{}'::text[] NOT NULL,
+    scopes_any text[] DEFAULT '{}'::text[] NOT NULL,
+    redact_paths text[] DEFAULT '{}'::text[] NOT NULL,
+    payload_limit integer,
+    max_attempts integer DEFAULT 1 NOT NULL,
+    visibility text DEFAULT 'organization'::text NOT NULL,
+    annotations jsonb DEFAULT '{}'::jsonb NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT operation_specs_annotations_object_check CHECK ((jsonb_typeof(annotations) = 'object'::text)),
+    CONSTRAINT operation_specs_description_length_check CHECK ((char_length(description) <= 10000)),
+    CONSTRAINT operation_specs_error_schema_object_check CHECK ((jsonb_typeof(error_schema) = 'object'::text)),
+    CONSTRAINT operation_specs_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT operation_specs_input_schema_object_check CHECK ((jsonb_typeof(input_schema) = 'object'::text)),
+    CONSTRAINT operation_specs_kind_check CHECK ((kind = ANY (ARRAY['query'::text, 'mutation'::text, 'subscription'::text]))),
+    CONSTRAINT operation_specs_max_attempts_check CHECK (((max_attempts >= 1) AND (max_attempts <= 10))),
+    CONSTRAINT operation_specs_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT operation_specs_name_shape_check CHECK (((name ~ '^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$'::text) AND (name !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}([.]|$)'::text))),
+    CONSTRAINT operation_specs_namespace_shape_check CHECK ((namespace ~ '^[A-Za-z0-9_-]{1,40}$'::text)),
+    CONSTRAINT operation_specs_output_schema_object_check CHECK ((jsonb_typeof(output_schema) = 'object'::text)),
+    CONSTRAINT operation_specs_payload_limit_check CHECK (((payload_limit >= 0) AND (payload_limit <= 1048576))),
+    CONSTRAINT operation_specs_qualified_name_length_check CHECK ((char_length(qualified_name) <= 128)),
+    CONSTRAINT operation_specs_redact_paths_shape_check CHECK (public.are_redact_paths(redact_paths)),
+    CONSTRAINT operation_specs_scopes_all_shape_check CHECK (public.are_scopes(scopes_all)),
+    CONSTRAINT operation_specs_scopes_any_shape_check CHECK (public.are_scopes(scopes_any)),
+    CONSTRAINT operation_specs_title_length_check CHECK ((char_length(title) <= 200)),
+    CONSTRAINT operation_specs_version_length_check CHECK (((char_length(version) >= 1) AND (char_length(version) <= 100))),
+    CONSTRAINT operation_specs_visibility_check CHECK ((visibility = ANY (ARRAY['organization'::text, 'account'::text])))
+);
+
+ALTER TABLE ONLY public.operation_specs FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.operation_specs IS 'What connected spokes offer. C03: gone with the connection; calls keep what they need of it.';
+
+-- Name: COLUMN operation_specs.namespace; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.namespace IS 'W04: the spoke''s own, one segment.';
+
+-- Name: COLUMN operation_specs.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.name IS 'W04: the spoke''s own. Dots are welcome; it does not begin with what looks like a spoke''s id.';
+
+-- Name: COLUMN operation_specs.qualified_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.qualified_name IS 'W04: namespace.{spoke id}.name: this spoke''s, whoever else offers namespace.name.';
+
+-- Name: COLUMN operation_specs.input_schema; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.input_schema IS 'JSON Schema (2020-12) of a call''s input. Strings are escaped (X07).';
+
+-- Name: COLUMN operation_specs.output_schema; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.output_schema IS 'JSON Schema of the output; NULL for none. Strings are escaped (X07).';
+
+-- Name: COLUMN operation_specs.error_schema; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.error_schema IS 'JSON Schema of an error''s details; NULL for none. Strings are escaped (X07).';
+
+-- Name: COLUMN operation_specs.scopes_all; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.scopes_all IS 'Scopes that a caller''s key must all cover.';
+
+-- Name: COLUMN operation_specs.scopes_any; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.scopes_any IS 'Scopes of which a caller''s key must cover one, where there are any.';
+
+-- Name: COLUMN operation_specs.redact_paths; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.redact_paths IS 'W08: JSON pointers into input, output, error and metadata whose values are not written down.';
+
+-- Name: COLUMN operation_specs.payload_limit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.payload_limit IS 'W18: bytes of a payload that are written down; NULL for the organisation''s limit.';
+
+-- Name: COLUMN operation_specs.max_attempts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.max_attempts IS 'How often a call may be started: above 1, it is given to somebody else when its spoke dies.';
+
+-- Name: COLUMN operation_specs.visibility; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.visibility IS 'organization: everybody in it; account: the spoke''s account, and admins.';
+
+-- Name: COLUMN operation_specs.annotations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.annotations IS 'MCP''s tool annotations: readOnlyHint, destructiveHint, idempotentHint, openWorldHint.';
+
+-- Name: COLUMN operation_specs.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN operation_specs.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT operation_specs_id_version_check ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT operation_specs_id_version_check ON public.operation_specs IS 'C02';
+
+-- Name: CONSTRAINT operation_specs_metadata_check ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT operation_specs_metadata_check ON public.operation_specs IS 'W01';
+
+-- Name: CONSTRAINT operation_specs_qualified_name_length_check ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT operation_specs_qualified_name_length_check ON public.operation_specs IS 'W04: MCP''s rule for the names of tools.';
+
 -- Name: organization_members; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.organization_members (
@@ -2027,6 +2458,17 @@ CREATE TABLE public.reserved_email_domains (
 -- Name: TABLE reserved_email_domains; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TABLE public.reserved_email_domains IS 'S03: addresses at these domains, and below them, belong to llm and service accounts, and those have no others. The operator adds to it.';
+
+-- Name: reserved_namespaces; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.reserved_namespaces (
+    namespace text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE reserved_namespaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.reserved_namespaces IS 'W04: namespaces of the hub''s own operations, which no spoke offers.';
 
 -- Name: retention_policies; Type: TABLE; Schema: public; Owner: -
 
@@ -2279,6 +2721,30 @@ COMMENT ON CONSTRAINT sessions_id_version_check ON public.sessions IS 'C02';
 
 COMMENT ON CONSTRAINT sessions_metadata_check ON public.sessions IS 'W01';
 
+-- Name: spoke_status_transitions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.spoke_status_transitions (
+    from_status text NOT NULL,
+    to_status text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE spoke_status_transitions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.spoke_status_transitions IS 'X06, W06: which status of a spoke may follow which.';
+
+-- Name: spoke_statuses; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.spoke_statuses (
+    status text NOT NULL,
+    description text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE spoke_statuses; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.spoke_statuses IS 'W06: how a spoke''s connection is.';
+
 -- Name: account_status_transitions account_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.account_status_transitions
@@ -2355,6 +2821,25 @@ ALTER TABLE ONLY public.messages
 
 COMMENT ON CONSTRAINT messages_source_source_id_key ON public.messages IS 'C02: importing twice never duplicates.';
 
+-- Name: operation_specs operation_specs_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.operation_specs
+    ADD CONSTRAINT operation_specs_pkey PRIMARY KEY (org_id, id);
+
+-- Name: operation_specs operation_specs_qualified_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.operation_specs
+    ADD CONSTRAINT operation_specs_qualified_name_key UNIQUE (org_id, qualified_name);
+
+-- Name: CONSTRAINT operation_specs_qualified_name_key ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT operation_specs_qualified_name_key ON public.operation_specs IS 'W04';
+
+-- Name: operation_specs operation_specs_spoke_id_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.operation_specs
+    ADD CONSTRAINT operation_specs_spoke_id_name_key UNIQUE (org_id, spoke_id, namespace, name);
+
 -- Name: organization_members organization_members_level_key; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.organization_members
@@ -2407,6 +2892,11 @@ ALTER TABLE ONLY public.projects
 
 ALTER TABLE ONLY public.reserved_email_domains
     ADD CONSTRAINT reserved_email_domains_pkey PRIMARY KEY (domain);
+
+-- Name: reserved_namespaces reserved_namespaces_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.reserved_namespaces
+    ADD CONSTRAINT reserved_namespaces_pkey PRIMARY KEY (namespace);
 
 -- Name: retention_policies retention_policies_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -2464,6 +2954,26 @@ ALTER TABLE ONLY public.sessions
 -- Name: CONSTRAINT sessions_source_source_id_key ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_source_source_id_key ON public.sessions IS 'C02: importing twice never duplicates.';
+
+-- Name: spoke_status_transitions spoke_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spoke_status_transitions
+    ADD CONSTRAINT spoke_status_transitions_pkey PRIMARY KEY (from_status, to_status);
+
+-- Name: spoke_statuses spoke_statuses_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spoke_statuses
+    ADD CONSTRAINT spoke_statuses_pkey PRIMARY KEY (status);
+
+-- Name: spokes spokes_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spokes
+    ADD CONSTRAINT spokes_name_key UNIQUE (org_id, name);
+
+-- Name: spokes spokes_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spokes
+    ADD CONSTRAINT spokes_pkey PRIMARY KEY (org_id, id);
 
 -- Name: accounts_display_name_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -2541,6 +3051,10 @@ CREATE INDEX audit_logs_target_id_idx ON public.audit_logs USING btree (chain_id
 
 CREATE INDEX idempotency_keys_created_at_idx ON public.idempotency_keys USING btree (org_id, created_at);
 
+-- Name: operation_specs_namespace_name_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX operation_specs_namespace_name_idx ON public.operation_specs USING btree (org_id, namespace, name);
+
 -- Name: organization_members_account_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX organization_members_account_id_idx ON public.organization_members USING btree (account_id);
@@ -2608,6 +3122,22 @@ CREATE INDEX sessions_unarchived_idx ON public.sessions USING btree (org_id, id)
 -- Name: INDEX sessions_unarchived_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.sessions_unarchived_idx IS 'S02';
+
+-- Name: spokes_account_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX spokes_account_id_idx ON public.spokes USING btree (org_id, account_id);
+
+-- Name: spokes_lease_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX spokes_lease_idx ON public.spokes USING btree (org_id, lease_expires_at) WHERE (status <> 'disconnected'::text);
+
+-- Name: INDEX spokes_lease_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.spokes_lease_idx IS 'W06: what the sweeper looks for.';
+
+-- Name: spokes_status_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX spokes_status_idx ON public.spokes USING btree (org_id, status, name);
 
 -- Name: accounts accounts_access_level_by_platform_admin; Type: TRIGGER; Schema: public; Owner: -
 
@@ -2801,6 +3331,30 @@ COMMENT ON TRIGGER messages_session_immutable ON public.messages IS 'C04';
 
 CREATE TRIGGER messages_touch BEFORE UPDATE ON public.messages FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
+-- Name: operation_specs operation_specs_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER operation_specs_identity_immutable BEFORE UPDATE ON public.operation_specs FOR EACH ROW WHEN (((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.spoke_id IS DISTINCT FROM new.spoke_id)) OR (old.namespace IS DISTINCT FROM new.namespace)) OR (old.name IS DISTINCT FROM new.name)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('An operation''s organisation, id, spoke, names and creation time');
+
+-- Name: operation_specs operation_specs_namespace_free; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER operation_specs_namespace_free BEFORE INSERT OR UPDATE OF namespace ON public.operation_specs FOR EACH ROW EXECUTE FUNCTION public.check_operation_namespace();
+
+-- Name: TRIGGER operation_specs_namespace_free ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER operation_specs_namespace_free ON public.operation_specs IS 'W04';
+
+-- Name: operation_specs operation_specs_spoke_connected; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER operation_specs_spoke_connected BEFORE INSERT ON public.operation_specs FOR EACH ROW EXECUTE FUNCTION public.check_operation_spoke();
+
+-- Name: TRIGGER operation_specs_spoke_connected ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER operation_specs_spoke_connected ON public.operation_specs IS 'C03';
+
+-- Name: operation_specs operation_specs_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER operation_specs_touch BEFORE UPDATE ON public.operation_specs FOR EACH ROW WHEN ((((((((((((((((((old.kind IS DISTINCT FROM new.kind) OR (old.version IS DISTINCT FROM new.version)) OR (old.title IS DISTINCT FROM new.title)) OR (old.description IS DISTINCT FROM new.description)) OR ((old.input_schema)::text IS DISTINCT FROM (new.input_schema)::text)) OR ((old.output_schema)::text IS DISTINCT FROM (new.output_schema)::text)) OR ((old.error_schema)::text IS DISTINCT FROM (new.error_schema)::text)) OR (old.scopes_all IS DISTINCT FROM new.scopes_all)) OR (old.scopes_any IS DISTINCT FROM new.scopes_any)) OR (old.redact_paths IS DISTINCT FROM new.redact_paths)) OR (old.payload_limit IS DISTINCT FROM new.payload_limit)) OR (old.max_attempts IS DISTINCT FROM new.max_attempts)) OR (old.visibility IS DISTINCT FROM new.visibility)) OR ((old.annotations)::text IS DISTINCT FROM (new.annotations)::text)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+
 -- Name: organization_members organization_members_audit; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE CONSTRAINT TRIGGER organization_members_audit AFTER INSERT OR DELETE OR UPDATE ON public.organization_members DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('member');
@@ -2965,6 +3519,54 @@ CREATE TRIGGER sessions_slug BEFORE INSERT ON public.sessions FOR EACH ROW WHEN 
 
 CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
 
+-- Name: spokes spokes_by_their_account; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_by_their_account BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((new.account_id IS NOT NULL) OR (old.account_id IS NULL))) EXECUTE FUNCTION public.check_spoke_account();
+
+-- Name: TRIGGER spokes_by_their_account ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_by_their_account ON public.spokes IS 'W06. Not where SET NULL takes an account away.';
+
+-- Name: spokes spokes_epoch_rises; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_epoch_rises BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((new.epoch < old.epoch) OR ((new.epoch = old.epoch) AND (old.status = 'disconnected'::text) AND (new.status = 'connected'::text)))) EXECUTE FUNCTION public.refuse_change('An epoch, but for a higher one,');
+
+-- Name: TRIGGER spokes_epoch_rises ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_epoch_rises ON public.spokes IS 'W06: a connection that has ended does not come back: the spoke registers again.';
+
+-- Name: spokes spokes_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_identity_immutable BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.name IS DISTINCT FROM new.name)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A spoke''s organisation, id, name and creation time');
+
+-- Name: spokes spokes_operations_withdrawn; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_operations_withdrawn AFTER UPDATE ON public.spokes FOR EACH ROW WHEN (((new.status = 'disconnected'::text) AND (old.status <> 'disconnected'::text))) EXECUTE FUNCTION public.withdraw_operations();
+
+-- Name: TRIGGER spokes_operations_withdrawn ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_operations_withdrawn ON public.spokes IS 'C03';
+
+-- Name: spokes spokes_status_transition; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_status_transition BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (new.status = ANY (ARRAY['connected'::text, 'reconnecting'::text, 'disconnected'::text])))) EXECUTE FUNCTION public.check_spoke_status();
+
+-- Name: TRIGGER spokes_status_transition ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_status_transition ON public.spokes IS 'X06, W06';
+
+-- Name: spokes spokes_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_touch BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((((((((((((old.account_id IS DISTINCT FROM new.account_id) OR (old.status IS DISTINCT FROM new.status)) OR (old.epoch IS DISTINCT FROM new.epoch)) OR (old.version IS DISTINCT FROM new.version)) OR (old.lease_seconds IS DISTINCT FROM new.lease_seconds)) OR (old.grace_seconds IS DISTINCT FROM new.grace_seconds)) OR (old.connected_at IS DISTINCT FROM new.connected_at)) OR (old.disconnected_at IS DISTINCT FROM new.disconnected_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: spokes spokes_use; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_use BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((old.lease_expires_at IS DISTINCT FROM new.lease_expires_at) OR (old.take_expires_at IS DISTINCT FROM new.take_expires_at))) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: TRIGGER spokes_use ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_use ON public.spokes IS 'W22: a heartbeat moves updated_at, but is no new revision.';
+
 -- Name: accounts accounts_home_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.accounts
@@ -3021,6 +3623,11 @@ ALTER TABLE ONLY public.messages
 -- Name: CONSTRAINT messages_session_id_fkey ON messages; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT messages_session_id_fkey ON public.messages IS 'C04. Indexed by messages_session_id_id_key.';
+
+-- Name: operation_specs operation_specs_spoke_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.operation_specs
+    ADD CONSTRAINT operation_specs_spoke_id_fkey FOREIGN KEY (org_id, spoke_id) REFERENCES public.spokes(org_id, id) ON DELETE CASCADE;
 
 -- Name: organization_members organization_members_account_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -3146,6 +3753,43 @@ ALTER TABLE ONLY public.sessions
 
 COMMENT ON CONSTRAINT sessions_version_fkey ON public.sessions IS 'W10';
 
+-- Name: spoke_status_transitions spoke_status_transitions_from_status_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spoke_status_transitions
+    ADD CONSTRAINT spoke_status_transitions_from_status_fkey FOREIGN KEY (from_status) REFERENCES public.spoke_statuses(status) ON DELETE RESTRICT;
+
+-- Name: spoke_status_transitions spoke_status_transitions_to_status_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spoke_status_transitions
+    ADD CONSTRAINT spoke_status_transitions_to_status_fkey FOREIGN KEY (to_status) REFERENCES public.spoke_statuses(status) ON DELETE RESTRICT;
+
+-- Name: spokes spokes_account_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spokes
+    ADD CONSTRAINT spokes_account_id_fkey FOREIGN KEY (org_id, account_id) REFERENCES public.organization_members(org_id, account_id) ON DELETE SET NULL (account_id);
+
+-- Name: CONSTRAINT spokes_account_id_fkey ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT spokes_account_id_fkey ON public.spokes IS 'C01';
+
+-- Name: spokes spokes_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spokes
+    ADD CONSTRAINT spokes_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT spokes_org_id_fkey ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT spokes_org_id_fkey ON public.spokes IS 'W12. Indexed by spokes_name_key (W03).';
+
+-- Name: spokes spokes_status_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spokes
+    ADD CONSTRAINT spokes_status_fkey FOREIGN KEY (status) REFERENCES public.spoke_statuses(status) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT spokes_status_fkey ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT spokes_status_fkey ON public.spokes IS 'W06';
+
 -- Name: accounts; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.accounts ENABLE ROW LEVEL SECURITY;
@@ -3259,6 +3903,28 @@ CREATE POLICY messages_purge ON public.messages TO hub_system USING (public.is_d
 -- Name: messages messages_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY messages_tenant ON public.messages TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: operation_specs; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.operation_specs ENABLE ROW LEVEL SECURITY;
+
+-- Name: operation_specs operation_specs_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY operation_specs_limited ON public.operation_specs AS RESTRICTIVE TO hub_app USING (((visibility = 'organization'::text) OR (( SELECT public.current_membership_rank() AS current_membership_rank) >= 2) OR ( SELECT public.is_platform_admin() AS is_platform_admin) OR (spoke_id IN ( SELECT s.id
+   FROM public.spokes s
+  WHERE ((s.org_id = ( SELECT public.current_org_id() AS current_org_id)) AND (s.account_id = ( SELECT public.current_account_id() AS current_account_id)))))));
+
+-- Name: POLICY operation_specs_limited ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON POLICY operation_specs_limited ON public.operation_specs IS 'What visibility says.';
+
+-- Name: operation_specs operation_specs_sweeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY operation_specs_sweeping ON public.operation_specs TO hub_system USING (true);
+
+-- Name: operation_specs operation_specs_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY operation_specs_tenant ON public.operation_specs TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: organization_members; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -3382,6 +4048,18 @@ CREATE POLICY sessions_limited ON public.sessions AS RESTRICTIVE TO hub_app USIN
 
 CREATE POLICY sessions_tenant ON public.sessions TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: spokes; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.spokes ENABLE ROW LEVEL SECURITY;
+
+-- Name: spokes spokes_sweeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY spokes_sweeping ON public.spokes TO hub_system USING (true);
+
+-- Name: spokes spokes_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY spokes_tenant ON public.spokes TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: SCHEMA public; Type: ACL; Schema: -; Owner: -
 
 GRANT USAGE ON SCHEMA public TO hub_app;
@@ -3458,6 +4136,70 @@ GRANT UPDATE(metadata) ON TABLE public.organizations TO hub_app;
 
 REVOKE ALL ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) TO hub_app;
+
+-- Name: TABLE spokes; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.spokes TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.spokes TO hub_system;
+
+-- Name: COLUMN spokes.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.account_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(account_id),UPDATE(account_id) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.status; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(status) ON TABLE public.spokes TO hub_app;
+GRANT UPDATE(status) ON TABLE public.spokes TO hub_system;
+
+-- Name: COLUMN spokes.epoch; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(epoch) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(version),UPDATE(version) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.lease_seconds; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(lease_seconds),UPDATE(lease_seconds) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.grace_seconds; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(grace_seconds),UPDATE(grace_seconds) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.lease_expires_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(lease_expires_at),UPDATE(lease_expires_at) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.take_expires_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(take_expires_at) ON TABLE public.spokes TO hub_app;
+GRANT UPDATE(take_expires_at) ON TABLE public.spokes TO hub_system;
+
+-- Name: COLUMN spokes.connected_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(connected_at) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.disconnected_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(disconnected_at) ON TABLE public.spokes TO hub_app;
+GRANT UPDATE(disconnected_at) ON TABLE public.spokes TO hub_system;
+
+-- Name: COLUMN spokes.data; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(data),UPDATE(data) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.spokes TO hub_app;
 
 -- Name: FUNCTION make_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_name text, p_key_hash bytea, p_scopes text[]); Type: ACL; Schema: public; Owner: -
 
@@ -3547,10 +4289,19 @@ GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.accounts TO hub_app;
 REVOKE ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) TO hub_app;
 
+-- Name: FUNCTION sweep_spokes(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.sweep_spokes(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.sweep_spokes(p_rows integer) TO hub_app;
+
 -- Name: FUNCTION transfer_organization(p_org_id uuid, p_account_id uuid); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) TO hub_app;
+
+-- Name: FUNCTION withdraw_operations(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.withdraw_operations() FROM PUBLIC;
 
 -- Name: TABLE account_status_transitions; Type: ACL; Schema: public; Owner: -
 
@@ -3737,6 +4488,87 @@ GRANT INSERT(metadata) ON TABLE public.messages TO hub_app;
 
 GRANT INSERT(created_at) ON TABLE public.messages TO hub_app;
 
+-- Name: TABLE operation_specs; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.operation_specs TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.operation_specs TO hub_system;
+
+-- Name: COLUMN operation_specs.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.spoke_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(spoke_id) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.namespace; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(namespace) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.kind; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(kind),UPDATE(kind) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(version),UPDATE(version) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.title; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(title),UPDATE(title) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.description; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(description),UPDATE(description) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.input_schema; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(input_schema),UPDATE(input_schema) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.output_schema; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(output_schema),UPDATE(output_schema) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.error_schema; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(error_schema),UPDATE(error_schema) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.scopes_all; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(scopes_all),UPDATE(scopes_all) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.scopes_any; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(scopes_any),UPDATE(scopes_any) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.redact_paths; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(redact_paths),UPDATE(redact_paths) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.payload_limit; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(payload_limit),UPDATE(payload_limit) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.max_attempts; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(max_attempts),UPDATE(max_attempts) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.visibility; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(visibility),UPDATE(visibility) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.annotations; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(annotations),UPDATE(annotations) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.operation_specs TO hub_app;
+
 -- Name: TABLE organization_members; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT,DELETE ON TABLE public.organization_members TO hub_app;
@@ -3854,6 +4686,11 @@ GRANT INSERT(metadata) ON TABLE public.projects TO hub_app;
 
 GRANT SELECT ON TABLE public.reserved_email_domains TO hub_app;
 GRANT SELECT ON TABLE public.reserved_email_domains TO hub_system;
+
+-- Name: TABLE reserved_namespaces; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.reserved_namespaces TO hub_app;
+GRANT SELECT ON TABLE public.reserved_namespaces TO hub_system;
 
 -- Name: TABLE retention_policies; Type: ACL; Schema: public; Owner: -
 
@@ -4011,3 +4848,13 @@ GRANT UPDATE(last_part_id) ON TABLE public.sessions TO hub_system;
 -- Name: COLUMN sessions.created_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: TABLE spoke_status_transitions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.spoke_status_transitions TO hub_app;
+GRANT SELECT ON TABLE public.spoke_status_transitions TO hub_system;
+
+-- Name: TABLE spoke_statuses; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.spoke_statuses TO hub_app;
+GRANT SELECT ON TABLE public.spoke_statuses TO hub_system;

@@ -163,6 +163,45 @@ func (e MessageRole) Valid() bool {
 	}
 }
 
+// Defines values for OperationKind.
+const (
+	OperationKindMutation     OperationKind = "mutation"
+	OperationKindQuery        OperationKind = "query"
+	OperationKindSubscription OperationKind = "subscription"
+)
+
+// Valid indicates whether the value is a known member of the OperationKind enum.
+func (e OperationKind) Valid() bool {
+	switch e {
+	case OperationKindMutation:
+		return true
+	case OperationKindQuery:
+		return true
+	case OperationKindSubscription:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for OperationVisibility.
+const (
+	OperationVisibilityAccount      OperationVisibility = "account"
+	OperationVisibilityOrganization OperationVisibility = "organization"
+)
+
+// Valid indicates whether the value is a known member of the OperationVisibility enum.
+func (e OperationVisibility) Valid() bool {
+	switch e {
+	case OperationVisibilityAccount:
+		return true
+	case OperationVisibilityOrganization:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for RunState.
 const (
 	RunStateEnded   RunState = "ended"
@@ -208,6 +247,27 @@ func (e SessionImportResult) Valid() bool {
 	case SessionImportResultUnchanged:
 		return true
 	case SessionImportResultUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SpokeStatus.
+const (
+	SpokeStatusConnected    SpokeStatus = "connected"
+	SpokeStatusDisconnected SpokeStatus = "disconnected"
+	SpokeStatusReconnecting SpokeStatus = "reconnecting"
+)
+
+// Valid indicates whether the value is a known member of the SpokeStatus enum.
+func (e SpokeStatus) Valid() bool {
+	switch e {
+	case SpokeStatusConnected:
+		return true
+	case SpokeStatusDisconnected:
+		return true
+	case SpokeStatusReconnecting:
 		return true
 	default:
 		return false
@@ -613,6 +673,131 @@ type OpencodeExport_Messages_Item struct {
 	AdditionalProperties map[string]interface{}   `json:"-"`
 }
 
+// Operation defines model for Operation.
+type Operation struct {
+	// Annotations Any JSON object. It comes back with the values that were given.
+	Annotations JSONObject `json:"annotations"`
+	CreatedAt   time.Time  `json:"createdAt"`
+	Description string     `json:"description"`
+
+	// ErrorSchema Any JSON object. It comes back with the values that were given.
+	ErrorSchema *JSONObject        `json:"errorSchema,omitempty"`
+	Id          openapi_types.UUID `json:"id"`
+
+	// InputSchema Any JSON object. It comes back with the values that were given.
+	InputSchema JSONObject    `json:"inputSchema"`
+	Kind        OperationKind `json:"kind"`
+	MaxAttempts int32         `json:"maxAttempts"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  Metadata `json:"metadata"`
+	Name      string   `json:"name"`
+	Namespace string   `json:"namespace"`
+
+	// OutputSchema Any JSON object. It comes back with the values that were given.
+	OutputSchema *JSONObject `json:"outputSchema,omitempty"`
+	PayloadLimit *int32      `json:"payloadLimit"`
+
+	// QualifiedName `namespace.{spoke id}.name`
+	QualifiedName string             `json:"qualifiedName"`
+	RedactPaths   []string           `json:"redactPaths"`
+	Revision      int32              `json:"revision"`
+	ScopesAll     []string           `json:"scopesAll"`
+	ScopesAny     []string           `json:"scopesAny"`
+	SpokeId       openapi_types.UUID `json:"spokeId"`
+	Title         string             `json:"title"`
+	UpdatedAt     time.Time          `json:"updatedAt"`
+	Version       string             `json:"version"`
+
+	// Visibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+	Visibility OperationVisibility `json:"visibility"`
+}
+
+// OperationAnnotations MCP's tool annotations.
+type OperationAnnotations struct {
+	DestructiveHint *bool `json:"destructiveHint,omitempty"`
+	IdempotentHint  *bool `json:"idempotentHint,omitempty"`
+	OpenWorldHint   *bool `json:"openWorldHint,omitempty"`
+	ReadOnlyHint    *bool `json:"readOnlyHint,omitempty"`
+}
+
+// OperationKind defines model for OperationKind.
+type OperationKind string
+
+// OperationOffer defines model for OperationOffer.
+type OperationOffer struct {
+	// Annotations MCP's tool annotations.
+	Annotations *OperationAnnotations `json:"annotations,omitempty"`
+	Description *string               `json:"description,omitempty"`
+
+	// ErrorSchema Any JSON object. It comes back with the values that were given.
+	ErrorSchema *JSONObject `json:"errorSchema,omitempty"`
+
+	// InputSchema Any JSON object. It comes back with the values that were given.
+	InputSchema *JSONObject   `json:"inputSchema,omitempty"`
+	Kind        OperationKind `json:"kind"`
+
+	// MaxAttempts How often a call may be started: above 1, it is given to somebody else when its spoke dies.
+	MaxAttempts *int32 `json:"maxAttempts,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Dots are welcome. It does not begin with what looks like a spoke's id, and the qualified name has at most 128 characters.
+	Name string `json:"name"`
+
+	// Namespace One segment. `hub` is reserved.
+	Namespace string `json:"namespace"`
+
+	// OutputSchema Any JSON object. It comes back with the values that were given.
+	OutputSchema *JSONObject `json:"outputSchema,omitempty"`
+
+	// PayloadLimit Bytes of a payload that are written down. The organisation's limit when absent.
+	PayloadLimit *int32 `json:"payloadLimit,omitempty"`
+
+	// RedactPaths JSON pointers whose values are not written down, in input, output, error and metadata alike; `*` stands for every member and element. Values under names such as password, token, secret and key never are.
+	RedactPaths *[]string `json:"redactPaths,omitempty"`
+
+	// ScopesAll Scopes that a caller's key must all cover.
+	ScopesAll *[]OperationScope `json:"scopesAll,omitempty"`
+
+	// ScopesAny Scopes of which a caller's key must cover one.
+	ScopesAny *[]OperationScope `json:"scopesAny,omitempty"`
+	Title     *string           `json:"title,omitempty"`
+	Version   *string           `json:"version,omitempty"`
+
+	// Visibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+	Visibility *OperationVisibility `json:"visibility,omitempty"`
+}
+
+// OperationPage defines model for OperationPage.
+type OperationPage struct {
+	Items []Operation `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// OperationScope defines model for OperationScope.
+type OperationScope = string
+
+// OperationVisibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+type OperationVisibility string
+
+// OperationsChange Qualified names, in order.
+type OperationsChange struct {
+	Created   []string `json:"created"`
+	Removed   []string `json:"removed"`
+	Unchanged []string `json:"unchanged"`
+	Updated   []string `json:"updated"`
+}
+
+// OperationsPut defines model for OperationsPut.
+type OperationsPut struct {
+	Epoch      int32            `json:"epoch"`
+	Operations []OperationOffer `json:"operations"`
+}
+
 // Organization defines model for Organization.
 type Organization struct {
 	CreatedAt time.Time `json:"createdAt"`
@@ -939,6 +1124,76 @@ type SessionUpdate struct {
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
 
+// Spoke defines model for Spoke.
+type Spoke struct {
+	// AccountId Whose it is; null once the account has left.
+	AccountId   *openapi_types.UUID `json:"accountId"`
+	ConnectedAt time.Time           `json:"connectedAt"`
+	CreatedAt   time.Time           `json:"createdAt"`
+
+	// Data Any JSON object. It comes back with the values that were given.
+	Data           JSONObject `json:"data"`
+	DisconnectedAt *time.Time `json:"disconnectedAt"`
+
+	// Epoch Counts its connections.
+	Epoch        int32              `json:"epoch"`
+	GraceSeconds int32              `json:"graceSeconds"`
+	Id           openapi_types.UUID `json:"id"`
+
+	// LeaseExpiresAt Until when it counts as living.
+	LeaseExpiresAt time.Time `json:"leaseExpiresAt"`
+	LeaseSeconds   int32     `json:"leaseSeconds"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Ready Connected, its lease in force, and a take open.
+	Ready     bool        `json:"ready"`
+	Revision  int32       `json:"revision"`
+	Status    SpokeStatus `json:"status"`
+	UpdatedAt time.Time   `json:"updatedAt"`
+
+	// Version The program's.
+	Version string `json:"version"`
+}
+
+// SpokeConnection defines model for SpokeConnection.
+type SpokeConnection struct {
+	// Epoch The one that registerSpoke answered.
+	Epoch int32 `json:"epoch"`
+}
+
+// SpokePage defines model for SpokePage.
+type SpokePage struct {
+	Items []Spoke `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// SpokeRegister defines model for SpokeRegister.
+type SpokeRegister struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data *JSONObject `json:"data,omitempty"`
+
+	// GraceSeconds How long it may then be reconnecting before it is disconnected.
+	GraceSeconds *int32 `json:"graceSeconds,omitempty"`
+
+	// LeaseSeconds For how long a heartbeat or a take says that it lives.
+	LeaseSeconds *int32 `json:"leaseSeconds,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Unique in the organisation, and the same each time that the program starts.
+	Name    string  `json:"name"`
+	Version *string `json:"version,omitempty"`
+}
+
+// SpokeStatus defines model for SpokeStatus.
+type SpokeStatus string
+
 // Tag A label of the organisation's own.
 type Tag = string
 
@@ -975,6 +1230,9 @@ type IfMatch = string
 // Limit defines model for Limit.
 type Limit = int32
 
+// OperationName defines model for OperationName.
+type OperationName = string
+
 // OrganizationId defines model for OrganizationId.
 type OrganizationId = openapi_types.UUID
 
@@ -983,6 +1241,9 @@ type ProjectId = openapi_types.UUID
 
 // SessionId defines model for SessionId.
 type SessionId = openapi_types.UUID
+
+// SpokeId defines model for SpokeId.
+type SpokeId = openapi_types.UUID
 
 // Error Why a request was refused (RFC 9457).
 type Error = Problem
@@ -1188,6 +1449,22 @@ type UpdateMemberParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
+// ListOperationsParams defines parameters for ListOperations.
+type ListOperationsParams struct {
+	SpokeId   *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	Namespace *string             `form:"namespace,omitempty" json:"namespace,omitempty"`
+
+	// Name The name within its namespace.
+	Name *string        `form:"name,omitempty" json:"name,omitempty"`
+	Kind *OperationKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
 // ListOrganizationsParams defines parameters for ListOrganizations.
 type ListOrganizationsParams struct {
 	// Limit How many items to return at most.
@@ -1322,6 +1599,38 @@ type AppendMessageParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListSpokesParams defines parameters for ListSpokes.
+type ListSpokesParams struct {
+	Status *SpokeStatus `form:"status,omitempty" json:"status,omitempty"`
+
+	// AccountId Only spokes of this account.
+	AccountId *openapi_types.UUID `form:"accountId,omitempty" json:"accountId,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// RegisterSpokeParams defines parameters for RegisterSpoke.
+type RegisterSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DisconnectSpokeParams defines parameters for DisconnectSpoke.
+type DisconnectSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// HeartbeatSpokeParams defines parameters for HeartbeatSpoke.
+type HeartbeatSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountCreate
 
@@ -1372,6 +1681,18 @@ type UpdateSessionApplicationMergePatchPlusJSONRequestBody = SessionUpdate
 
 // AppendMessageJSONRequestBody defines body for AppendMessage for application/json ContentType.
 type AppendMessageJSONRequestBody = MessageAppend
+
+// RegisterSpokeJSONRequestBody defines body for RegisterSpoke for application/json ContentType.
+type RegisterSpokeJSONRequestBody = SpokeRegister
+
+// DisconnectSpokeJSONRequestBody defines body for DisconnectSpoke for application/json ContentType.
+type DisconnectSpokeJSONRequestBody = SpokeConnection
+
+// HeartbeatSpokeJSONRequestBody defines body for HeartbeatSpoke for application/json ContentType.
+type HeartbeatSpokeJSONRequestBody = SpokeConnection
+
+// PutOperationsJSONRequestBody defines body for PutOperations for application/json ContentType.
+type PutOperationsJSONRequestBody = OperationsPut
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -1625,6 +1946,12 @@ type ServerInterface interface {
 	// UpdateMember Change a member
 	// (PATCH /v1/members/{accountId})
 	UpdateMember(ctx echo.Context, accountId AccountId, params UpdateMemberParams) error
+	// ListOperations List what spokes offer
+	// (GET /v1/operations)
+	ListOperations(ctx echo.Context, params ListOperationsParams) error
+	// GetOperation Get an operation
+	// (GET /v1/operations/{operationName})
+	GetOperation(ctx echo.Context, operationName OperationName) error
 	// ListOrganizations List organisations
 	// (GET /v1/organizations)
 	ListOrganizations(ctx echo.Context, params ListOrganizationsParams) error
@@ -1694,6 +2021,24 @@ type ServerInterface interface {
 	// GetMessage Get a message with its parts
 	// (GET /v1/sessions/{sessionId}/messages/{messageId})
 	GetMessage(ctx echo.Context, sessionId SessionId, messageId openapi_types.UUID) error
+	// ListSpokes List spokes
+	// (GET /v1/spokes)
+	ListSpokes(ctx echo.Context, params ListSpokesParams) error
+	// RegisterSpoke Connect a spoke
+	// (POST /v1/spokes)
+	RegisterSpoke(ctx echo.Context, params RegisterSpokeParams) error
+	// GetSpoke Get a spoke
+	// (GET /v1/spokes/{spokeId})
+	GetSpoke(ctx echo.Context, spokeId SpokeId) error
+	// DisconnectSpoke End a spoke's connection
+	// (POST /v1/spokes/{spokeId}/disconnect)
+	DisconnectSpoke(ctx echo.Context, spokeId SpokeId, params DisconnectSpokeParams) error
+	// HeartbeatSpoke Say that a spoke lives
+	// (POST /v1/spokes/{spokeId}/heartbeat)
+	HeartbeatSpoke(ctx echo.Context, spokeId SpokeId, params HeartbeatSpokeParams) error
+	// PutOperations Say what a spoke offers
+	// (PUT /v1/spokes/{spokeId}/operations)
+	PutOperations(ctx echo.Context, spokeId SpokeId) error
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx echo.Context) error
@@ -2599,6 +2944,75 @@ func (w *ServerInterfaceWrapper) UpdateMember(ctx echo.Context) error {
 	return err
 }
 
+// ListOperations converts echo context to params.
+func (w *ServerInterfaceWrapper) ListOperations(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListOperationsParams
+	// ------------- Optional query parameter "spokeId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "spokeId", ctx.QueryParams(), &params.SpokeId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// ------------- Optional query parameter "namespace" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "namespace", ctx.QueryParams(), &params.Namespace, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter namespace: %s", err))
+	}
+
+	// ------------- Optional query parameter "name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "name", ctx.QueryParams(), &params.Name, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// ------------- Optional query parameter "kind" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "kind", ctx.QueryParams(), &params.Kind, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter kind: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListOperations(ctx, params)
+	return err
+}
+
+// GetOperation converts echo context to params.
+func (w *ServerInterfaceWrapper) GetOperation(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "operationName" -------------
+	var operationName OperationName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "operationName", ctx.Param("operationName"), &operationName, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter operationName: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetOperation(ctx, operationName)
+	return err
+}
+
 // ListOrganizations converts echo context to params.
 func (w *ServerInterfaceWrapper) ListOrganizations(ctx echo.Context) error {
 	var err error
@@ -3288,6 +3702,178 @@ func (w *ServerInterfaceWrapper) GetMessage(ctx echo.Context) error {
 	return err
 }
 
+// ListSpokes converts echo context to params.
+func (w *ServerInterfaceWrapper) ListSpokes(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListSpokesParams
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", ctx.QueryParams(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter status: %s", err))
+	}
+
+	// ------------- Optional query parameter "accountId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "accountId", ctx.QueryParams(), &params.AccountId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter accountId: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListSpokes(ctx, params)
+	return err
+}
+
+// RegisterSpoke converts echo context to params.
+func (w *ServerInterfaceWrapper) RegisterSpoke(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RegisterSpokeParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RegisterSpoke(ctx, params)
+	return err
+}
+
+// GetSpoke converts echo context to params.
+func (w *ServerInterfaceWrapper) GetSpoke(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "spokeId" -------------
+	var spokeId SpokeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "spokeId", ctx.Param("spokeId"), &spokeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetSpoke(ctx, spokeId)
+	return err
+}
+
+// DisconnectSpoke converts echo context to params.
+func (w *ServerInterfaceWrapper) DisconnectSpoke(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "spokeId" -------------
+	var spokeId SpokeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "spokeId", ctx.Param("spokeId"), &spokeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DisconnectSpokeParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DisconnectSpoke(ctx, spokeId, params)
+	return err
+}
+
+// HeartbeatSpoke converts echo context to params.
+func (w *ServerInterfaceWrapper) HeartbeatSpoke(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "spokeId" -------------
+	var spokeId SpokeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "spokeId", ctx.Param("spokeId"), &spokeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params HeartbeatSpokeParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.HeartbeatSpoke(ctx, spokeId, params)
+	return err
+}
+
+// PutOperations converts echo context to params.
+func (w *ServerInterfaceWrapper) PutOperations(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "spokeId" -------------
+	var spokeId SpokeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "spokeId", ctx.Param("spokeId"), &spokeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.PutOperations(ctx, spokeId)
+	return err
+}
+
 // GetVersion converts echo context to params.
 func (w *ServerInterfaceWrapper) GetVersion(ctx echo.Context) error {
 	var err error
@@ -3372,6 +3958,8 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.DELETE(options.BaseURL+"/v1/members/:accountId", wrapper.RemoveMember, options.OperationMiddlewares["removeMember"]...)
 	router.GET(options.BaseURL+"/v1/members/:accountId", wrapper.GetMember, options.OperationMiddlewares["getMember"]...)
 	router.PATCH(options.BaseURL+"/v1/members/:accountId", wrapper.UpdateMember, options.OperationMiddlewares["updateMember"]...)
+	router.GET(options.BaseURL+"/v1/operations", wrapper.ListOperations, options.OperationMiddlewares["listOperations"]...)
+	router.GET(options.BaseURL+"/v1/operations/:operationName", wrapper.GetOperation, options.OperationMiddlewares["getOperation"]...)
 	router.GET(options.BaseURL+"/v1/organizations", wrapper.ListOrganizations, options.OperationMiddlewares["listOrganizations"]...)
 	router.POST(options.BaseURL+"/v1/organizations", wrapper.CreateOrganization, options.OperationMiddlewares["createOrganization"]...)
 	router.DELETE(options.BaseURL+"/v1/organizations/:organizationId", wrapper.DeleteOrganization, options.OperationMiddlewares["deleteOrganization"]...)
@@ -3395,6 +3983,12 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId/messages", wrapper.ListMessages, options.OperationMiddlewares["listMessages"]...)
 	router.POST(options.BaseURL+"/v1/sessions/:sessionId/messages", wrapper.AppendMessage, options.OperationMiddlewares["appendMessage"]...)
 	router.GET(options.BaseURL+"/v1/sessions/:sessionId/messages/:messageId", wrapper.GetMessage, options.OperationMiddlewares["getMessage"]...)
+	router.GET(options.BaseURL+"/v1/spokes", wrapper.ListSpokes, options.OperationMiddlewares["listSpokes"]...)
+	router.POST(options.BaseURL+"/v1/spokes", wrapper.RegisterSpoke, options.OperationMiddlewares["registerSpoke"]...)
+	router.GET(options.BaseURL+"/v1/spokes/:spokeId", wrapper.GetSpoke, options.OperationMiddlewares["getSpoke"]...)
+	router.POST(options.BaseURL+"/v1/spokes/:spokeId/disconnect", wrapper.DisconnectSpoke, options.OperationMiddlewares["disconnectSpoke"]...)
+	router.POST(options.BaseURL+"/v1/spokes/:spokeId/heartbeat", wrapper.HeartbeatSpoke, options.OperationMiddlewares["heartbeatSpoke"]...)
+	router.PUT(options.BaseURL+"/v1/spokes/:spokeId/operations", wrapper.PutOperations, options.OperationMiddlewares["putOperations"]...)
 	router.GET(options.BaseURL+"/v1/version", wrapper.GetVersion, options.OperationMiddlewares["getVersion"]...)
 
 }
@@ -4676,6 +5270,92 @@ func (response UpdateMemberdefaultApplicationProblemPlusJSONResponse) VisitUpdat
 	return err
 }
 
+type ListOperationsRequestObject struct {
+	Params ListOperationsParams
+}
+
+type ListOperationsResponseObject interface {
+	VisitListOperationsResponse(w http.ResponseWriter) error
+}
+
+type ListOperations200JSONResponse OperationPage
+
+func (response ListOperations200JSONResponse) VisitListOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListOperationsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListOperationsdefaultApplicationProblemPlusJSONResponse) VisitListOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperationRequestObject struct {
+	OperationName OperationName `json:"operationName"`
+}
+
+type GetOperationResponseObject interface {
+	VisitGetOperationResponse(w http.ResponseWriter) error
+}
+
+type GetOperation200ResponseHeaders struct {
+	ETag string
+}
+
+type GetOperation200JSONResponse struct {
+	Body    Operation
+	Headers GetOperation200ResponseHeaders
+}
+
+func (response GetOperation200JSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetOperationdefaultApplicationProblemPlusJSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListOrganizationsRequestObject struct {
 	Params ListOrganizationsParams
 }
@@ -5706,6 +6386,264 @@ func (response GetMessagedefaultApplicationProblemPlusJSONResponse) VisitGetMess
 	return err
 }
 
+type ListSpokesRequestObject struct {
+	Params ListSpokesParams
+}
+
+type ListSpokesResponseObject interface {
+	VisitListSpokesResponse(w http.ResponseWriter) error
+}
+
+type ListSpokes200JSONResponse SpokePage
+
+func (response ListSpokes200JSONResponse) VisitListSpokesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSpokesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListSpokesdefaultApplicationProblemPlusJSONResponse) VisitListSpokesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RegisterSpokeRequestObject struct {
+	Params RegisterSpokeParams
+	Body   *RegisterSpokeJSONRequestBody
+}
+
+type RegisterSpokeResponseObject interface {
+	VisitRegisterSpokeResponse(w http.ResponseWriter) error
+}
+
+type RegisterSpoke200ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type RegisterSpoke200JSONResponse struct {
+	Body    Spoke
+	Headers RegisterSpoke200ResponseHeaders
+}
+
+func (response RegisterSpoke200JSONResponse) VisitRegisterSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RegisterSpokedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RegisterSpokedefaultApplicationProblemPlusJSONResponse) VisitRegisterSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSpokeRequestObject struct {
+	SpokeId SpokeId `json:"spokeId"`
+}
+
+type GetSpokeResponseObject interface {
+	VisitGetSpokeResponse(w http.ResponseWriter) error
+}
+
+type GetSpoke200ResponseHeaders struct {
+	ETag string
+}
+
+type GetSpoke200JSONResponse struct {
+	Body    Spoke
+	Headers GetSpoke200ResponseHeaders
+}
+
+func (response GetSpoke200JSONResponse) VisitGetSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSpokedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetSpokedefaultApplicationProblemPlusJSONResponse) VisitGetSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DisconnectSpokeRequestObject struct {
+	SpokeId SpokeId `json:"spokeId"`
+	Params  DisconnectSpokeParams
+	Body    *DisconnectSpokeJSONRequestBody
+}
+
+type DisconnectSpokeResponseObject interface {
+	VisitDisconnectSpokeResponse(w http.ResponseWriter) error
+}
+
+type DisconnectSpoke200JSONResponse Spoke
+
+func (response DisconnectSpoke200JSONResponse) VisitDisconnectSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DisconnectSpokedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DisconnectSpokedefaultApplicationProblemPlusJSONResponse) VisitDisconnectSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type HeartbeatSpokeRequestObject struct {
+	SpokeId SpokeId `json:"spokeId"`
+	Params  HeartbeatSpokeParams
+	Body    *HeartbeatSpokeJSONRequestBody
+}
+
+type HeartbeatSpokeResponseObject interface {
+	VisitHeartbeatSpokeResponse(w http.ResponseWriter) error
+}
+
+type HeartbeatSpoke200JSONResponse Spoke
+
+func (response HeartbeatSpoke200JSONResponse) VisitHeartbeatSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type HeartbeatSpokedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response HeartbeatSpokedefaultApplicationProblemPlusJSONResponse) VisitHeartbeatSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutOperationsRequestObject struct {
+	SpokeId SpokeId `json:"spokeId"`
+	Body    *PutOperationsJSONRequestBody
+}
+
+type PutOperationsResponseObject interface {
+	VisitPutOperationsResponse(w http.ResponseWriter) error
+}
+
+type PutOperations200JSONResponse OperationsChange
+
+func (response PutOperations200JSONResponse) VisitPutOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutOperationsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response PutOperationsdefaultApplicationProblemPlusJSONResponse) VisitPutOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetVersionRequestObject struct {
 }
 
@@ -5830,6 +6768,12 @@ type StrictServerInterface interface {
 	// UpdateMember Change a member
 	// (PATCH /v1/members/{accountId})
 	UpdateMember(ctx context.Context, request UpdateMemberRequestObject) (UpdateMemberResponseObject, error)
+	// ListOperations List what spokes offer
+	// (GET /v1/operations)
+	ListOperations(ctx context.Context, request ListOperationsRequestObject) (ListOperationsResponseObject, error)
+	// GetOperation Get an operation
+	// (GET /v1/operations/{operationName})
+	GetOperation(ctx context.Context, request GetOperationRequestObject) (GetOperationResponseObject, error)
 	// ListOrganizations List organisations
 	// (GET /v1/organizations)
 	ListOrganizations(ctx context.Context, request ListOrganizationsRequestObject) (ListOrganizationsResponseObject, error)
@@ -5899,6 +6843,24 @@ type StrictServerInterface interface {
 	// GetMessage Get a message with its parts
 	// (GET /v1/sessions/{sessionId}/messages/{messageId})
 	GetMessage(ctx context.Context, request GetMessageRequestObject) (GetMessageResponseObject, error)
+	// ListSpokes List spokes
+	// (GET /v1/spokes)
+	ListSpokes(ctx context.Context, request ListSpokesRequestObject) (ListSpokesResponseObject, error)
+	// RegisterSpoke Connect a spoke
+	// (POST /v1/spokes)
+	RegisterSpoke(ctx context.Context, request RegisterSpokeRequestObject) (RegisterSpokeResponseObject, error)
+	// GetSpoke Get a spoke
+	// (GET /v1/spokes/{spokeId})
+	GetSpoke(ctx context.Context, request GetSpokeRequestObject) (GetSpokeResponseObject, error)
+	// DisconnectSpoke End a spoke's connection
+	// (POST /v1/spokes/{spokeId}/disconnect)
+	DisconnectSpoke(ctx context.Context, request DisconnectSpokeRequestObject) (DisconnectSpokeResponseObject, error)
+	// HeartbeatSpoke Say that a spoke lives
+	// (POST /v1/spokes/{spokeId}/heartbeat)
+	HeartbeatSpoke(ctx context.Context, request HeartbeatSpokeRequestObject) (HeartbeatSpokeResponseObject, error)
+	// PutOperations Say what a spoke offers
+	// (PUT /v1/spokes/{spokeId}/operations)
+	PutOperations(ctx context.Context, request PutOperationsRequestObject) (PutOperationsResponseObject, error)
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx context.Context, request GetVersionRequestObject) (GetVersionResponseObject, error)
@@ -6786,6 +7748,56 @@ func (sh *strictHandler) UpdateMember(ctx echo.Context, accountId AccountId, par
 	return nil
 }
 
+// ListOperations operation middleware
+func (sh *strictHandler) ListOperations(ctx echo.Context, params ListOperationsParams) error {
+	var request ListOperationsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListOperations(ctx.Request().Context(), request.(ListOperationsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListOperations")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListOperationsResponseObject); ok {
+		return validResponse.VisitListOperationsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetOperation operation middleware
+func (sh *strictHandler) GetOperation(ctx echo.Context, operationName OperationName) error {
+	var request GetOperationRequestObject
+
+	request.OperationName = operationName
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOperation(ctx.Request().Context(), request.(GetOperationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOperation")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetOperationResponseObject); ok {
+		return validResponse.VisitGetOperationResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // ListOrganizations operation middleware
 func (sh *strictHandler) ListOrganizations(ctx echo.Context, params ListOrganizationsParams) error {
 	var request ListOrganizationsRequestObject
@@ -7593,6 +8605,250 @@ func (sh *strictHandler) GetMessage(ctx echo.Context, sessionId SessionId, messa
 		return err
 	} else if validResponse, ok := response.(GetMessageResponseObject); ok {
 		return validResponse.VisitGetMessageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListSpokes operation middleware
+func (sh *strictHandler) ListSpokes(ctx echo.Context, params ListSpokesParams) error {
+	var request ListSpokesRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSpokes(ctx.Request().Context(), request.(ListSpokesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSpokes")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListSpokesResponseObject); ok {
+		return validResponse.VisitListSpokesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RegisterSpoke operation middleware
+func (sh *strictHandler) RegisterSpoke(ctx echo.Context, params RegisterSpokeParams) error {
+	var request RegisterSpokeRequestObject
+
+	request.Params = params
+
+	var body RegisterSpokeJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RegisterSpoke(ctx.Request().Context(), request.(RegisterSpokeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RegisterSpoke")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RegisterSpokeResponseObject); ok {
+		return validResponse.VisitRegisterSpokeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetSpoke operation middleware
+func (sh *strictHandler) GetSpoke(ctx echo.Context, spokeId SpokeId) error {
+	var request GetSpokeRequestObject
+
+	request.SpokeId = spokeId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSpoke(ctx.Request().Context(), request.(GetSpokeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSpoke")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetSpokeResponseObject); ok {
+		return validResponse.VisitGetSpokeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DisconnectSpoke operation middleware
+func (sh *strictHandler) DisconnectSpoke(ctx echo.Context, spokeId SpokeId, params DisconnectSpokeParams) error {
+	var request DisconnectSpokeRequestObject
+
+	request.SpokeId = spokeId
+	request.Params = params
+
+	var body DisconnectSpokeJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DisconnectSpoke(ctx.Request().Context(), request.(DisconnectSpokeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DisconnectSpoke")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DisconnectSpokeResponseObject); ok {
+		return validResponse.VisitDisconnectSpokeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// HeartbeatSpoke operation middleware
+func (sh *strictHandler) HeartbeatSpoke(ctx echo.Context, spokeId SpokeId, params HeartbeatSpokeParams) error {
+	var request HeartbeatSpokeRequestObject
+
+	request.SpokeId = spokeId
+	request.Params = params
+
+	var body HeartbeatSpokeJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.HeartbeatSpoke(ctx.Request().Context(), request.(HeartbeatSpokeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "HeartbeatSpoke")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(HeartbeatSpokeResponseObject); ok {
+		return validResponse.VisitHeartbeatSpokeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// PutOperations operation middleware
+func (sh *strictHandler) PutOperations(ctx echo.Context, spokeId SpokeId) error {
+	var request PutOperationsRequestObject
+
+	request.SpokeId = spokeId
+
+	var body PutOperationsJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.PutOperations(ctx.Request().Context(), request.(PutOperationsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PutOperations")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(PutOperationsResponseObject); ok {
+		return validResponse.VisitPutOperationsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

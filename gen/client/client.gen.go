@@ -163,6 +163,45 @@ func (e MessageRole) Valid() bool {
 	}
 }
 
+// Defines values for OperationKind.
+const (
+	OperationKindMutation     OperationKind = "mutation"
+	OperationKindQuery        OperationKind = "query"
+	OperationKindSubscription OperationKind = "subscription"
+)
+
+// Valid indicates whether the value is a known member of the OperationKind enum.
+func (e OperationKind) Valid() bool {
+	switch e {
+	case OperationKindMutation:
+		return true
+	case OperationKindQuery:
+		return true
+	case OperationKindSubscription:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for OperationVisibility.
+const (
+	OperationVisibilityAccount      OperationVisibility = "account"
+	OperationVisibilityOrganization OperationVisibility = "organization"
+)
+
+// Valid indicates whether the value is a known member of the OperationVisibility enum.
+func (e OperationVisibility) Valid() bool {
+	switch e {
+	case OperationVisibilityAccount:
+		return true
+	case OperationVisibilityOrganization:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for RunState.
 const (
 	RunStateEnded   RunState = "ended"
@@ -208,6 +247,27 @@ func (e SessionImportResult) Valid() bool {
 	case SessionImportResultUnchanged:
 		return true
 	case SessionImportResultUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SpokeStatus.
+const (
+	SpokeStatusConnected    SpokeStatus = "connected"
+	SpokeStatusDisconnected SpokeStatus = "disconnected"
+	SpokeStatusReconnecting SpokeStatus = "reconnecting"
+)
+
+// Valid indicates whether the value is a known member of the SpokeStatus enum.
+func (e SpokeStatus) Valid() bool {
+	switch e {
+	case SpokeStatusConnected:
+		return true
+	case SpokeStatusDisconnected:
+		return true
+	case SpokeStatusReconnecting:
 		return true
 	default:
 		return false
@@ -613,6 +673,131 @@ type OpencodeExport_Messages_Item struct {
 	AdditionalProperties map[string]interface{}   `json:"-"`
 }
 
+// Operation defines model for Operation.
+type Operation struct {
+	// Annotations Any JSON object. It comes back with the values that were given.
+	Annotations JSONObject `json:"annotations"`
+	CreatedAt   time.Time  `json:"createdAt"`
+	Description string     `json:"description"`
+
+	// ErrorSchema Any JSON object. It comes back with the values that were given.
+	ErrorSchema *JSONObject        `json:"errorSchema,omitempty"`
+	Id          openapi_types.UUID `json:"id"`
+
+	// InputSchema Any JSON object. It comes back with the values that were given.
+	InputSchema JSONObject    `json:"inputSchema"`
+	Kind        OperationKind `json:"kind"`
+	MaxAttempts int32         `json:"maxAttempts"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  Metadata `json:"metadata"`
+	Name      string   `json:"name"`
+	Namespace string   `json:"namespace"`
+
+	// OutputSchema Any JSON object. It comes back with the values that were given.
+	OutputSchema *JSONObject `json:"outputSchema,omitempty"`
+	PayloadLimit *int32      `json:"payloadLimit"`
+
+	// QualifiedName `namespace.{spoke id}.name`
+	QualifiedName string             `json:"qualifiedName"`
+	RedactPaths   []string           `json:"redactPaths"`
+	Revision      int32              `json:"revision"`
+	ScopesAll     []string           `json:"scopesAll"`
+	ScopesAny     []string           `json:"scopesAny"`
+	SpokeId       openapi_types.UUID `json:"spokeId"`
+	Title         string             `json:"title"`
+	UpdatedAt     time.Time          `json:"updatedAt"`
+	Version       string             `json:"version"`
+
+	// Visibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+	Visibility OperationVisibility `json:"visibility"`
+}
+
+// OperationAnnotations MCP's tool annotations.
+type OperationAnnotations struct {
+	DestructiveHint *bool `json:"destructiveHint,omitempty"`
+	IdempotentHint  *bool `json:"idempotentHint,omitempty"`
+	OpenWorldHint   *bool `json:"openWorldHint,omitempty"`
+	ReadOnlyHint    *bool `json:"readOnlyHint,omitempty"`
+}
+
+// OperationKind defines model for OperationKind.
+type OperationKind string
+
+// OperationOffer defines model for OperationOffer.
+type OperationOffer struct {
+	// Annotations MCP's tool annotations.
+	Annotations *OperationAnnotations `json:"annotations,omitempty"`
+	Description *string               `json:"description,omitempty"`
+
+	// ErrorSchema Any JSON object. It comes back with the values that were given.
+	ErrorSchema *JSONObject `json:"errorSchema,omitempty"`
+
+	// InputSchema Any JSON object. It comes back with the values that were given.
+	InputSchema *JSONObject   `json:"inputSchema,omitempty"`
+	Kind        OperationKind `json:"kind"`
+
+	// MaxAttempts How often a call may be started: above 1, it is given to somebody else when its spoke dies.
+	MaxAttempts *int32 `json:"maxAttempts,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Dots are welcome. It does not begin with what looks like a spoke's id, and the qualified name has at most 128 characters.
+	Name string `json:"name"`
+
+	// Namespace One segment. `hub` is reserved.
+	Namespace string `json:"namespace"`
+
+	// OutputSchema Any JSON object. It comes back with the values that were given.
+	OutputSchema *JSONObject `json:"outputSchema,omitempty"`
+
+	// PayloadLimit Bytes of a payload that are written down. The organisation's limit when absent.
+	PayloadLimit *int32 `json:"payloadLimit,omitempty"`
+
+	// RedactPaths JSON pointers whose values are not written down, in input, output, error and metadata alike; `*` stands for every member and element. Values under names such as password, token, secret and key never are.
+	RedactPaths *[]string `json:"redactPaths,omitempty"`
+
+	// ScopesAll Scopes that a caller's key must all cover.
+	ScopesAll *[]OperationScope `json:"scopesAll,omitempty"`
+
+	// ScopesAny Scopes of which a caller's key must cover one.
+	ScopesAny *[]OperationScope `json:"scopesAny,omitempty"`
+	Title     *string           `json:"title,omitempty"`
+	Version   *string           `json:"version,omitempty"`
+
+	// Visibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+	Visibility *OperationVisibility `json:"visibility,omitempty"`
+}
+
+// OperationPage defines model for OperationPage.
+type OperationPage struct {
+	Items []Operation `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// OperationScope defines model for OperationScope.
+type OperationScope = string
+
+// OperationVisibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+type OperationVisibility string
+
+// OperationsChange Qualified names, in order.
+type OperationsChange struct {
+	Created   []string `json:"created"`
+	Removed   []string `json:"removed"`
+	Unchanged []string `json:"unchanged"`
+	Updated   []string `json:"updated"`
+}
+
+// OperationsPut defines model for OperationsPut.
+type OperationsPut struct {
+	Epoch      int32            `json:"epoch"`
+	Operations []OperationOffer `json:"operations"`
+}
+
 // Organization defines model for Organization.
 type Organization struct {
 	CreatedAt time.Time `json:"createdAt"`
@@ -939,6 +1124,76 @@ type SessionUpdate struct {
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
 
+// Spoke defines model for Spoke.
+type Spoke struct {
+	// AccountId Whose it is; null once the account has left.
+	AccountId   *openapi_types.UUID `json:"accountId"`
+	ConnectedAt time.Time           `json:"connectedAt"`
+	CreatedAt   time.Time           `json:"createdAt"`
+
+	// Data Any JSON object. It comes back with the values that were given.
+	Data           JSONObject `json:"data"`
+	DisconnectedAt *time.Time `json:"disconnectedAt"`
+
+	// Epoch Counts its connections.
+	Epoch        int32              `json:"epoch"`
+	GraceSeconds int32              `json:"graceSeconds"`
+	Id           openapi_types.UUID `json:"id"`
+
+	// LeaseExpiresAt Until when it counts as living.
+	LeaseExpiresAt time.Time `json:"leaseExpiresAt"`
+	LeaseSeconds   int32     `json:"leaseSeconds"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Ready Connected, its lease in force, and a take open.
+	Ready     bool        `json:"ready"`
+	Revision  int32       `json:"revision"`
+	Status    SpokeStatus `json:"status"`
+	UpdatedAt time.Time   `json:"updatedAt"`
+
+	// Version The program's.
+	Version string `json:"version"`
+}
+
+// SpokeConnection defines model for SpokeConnection.
+type SpokeConnection struct {
+	// Epoch The one that registerSpoke answered.
+	Epoch int32 `json:"epoch"`
+}
+
+// SpokePage defines model for SpokePage.
+type SpokePage struct {
+	Items []Spoke `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// SpokeRegister defines model for SpokeRegister.
+type SpokeRegister struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data *JSONObject `json:"data,omitempty"`
+
+	// GraceSeconds How long it may then be reconnecting before it is disconnected.
+	GraceSeconds *int32 `json:"graceSeconds,omitempty"`
+
+	// LeaseSeconds For how long a heartbeat or a take says that it lives.
+	LeaseSeconds *int32 `json:"leaseSeconds,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Unique in the organisation, and the same each time that the program starts.
+	Name    string  `json:"name"`
+	Version *string `json:"version,omitempty"`
+}
+
+// SpokeStatus defines model for SpokeStatus.
+type SpokeStatus string
+
 // Tag A label of the organisation's own.
 type Tag = string
 
@@ -975,6 +1230,9 @@ type IfMatch = string
 // Limit defines model for Limit.
 type Limit = int32
 
+// OperationName defines model for OperationName.
+type OperationName = string
+
 // OrganizationId defines model for OrganizationId.
 type OrganizationId = openapi_types.UUID
 
@@ -983,6 +1241,9 @@ type ProjectId = openapi_types.UUID
 
 // SessionId defines model for SessionId.
 type SessionId = openapi_types.UUID
+
+// SpokeId defines model for SpokeId.
+type SpokeId = openapi_types.UUID
 
 // Error Why a request was refused (RFC 9457).
 type Error = Problem
@@ -1188,6 +1449,22 @@ type UpdateMemberParams struct {
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
+// ListOperationsParams defines parameters for ListOperations.
+type ListOperationsParams struct {
+	SpokeId   *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	Namespace *string             `form:"namespace,omitempty" json:"namespace,omitempty"`
+
+	// Name The name within its namespace.
+	Name *string        `form:"name,omitempty" json:"name,omitempty"`
+	Kind *OperationKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
 // ListOrganizationsParams defines parameters for ListOrganizations.
 type ListOrganizationsParams struct {
 	// Limit How many items to return at most.
@@ -1322,6 +1599,38 @@ type AppendMessageParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListSpokesParams defines parameters for ListSpokes.
+type ListSpokesParams struct {
+	Status *SpokeStatus `form:"status,omitempty" json:"status,omitempty"`
+
+	// AccountId Only spokes of this account.
+	AccountId *openapi_types.UUID `form:"accountId,omitempty" json:"accountId,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// RegisterSpokeParams defines parameters for RegisterSpoke.
+type RegisterSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DisconnectSpokeParams defines parameters for DisconnectSpoke.
+type DisconnectSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// HeartbeatSpokeParams defines parameters for HeartbeatSpoke.
+type HeartbeatSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountCreate
 
@@ -1372,6 +1681,18 @@ type UpdateSessionApplicationMergePatchPlusJSONRequestBody = SessionUpdate
 
 // AppendMessageJSONRequestBody defines body for AppendMessage for application/json ContentType.
 type AppendMessageJSONRequestBody = MessageAppend
+
+// RegisterSpokeJSONRequestBody defines body for RegisterSpoke for application/json ContentType.
+type RegisterSpokeJSONRequestBody = SpokeRegister
+
+// DisconnectSpokeJSONRequestBody defines body for DisconnectSpoke for application/json ContentType.
+type DisconnectSpokeJSONRequestBody = SpokeConnection
+
+// HeartbeatSpokeJSONRequestBody defines body for HeartbeatSpoke for application/json ContentType.
+type HeartbeatSpokeJSONRequestBody = SpokeConnection
+
+// PutOperationsJSONRequestBody defines body for PutOperations for application/json ContentType.
+type PutOperationsJSONRequestBody = OperationsPut
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -1942,6 +2263,24 @@ type ClientInterface interface {
 	// Corresponds with PATCH /v1/members/{accountId} (the `UpdateMember` operationId).
 	UpdateMemberWithApplicationMergePatchPlusJSONBody(ctx context.Context, accountId AccountId, params *UpdateMemberParams, body UpdateMemberApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListOperations List what spokes offer
+	//
+	// In the order of their qualified names. An item has the fields of an MCP tool (title, description, inputSchema, outputSchema, annotations), and both names obey MCP's rule.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Corresponds with GET /v1/operations (the `ListOperations` operationId).
+	ListOperations(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetOperation Get an operation
+	//
+	// By `namespace.{spoke id}.name`, or by `namespace.name`, whoever offers it.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Corresponds with GET /v1/operations/{operationName} (the `GetOperation` operationId).
+	GetOperation(ctx context.Context, operationName OperationName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListOrganizations List organisations
 	//
 	// The organisation of the key; for a platform admin, all. In the order of their slugs.
@@ -2251,6 +2590,110 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
 	GetMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSpokes List spokes
+	//
+	// In the order of their names.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Corresponds with GET /v1/spokes (the `ListSpokes` operationId).
+	ListSpokes(ctx context.Context, params *ListSpokesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RegisterSpokeWithBody Connect a spoke
+	//
+	// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+	RegisterSpokeWithBody(ctx context.Context, params *RegisterSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RegisterSpoke Connect a spoke
+	//
+	// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+	RegisterSpoke(ctx context.Context, params *RegisterSpokeParams, body RegisterSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetSpoke Get a spoke
+	//
+	// Scope: `spokes:read`.
+	//
+	// Corresponds with GET /v1/spokes/{spokeId} (the `GetSpoke` operationId).
+	GetSpoke(ctx context.Context, spokeId SpokeId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DisconnectSpokeWithBody End a spoke's connection
+	//
+	// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+	DisconnectSpokeWithBody(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DisconnectSpoke End a spoke's connection
+	//
+	// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+	DisconnectSpoke(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, body DisconnectSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// HeartbeatSpokeWithBody Say that a spoke lives
+	//
+	// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+	HeartbeatSpokeWithBody(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// HeartbeatSpoke Say that a spoke lives
+	//
+	// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+	HeartbeatSpoke(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, body HeartbeatSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutOperationsWithBody Say what a spoke offers
+	//
+	// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+	PutOperationsWithBody(ctx context.Context, spokeId SpokeId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutOperations Say what a spoke offers
+	//
+	// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+	PutOperations(ctx context.Context, spokeId SpokeId, body PutOperationsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetVersion Which hub this is
 	//
@@ -2939,6 +3382,44 @@ func (c *Client) UpdateMemberWithApplicationMergePatchPlusJSONBody(ctx context.C
 	return c.Client.Do(req)
 }
 
+// ListOperations List what spokes offer
+//
+// In the order of their qualified names. An item has the fields of an MCP tool (title, description, inputSchema, outputSchema, annotations), and both names obey MCP's rule.
+//
+// Scope: `spokes:read`.
+//
+// Corresponds with GET /v1/operations (the `ListOperations` operationId).
+func (c *Client) ListOperations(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListOperationsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetOperation Get an operation
+//
+// By `namespace.{spoke id}.name`, or by `namespace.name`, whoever offers it.
+//
+// Scope: `spokes:read`.
+//
+// Corresponds with GET /v1/operations/{operationName} (the `GetOperation` operationId).
+func (c *Client) GetOperation(ctx context.Context, operationName OperationName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetOperationRequest(c.Server, operationName)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListOrganizations List organisations
 //
 // The organisation of the key; for a platform admin, all. In the order of their slugs.
@@ -3569,6 +4050,210 @@ func (c *Client) AppendMessage(ctx context.Context, sessionId SessionId, params 
 // Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
 func (c *Client) GetMessage(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetMessageRequest(c.Server, sessionId, messageId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSpokes List spokes
+//
+// In the order of their names.
+//
+// Scope: `spokes:read`.
+//
+// Corresponds with GET /v1/spokes (the `ListSpokes` operationId).
+func (c *Client) ListSpokes(ctx context.Context, params *ListSpokesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSpokesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RegisterSpokeWithBody Connect a spoke
+//
+// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+func (c *Client) RegisterSpokeWithBody(ctx context.Context, params *RegisterSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRegisterSpokeRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RegisterSpoke Connect a spoke
+//
+// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+func (c *Client) RegisterSpoke(ctx context.Context, params *RegisterSpokeParams, body RegisterSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRegisterSpokeRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetSpoke Get a spoke
+//
+// Scope: `spokes:read`.
+//
+// Corresponds with GET /v1/spokes/{spokeId} (the `GetSpoke` operationId).
+func (c *Client) GetSpoke(ctx context.Context, spokeId SpokeId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetSpokeRequest(c.Server, spokeId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DisconnectSpokeWithBody End a spoke's connection
+//
+// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+func (c *Client) DisconnectSpokeWithBody(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDisconnectSpokeRequestWithBody(c.Server, spokeId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DisconnectSpoke End a spoke's connection
+//
+// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+func (c *Client) DisconnectSpoke(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, body DisconnectSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDisconnectSpokeRequest(c.Server, spokeId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// HeartbeatSpokeWithBody Say that a spoke lives
+//
+// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+func (c *Client) HeartbeatSpokeWithBody(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHeartbeatSpokeRequestWithBody(c.Server, spokeId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// HeartbeatSpoke Say that a spoke lives
+//
+// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+func (c *Client) HeartbeatSpoke(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, body HeartbeatSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHeartbeatSpokeRequest(c.Server, spokeId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutOperationsWithBody Say what a spoke offers
+//
+// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+func (c *Client) PutOperationsWithBody(ctx context.Context, spokeId SpokeId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutOperationsRequestWithBody(c.Server, spokeId, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutOperations Say what a spoke offers
+//
+// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+func (c *Client) PutOperations(ctx context.Context, spokeId SpokeId, body PutOperationsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutOperationsRequest(c.Server, spokeId, body)
 	if err != nil {
 		return nil, err
 	}
@@ -5258,6 +5943,154 @@ func NewUpdateMemberRequestWithBody(server string, accountId AccountId, params *
 	return req, nil
 }
 
+// NewListOperationsRequest constructs an http.Request for the ListOperations method
+func NewListOperationsRequest(server string, params *ListOperationsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/operations")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.SpokeId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "spokeId", *params.SpokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Namespace != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "namespace", *params.Namespace, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Name != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "name", *params.Name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Kind != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "kind", *params.Kind, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetOperationRequest constructs an http.Request for the GetOperation method
+func NewGetOperationRequest(server string, operationName OperationName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "operationName", operationName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/operations/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListOrganizationsRequest constructs an http.Request for the ListOrganizations method
 func NewListOrganizationsRequest(server string, params *ListOrganizationsParams) (*http.Request, error) {
 	var err error
@@ -6581,6 +7414,356 @@ func NewGetMessageRequest(server string, sessionId SessionId, messageId openapi_
 	return req, nil
 }
 
+// NewListSpokesRequest constructs an http.Request for the ListSpokes method
+func NewListSpokesRequest(server string, params *ListSpokesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Status != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "status", *params.Status, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.AccountId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "accountId", *params.AccountId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRegisterSpokeRequest calls the generic RegisterSpoke builder with application/json body
+func NewRegisterSpokeRequest(server string, params *RegisterSpokeParams, body RegisterSpokeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRegisterSpokeRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewRegisterSpokeRequestWithBody constructs an http.Request for the RegisterSpoke method, with any body, and a specified content type
+func NewRegisterSpokeRequestWithBody(server string, params *RegisterSpokeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetSpokeRequest constructs an http.Request for the GetSpoke method
+func NewGetSpokeRequest(server string, spokeId SpokeId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "spokeId", spokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDisconnectSpokeRequest calls the generic DisconnectSpoke builder with application/json body
+func NewDisconnectSpokeRequest(server string, spokeId SpokeId, params *DisconnectSpokeParams, body DisconnectSpokeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewDisconnectSpokeRequestWithBody(server, spokeId, params, "application/json", bodyReader)
+}
+
+// NewDisconnectSpokeRequestWithBody constructs an http.Request for the DisconnectSpoke method, with any body, and a specified content type
+func NewDisconnectSpokeRequestWithBody(server string, spokeId SpokeId, params *DisconnectSpokeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "spokeId", spokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes/%s/disconnect", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewHeartbeatSpokeRequest calls the generic HeartbeatSpoke builder with application/json body
+func NewHeartbeatSpokeRequest(server string, spokeId SpokeId, params *HeartbeatSpokeParams, body HeartbeatSpokeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewHeartbeatSpokeRequestWithBody(server, spokeId, params, "application/json", bodyReader)
+}
+
+// NewHeartbeatSpokeRequestWithBody constructs an http.Request for the HeartbeatSpoke method, with any body, and a specified content type
+func NewHeartbeatSpokeRequestWithBody(server string, spokeId SpokeId, params *HeartbeatSpokeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "spokeId", spokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes/%s/heartbeat", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewPutOperationsRequest calls the generic PutOperations builder with application/json body
+func NewPutOperationsRequest(server string, spokeId SpokeId, body PutOperationsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPutOperationsRequestWithBody(server, spokeId, "application/json", bodyReader)
+}
+
+// NewPutOperationsRequestWithBody constructs an http.Request for the PutOperations method, with any body, and a specified content type
+func NewPutOperationsRequestWithBody(server string, spokeId SpokeId, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "spokeId", spokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes/%s/operations", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
 // NewGetVersionRequest constructs an http.Request for the GetVersion method
 func NewGetVersionRequest(server string) (*http.Request, error) {
 	var err error
@@ -7023,6 +8206,28 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with PATCH /v1/members/{accountId} (the `UpdateMember` operationId).
 	UpdateMemberWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, accountId AccountId, params *UpdateMemberParams, body UpdateMemberApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateMemberResponse, error)
 
+	// ListOperationsWithResponse List what spokes offer
+	//
+	// In the order of their qualified names. An item has the fields of an MCP tool (title, description, inputSchema, outputSchema, annotations), and both names obey MCP's rule.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/operations (the `ListOperations` operationId).
+	ListOperationsWithResponse(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*ListOperationsResponse, error)
+
+	// GetOperationWithResponse Get an operation
+	//
+	// By `namespace.{spoke id}.name`, or by `namespace.name`, whoever offers it.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/operations/{operationName} (the `GetOperation` operationId).
+	GetOperationWithResponse(ctx context.Context, operationName OperationName, reqEditors ...RequestEditorFn) (*GetOperationResponse, error)
+
 	// ListOrganizationsWithResponse List organisations
 	//
 	// The organisation of the key; for a platform admin, all. In the order of their slugs.
@@ -7358,6 +8563,114 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/messages/{messageId} (the `GetMessage` operationId).
 	GetMessageWithResponse(ctx context.Context, sessionId SessionId, messageId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetMessageResponse, error)
+
+	// ListSpokesWithResponse List spokes
+	//
+	// In the order of their names.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/spokes (the `ListSpokes` operationId).
+	ListSpokesWithResponse(ctx context.Context, params *ListSpokesParams, reqEditors ...RequestEditorFn) (*ListSpokesResponse, error)
+
+	// RegisterSpokeWithBodyWithResponse Connect a spoke
+	//
+	// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+	RegisterSpokeWithBodyWithResponse(ctx context.Context, params *RegisterSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RegisterSpokeResponse, error)
+
+	// RegisterSpokeWithResponse Connect a spoke
+	//
+	// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+	RegisterSpokeWithResponse(ctx context.Context, params *RegisterSpokeParams, body RegisterSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*RegisterSpokeResponse, error)
+
+	// GetSpokeWithResponse Get a spoke
+	//
+	// Scope: `spokes:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/spokes/{spokeId} (the `GetSpoke` operationId).
+	GetSpokeWithResponse(ctx context.Context, spokeId SpokeId, reqEditors ...RequestEditorFn) (*GetSpokeResponse, error)
+
+	// DisconnectSpokeWithBodyWithResponse End a spoke's connection
+	//
+	// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+	DisconnectSpokeWithBodyWithResponse(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DisconnectSpokeResponse, error)
+
+	// DisconnectSpokeWithResponse End a spoke's connection
+	//
+	// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+	DisconnectSpokeWithResponse(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, body DisconnectSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*DisconnectSpokeResponse, error)
+
+	// HeartbeatSpokeWithBodyWithResponse Say that a spoke lives
+	//
+	// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+	HeartbeatSpokeWithBodyWithResponse(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*HeartbeatSpokeResponse, error)
+
+	// HeartbeatSpokeWithResponse Say that a spoke lives
+	//
+	// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+	HeartbeatSpokeWithResponse(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, body HeartbeatSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*HeartbeatSpokeResponse, error)
+
+	// PutOperationsWithBodyWithResponse Say what a spoke offers
+	//
+	// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+	PutOperationsWithBodyWithResponse(ctx context.Context, spokeId SpokeId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutOperationsResponse, error)
+
+	// PutOperationsWithResponse Say what a spoke offers
+	//
+	// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+	PutOperationsWithResponse(ctx context.Context, spokeId SpokeId, body PutOperationsJSONRequestBody, reqEditors ...RequestEditorFn) (*PutOperationsResponse, error)
 
 	// GetVersionWithResponse Which hub this is
 	//
@@ -8815,6 +10128,109 @@ func (r UpdateMemberResponse) ContentType() string {
 	return ""
 }
 
+type ListOperationsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *OperationPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListOperationsResponse) GetJSON200() *OperationPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListOperationsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListOperationsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListOperationsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListOperationsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListOperationsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetOperationResponse200Headers the declared response headers of an HTTP 200 response for GetOperation
+type GetOperationResponse200Headers struct {
+	ETag string
+}
+
+type GetOperationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Operation
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetOperationResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetOperationResponse) GetJSON200() *Operation {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetOperationResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetOperationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetOperationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetOperationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetOperationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListOrganizationsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -10006,6 +11422,309 @@ func (r GetMessageResponse) ContentType() string {
 	return ""
 }
 
+type ListSpokesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SpokePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSpokesResponse) GetJSON200() *SpokePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListSpokesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSpokesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSpokesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSpokesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSpokesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RegisterSpokeResponse200Headers the declared response headers of an HTTP 200 response for RegisterSpoke
+type RegisterSpokeResponse200Headers struct {
+	ETag     string
+	Location string
+}
+
+type RegisterSpokeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Spoke
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RegisterSpokeResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RegisterSpokeResponse) GetJSON200() *Spoke {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RegisterSpokeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RegisterSpokeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RegisterSpokeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RegisterSpokeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RegisterSpokeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetSpokeResponse200Headers the declared response headers of an HTTP 200 response for GetSpoke
+type GetSpokeResponse200Headers struct {
+	ETag string
+}
+
+type GetSpokeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Spoke
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetSpokeResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetSpokeResponse) GetJSON200() *Spoke {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetSpokeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetSpokeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetSpokeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetSpokeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetSpokeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DisconnectSpokeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Spoke
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DisconnectSpokeResponse) GetJSON200() *Spoke {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DisconnectSpokeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DisconnectSpokeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DisconnectSpokeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DisconnectSpokeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DisconnectSpokeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type HeartbeatSpokeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Spoke
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r HeartbeatSpokeResponse) GetJSON200() *Spoke {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r HeartbeatSpokeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r HeartbeatSpokeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r HeartbeatSpokeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r HeartbeatSpokeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r HeartbeatSpokeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type PutOperationsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *OperationsChange
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PutOperationsResponse) GetJSON200() *OperationsChange {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PutOperationsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PutOperationsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PutOperationsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PutOperationsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PutOperationsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetVersionResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -10635,6 +12354,40 @@ func (c *ClientWithResponses) UpdateMemberWithApplicationMergePatchPlusJSONBodyW
 	return ParseUpdateMemberResponse(rsp)
 }
 
+// ListOperationsWithResponse List what spokes offer
+//
+// In the order of their qualified names. An item has the fields of an MCP tool (title, description, inputSchema, outputSchema, annotations), and both names obey MCP's rule.
+//
+// Scope: `spokes:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/operations (the `ListOperations` operationId).
+func (c *ClientWithResponses) ListOperationsWithResponse(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*ListOperationsResponse, error) {
+	rsp, err := c.ListOperations(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListOperationsResponse(rsp)
+}
+
+// GetOperationWithResponse Get an operation
+//
+// By `namespace.{spoke id}.name`, or by `namespace.name`, whoever offers it.
+//
+// Scope: `spokes:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/operations/{operationName} (the `GetOperation` operationId).
+func (c *ClientWithResponses) GetOperationWithResponse(ctx context.Context, operationName OperationName, reqEditors ...RequestEditorFn) (*GetOperationResponse, error) {
+	rsp, err := c.GetOperation(ctx, operationName, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetOperationResponse(rsp)
+}
+
 // ListOrganizationsWithResponse List organisations
 //
 // The organisation of the key; for a platform admin, all. In the order of their slugs.
@@ -11167,6 +12920,174 @@ func (c *ClientWithResponses) GetMessageWithResponse(ctx context.Context, sessio
 		return nil, err
 	}
 	return ParseGetMessageResponse(rsp)
+}
+
+// ListSpokesWithResponse List spokes
+//
+// In the order of their names.
+//
+// Scope: `spokes:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/spokes (the `ListSpokes` operationId).
+func (c *ClientWithResponses) ListSpokesWithResponse(ctx context.Context, params *ListSpokesParams, reqEditors ...RequestEditorFn) (*ListSpokesResponse, error) {
+	rsp, err := c.ListSpokes(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSpokesResponse(rsp)
+}
+
+// RegisterSpokeWithBodyWithResponse Connect a spoke
+//
+// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+func (c *ClientWithResponses) RegisterSpokeWithBodyWithResponse(ctx context.Context, params *RegisterSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RegisterSpokeResponse, error) {
+	rsp, err := c.RegisterSpokeWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRegisterSpokeResponse(rsp)
+}
+
+// RegisterSpokeWithResponse Connect a spoke
+//
+// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+func (c *ClientWithResponses) RegisterSpokeWithResponse(ctx context.Context, params *RegisterSpokeParams, body RegisterSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*RegisterSpokeResponse, error) {
+	rsp, err := c.RegisterSpoke(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRegisterSpokeResponse(rsp)
+}
+
+// GetSpokeWithResponse Get a spoke
+//
+// Scope: `spokes:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/spokes/{spokeId} (the `GetSpoke` operationId).
+func (c *ClientWithResponses) GetSpokeWithResponse(ctx context.Context, spokeId SpokeId, reqEditors ...RequestEditorFn) (*GetSpokeResponse, error) {
+	rsp, err := c.GetSpoke(ctx, spokeId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetSpokeResponse(rsp)
+}
+
+// DisconnectSpokeWithBodyWithResponse End a spoke's connection
+//
+// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+func (c *ClientWithResponses) DisconnectSpokeWithBodyWithResponse(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DisconnectSpokeResponse, error) {
+	rsp, err := c.DisconnectSpokeWithBody(ctx, spokeId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDisconnectSpokeResponse(rsp)
+}
+
+// DisconnectSpokeWithResponse End a spoke's connection
+//
+// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+func (c *ClientWithResponses) DisconnectSpokeWithResponse(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, body DisconnectSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*DisconnectSpokeResponse, error) {
+	rsp, err := c.DisconnectSpoke(ctx, spokeId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDisconnectSpokeResponse(rsp)
+}
+
+// HeartbeatSpokeWithBodyWithResponse Say that a spoke lives
+//
+// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+func (c *ClientWithResponses) HeartbeatSpokeWithBodyWithResponse(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*HeartbeatSpokeResponse, error) {
+	rsp, err := c.HeartbeatSpokeWithBody(ctx, spokeId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHeartbeatSpokeResponse(rsp)
+}
+
+// HeartbeatSpokeWithResponse Say that a spoke lives
+//
+// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+func (c *ClientWithResponses) HeartbeatSpokeWithResponse(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, body HeartbeatSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*HeartbeatSpokeResponse, error) {
+	rsp, err := c.HeartbeatSpoke(ctx, spokeId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHeartbeatSpokeResponse(rsp)
+}
+
+// PutOperationsWithBodyWithResponse Say what a spoke offers
+//
+// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+func (c *ClientWithResponses) PutOperationsWithBodyWithResponse(ctx context.Context, spokeId SpokeId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutOperationsResponse, error) {
+	rsp, err := c.PutOperationsWithBody(ctx, spokeId, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutOperationsResponse(rsp)
+}
+
+// PutOperationsWithResponse Say what a spoke offers
+//
+// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+func (c *ClientWithResponses) PutOperationsWithResponse(ctx context.Context, spokeId SpokeId, body PutOperationsJSONRequestBody, reqEditors ...RequestEditorFn) (*PutOperationsResponse, error) {
+	rsp, err := c.PutOperations(ctx, spokeId, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutOperationsResponse(rsp)
 }
 
 // GetVersionWithResponse Which hub this is
@@ -12336,6 +14257,85 @@ func ParseUpdateMemberResponse(rsp *http.Response) (*UpdateMemberResponse, error
 	return response, nil
 }
 
+// ParseListOperationsResponse parses an HTTP response from a ListOperationsWithResponse call
+func ParseListOperationsResponse(rsp *http.Response) (*ListOperationsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListOperationsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest OperationPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetOperationResponse parses an HTTP response from a GetOperationWithResponse call
+func ParseGetOperationResponse(rsp *http.Response) (*GetOperationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetOperationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Operation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetOperationResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseListOrganizationsResponse parses an HTTP response from a ListOrganizationsWithResponse call
 func ParseListOrganizationsResponse(rsp *http.Response) (*ListOrganizationsResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -13288,6 +15288,237 @@ func ParseGetMessageResponse(rsp *http.Response) (*GetMessageResponse, error) {
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListSpokesResponse parses an HTTP response from a ListSpokesWithResponse call
+func ParseListSpokesResponse(rsp *http.Response) (*ListSpokesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSpokesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SpokePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRegisterSpokeResponse parses an HTTP response from a RegisterSpokeWithResponse call
+func ParseRegisterSpokeResponse(rsp *http.Response) (*RegisterSpokeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RegisterSpokeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Spoke
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RegisterSpokeResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetSpokeResponse parses an HTTP response from a GetSpokeWithResponse call
+func ParseGetSpokeResponse(rsp *http.Response) (*GetSpokeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetSpokeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Spoke
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetSpokeResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDisconnectSpokeResponse parses an HTTP response from a DisconnectSpokeWithResponse call
+func ParseDisconnectSpokeResponse(rsp *http.Response) (*DisconnectSpokeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DisconnectSpokeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Spoke
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseHeartbeatSpokeResponse parses an HTTP response from a HeartbeatSpokeWithResponse call
+func ParseHeartbeatSpokeResponse(rsp *http.Response) (*HeartbeatSpokeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &HeartbeatSpokeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Spoke
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParsePutOperationsResponse parses an HTTP response from a PutOperationsWithResponse call
+func ParsePutOperationsResponse(rsp *http.Response) (*PutOperationsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PutOperationsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest OperationsChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
 	}
 
 	return response, nil

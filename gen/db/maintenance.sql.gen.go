@@ -61,3 +61,14 @@ func (q *Queries) RecordKeyUses(ctx context.Context, arg RecordKeyUsesParams) er
 	_, err := q.db.Exec(ctx, recordKeyUses, arg.OrgIds, arg.KeyIds, arg.Times)
 	return err
 }
+
+const sweepSpokes = `-- name: SweepSpokes :one
+SELECT sweep_spokes($1)
+`
+
+func (q *Queries) SweepSpokes(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, sweepSpokes, rowLimit)
+	var sweep_spokes int64
+	err := row.Scan(&sweep_spokes)
+	return sweep_spokes, err
+}

@@ -68,6 +68,49 @@ type AuditLog struct {
 	CreatedAt time.Time
 }
 
+// What connected spokes offer. C03: gone with the connection; calls keep what they need of it.
+type OperationSpec struct {
+	OrgID   uuid.UUID
+	ID      uuid.UUID
+	SpokeID uuid.UUID
+	// W04: the spoke's own, one segment.
+	Namespace string
+	// W04: the spoke's own. Dots are welcome; it does not begin with what looks like a spoke's id.
+	Name string
+	// W04: namespace.{spoke id}.name: this spoke's, whoever else offers namespace.name.
+	QualifiedName string
+	Kind          string
+	Version       string
+	Title         string
+	Description   string
+	// JSON Schema (2020-12) of a call's input. Strings are escaped (X07).
+	InputSchema json.RawMessage
+	// JSON Schema of the output; NULL for none. Strings are escaped (X07).
+	OutputSchema json.RawMessage
+	// JSON Schema of an error's details; NULL for none. Strings are escaped (X07).
+	ErrorSchema json.RawMessage
+	// Scopes that a caller's key must all cover.
+	ScopesAll []string
+	// Scopes of which a caller's key must cover one, where there are any.
+	ScopesAny []string
+	// W08: JSON pointers into input, output, error and metadata whose values are not written down.
+	RedactPaths []string
+	// W18: bytes of a payload that are written down; NULL for the organisation's limit.
+	PayloadLimit *int32
+	// How often a call may be started: above 1, it is given to somebody else when its spoke dies.
+	MaxAttempts int32
+	// organization: everybody in it; account: the spoke's account, and admins.
+	Visibility string
+	// MCP's tool annotations: readOnlyHint, destructiveHint, idempotentHint, openWorldHint.
+	Annotations json.RawMessage
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
 // The tenants. Everything below an organisation carries its id and is invisible to every other one (X01).
 type Organization struct {
 	ID   uuid.UUID
@@ -178,6 +221,39 @@ type Session struct {
 	// C02: the highest id of a part; the next one is above it.
 	LastPartID uuid.UUID
 	// Counts changes of everything but last_activity_at: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// Programs that do work for others: each offers operations and takes calls of them.
+type Spoke struct {
+	OrgID uuid.UUID
+	ID    uuid.UUID
+	// Unique in the organisation. Who registers it again is the same spoke, on a new connection.
+	Name string
+	// Whose key connected it: only that account, and admins, speak for it. NULL once the account has left.
+	AccountID *uuid.UUID
+	Status    string
+	// W06: counts its connections. Whoever speaks with an older one is refused.
+	Epoch int32
+	// The program's.
+	Version string
+	// For how long a heartbeat, or a take, says that it lives.
+	LeaseSeconds int32
+	// W06: how long it may then be reconnecting.
+	GraceSeconds   int32
+	LeaseExpiresAt time.Time
+	// W06: until when its newest take waits for calls. Ready means connected, and a take that is open.
+	TakeExpiresAt *time.Time
+	// When the present connection, or the last one, began.
+	ConnectedAt    time.Time
+	DisconnectedAt *time.Time
+	// W01: what the program says of itself.
+	Data json.RawMessage
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes of everything but the lease: the ETag.
 	Revision  int32
 	CreatedAt time.Time
 	UpdatedAt time.Time

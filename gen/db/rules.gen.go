@@ -101,6 +101,33 @@ const (
 	MessagesSourceShapeCheck                     = "messages_source_shape_check"
 	MessagesSourceSourceIDKey                    = "messages_source_source_id_key"
 	MessagesSourceWholeCheck                     = "messages_source_whole_check"
+	OperationSpecsAnnotationsObjectCheck         = "operation_specs_annotations_object_check"
+	OperationSpecsDescriptionLengthCheck         = "operation_specs_description_length_check"
+	OperationSpecsErrorSchemaObjectCheck         = "operation_specs_error_schema_object_check"
+	OperationSpecsIDVersionCheck                 = "operation_specs_id_version_check"
+	OperationSpecsIdentityImmutable              = "operation_specs_identity_immutable"
+	OperationSpecsInputSchemaObjectCheck         = "operation_specs_input_schema_object_check"
+	OperationSpecsKindCheck                      = "operation_specs_kind_check"
+	OperationSpecsMaxAttemptsCheck               = "operation_specs_max_attempts_check"
+	OperationSpecsMetadataCheck                  = "operation_specs_metadata_check"
+	OperationSpecsNameShapeCheck                 = "operation_specs_name_shape_check"
+	OperationSpecsNamespaceFree                  = "operation_specs_namespace_free"
+	OperationSpecsNamespaceShapeCheck            = "operation_specs_namespace_shape_check"
+	OperationSpecsOutputSchemaObjectCheck        = "operation_specs_output_schema_object_check"
+	OperationSpecsPayloadLimitCheck              = "operation_specs_payload_limit_check"
+	OperationSpecsPkey                           = "operation_specs_pkey"
+	OperationSpecsQualifiedNameKey               = "operation_specs_qualified_name_key"
+	OperationSpecsQualifiedNameLengthCheck       = "operation_specs_qualified_name_length_check"
+	OperationSpecsRedactPathsShapeCheck          = "operation_specs_redact_paths_shape_check"
+	OperationSpecsScopesAllShapeCheck            = "operation_specs_scopes_all_shape_check"
+	OperationSpecsScopesAnyShapeCheck            = "operation_specs_scopes_any_shape_check"
+	OperationSpecsSpokeConnected                 = "operation_specs_spoke_connected"
+	OperationSpecsSpokeIDFkey                    = "operation_specs_spoke_id_fkey"
+	OperationSpecsSpokeIDFkeyInUse               = "operation_specs_spoke_id_fkey_in_use"
+	OperationSpecsSpokeIDNameKey                 = "operation_specs_spoke_id_name_key"
+	OperationSpecsTitleLengthCheck               = "operation_specs_title_length_check"
+	OperationSpecsVersionLengthCheck             = "operation_specs_version_length_check"
+	OperationSpecsVisibilityCheck                = "operation_specs_visibility_check"
 	OrganizationMembersAccountIDFkey             = "organization_members_account_id_fkey"
 	OrganizationMembersAccountIDFkeyInUse        = "organization_members_account_id_fkey_in_use"
 	OrganizationMembersIdentityImmutable         = "organization_members_identity_immutable"
@@ -152,6 +179,7 @@ const (
 	ProjectsSlugShapeCheck                       = "projects_slug_shape_check"
 	ReservedEmailDomainsPkey                     = "reserved_email_domains_pkey"
 	ReservedEmailDomainsShapeCheck               = "reserved_email_domains_shape_check"
+	ReservedNamespacesPkey                       = "reserved_namespaces_pkey"
 	RetentionPoliciesAuditDaysCheck              = "retention_policies_audit_days_check"
 	RetentionPoliciesIdentityImmutable           = "retention_policies_identity_immutable"
 	RetentionPoliciesMetadataCheck               = "retention_policies_metadata_check"
@@ -205,6 +233,35 @@ const (
 	SessionsTitleLengthCheck                     = "sessions_title_length_check"
 	SessionsVersionFkey                          = "sessions_version_fkey"
 	SessionsVersionFkeyInUse                     = "sessions_version_fkey_in_use"
+	SpokeEpochStale                              = "spoke_epoch_stale"
+	SpokeOfAnotherAccount                        = "spoke_of_another_account"
+	SpokeStatusTransitionsFromStatusFkey         = "spoke_status_transitions_from_status_fkey"
+	SpokeStatusTransitionsFromStatusFkeyInUse    = "spoke_status_transitions_from_status_fkey_in_use"
+	SpokeStatusTransitionsPkey                   = "spoke_status_transitions_pkey"
+	SpokeStatusTransitionsToStatusFkey           = "spoke_status_transitions_to_status_fkey"
+	SpokeStatusTransitionsToStatusFkeyInUse      = "spoke_status_transitions_to_status_fkey_in_use"
+	SpokeStatusesPkey                            = "spoke_statuses_pkey"
+	SpokesAccountIDFkey                          = "spokes_account_id_fkey"
+	SpokesAccountIDFkeyInUse                     = "spokes_account_id_fkey_in_use"
+	SpokesByTheirAccount                         = "spokes_by_their_account"
+	SpokesDataObjectCheck                        = "spokes_data_object_check"
+	SpokesDisconnectedHasTimeCheck               = "spokes_disconnected_has_time_check"
+	SpokesEpochCheck                             = "spokes_epoch_check"
+	SpokesEpochRises                             = "spokes_epoch_rises"
+	SpokesGraceSecondsCheck                      = "spokes_grace_seconds_check"
+	SpokesIDVersionCheck                         = "spokes_id_version_check"
+	SpokesIdentityImmutable                      = "spokes_identity_immutable"
+	SpokesLeaseSecondsCheck                      = "spokes_lease_seconds_check"
+	SpokesMetadataCheck                          = "spokes_metadata_check"
+	SpokesNameKey                                = "spokes_name_key"
+	SpokesNameShapeCheck                         = "spokes_name_shape_check"
+	SpokesOrgIDFkey                              = "spokes_org_id_fkey"
+	SpokesOrgIDFkeyInUse                         = "spokes_org_id_fkey_in_use"
+	SpokesPkey                                   = "spokes_pkey"
+	SpokesStatusFkey                             = "spokes_status_fkey"
+	SpokesStatusFkeyInUse                        = "spokes_status_fkey_in_use"
+	SpokesStatusTransition                       = "spokes_status_transition"
+	SpokesVersionLengthCheck                     = "spokes_version_length_check"
 	Unauthenticated                              = "unauthenticated"
 )
 
@@ -308,6 +365,33 @@ var Rules = []string{
 	MessagesSourceShapeCheck,
 	MessagesSourceSourceIDKey,
 	MessagesSourceWholeCheck,
+	OperationSpecsAnnotationsObjectCheck,
+	OperationSpecsDescriptionLengthCheck,
+	OperationSpecsErrorSchemaObjectCheck,
+	OperationSpecsIDVersionCheck,
+	OperationSpecsIdentityImmutable,
+	OperationSpecsInputSchemaObjectCheck,
+	OperationSpecsKindCheck,
+	OperationSpecsMaxAttemptsCheck,
+	OperationSpecsMetadataCheck,
+	OperationSpecsNameShapeCheck,
+	OperationSpecsNamespaceFree,
+	OperationSpecsNamespaceShapeCheck,
+	OperationSpecsOutputSchemaObjectCheck,
+	OperationSpecsPayloadLimitCheck,
+	OperationSpecsPkey,
+	OperationSpecsQualifiedNameKey,
+	OperationSpecsQualifiedNameLengthCheck,
+	OperationSpecsRedactPathsShapeCheck,
+	OperationSpecsScopesAllShapeCheck,
+	OperationSpecsScopesAnyShapeCheck,
+	OperationSpecsSpokeConnected,
+	OperationSpecsSpokeIDFkey,
+	OperationSpecsSpokeIDFkeyInUse,
+	OperationSpecsSpokeIDNameKey,
+	OperationSpecsTitleLengthCheck,
+	OperationSpecsVersionLengthCheck,
+	OperationSpecsVisibilityCheck,
 	OrganizationMembersAccountIDFkey,
 	OrganizationMembersAccountIDFkeyInUse,
 	OrganizationMembersIdentityImmutable,
@@ -359,6 +443,7 @@ var Rules = []string{
 	ProjectsSlugShapeCheck,
 	ReservedEmailDomainsPkey,
 	ReservedEmailDomainsShapeCheck,
+	ReservedNamespacesPkey,
 	RetentionPoliciesAuditDaysCheck,
 	RetentionPoliciesIdentityImmutable,
 	RetentionPoliciesMetadataCheck,
@@ -412,5 +497,34 @@ var Rules = []string{
 	SessionsTitleLengthCheck,
 	SessionsVersionFkey,
 	SessionsVersionFkeyInUse,
+	SpokeEpochStale,
+	SpokeOfAnotherAccount,
+	SpokeStatusTransitionsFromStatusFkey,
+	SpokeStatusTransitionsFromStatusFkeyInUse,
+	SpokeStatusTransitionsPkey,
+	SpokeStatusTransitionsToStatusFkey,
+	SpokeStatusTransitionsToStatusFkeyInUse,
+	SpokeStatusesPkey,
+	SpokesAccountIDFkey,
+	SpokesAccountIDFkeyInUse,
+	SpokesByTheirAccount,
+	SpokesDataObjectCheck,
+	SpokesDisconnectedHasTimeCheck,
+	SpokesEpochCheck,
+	SpokesEpochRises,
+	SpokesGraceSecondsCheck,
+	SpokesIDVersionCheck,
+	SpokesIdentityImmutable,
+	SpokesLeaseSecondsCheck,
+	SpokesMetadataCheck,
+	SpokesNameKey,
+	SpokesNameShapeCheck,
+	SpokesOrgIDFkey,
+	SpokesOrgIDFkeyInUse,
+	SpokesPkey,
+	SpokesStatusFkey,
+	SpokesStatusFkeyInUse,
+	SpokesStatusTransition,
+	SpokesVersionLengthCheck,
 	Unauthenticated,
 }

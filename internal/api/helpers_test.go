@@ -101,6 +101,7 @@ func allScopes(t testing.TB) []string {
 // family is what most operations are about: a project, a session in it and a message in that.
 type family struct {
 	project, emptyProject, session, message string
+	spoke                                   string // its epoch is 1; it offers fs.read
 }
 
 // newFamily makes one as this caller, whose key needs *.
@@ -114,6 +115,8 @@ func (h *hub) newFamily(t testing.TB, c caller) family {
 	var list struct{ Items []struct{ ID string } }
 	create("/v1/sessions/"+f.session+"/messages", `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"hello"}}]}]}`).into(t, &list)
 	f.message = list.Items[0].ID
+	f.spoke = h.as(t, c, "POST", "/v1/spokes", `{"name":"f-`+uuid.NewString()+`"}`).wants(t, http.StatusOK).id(t)
+	h.as(t, c, "PUT", "/v1/spokes/"+f.spoke+"/operations", `{"epoch":1,"operations":[{"namespace":"fs","name":"read","kind":"query"}]}`).wants(t, http.StatusOK)
 	return f
 }
 
@@ -139,6 +142,7 @@ func (f family) samples() map[string]sample {
 		merge = "application/merge-patch+json"
 	)
 	session := "/v1/sessions/" + f.session
+	spoke := "/v1/spokes/" + f.spoke
 	return map[string]sample{
 		"getHealth":    {"GET", "/healthz", "", "", 200},
 		"getReadiness": {"GET", "/readyz", "", "", 200},
@@ -149,6 +153,15 @@ func (f family) samples() map[string]sample {
 		"getProject":    {"GET", "/v1/projects/" + f.project, "", "", 200},
 		"updateProject": {"PATCH", "/v1/projects/" + f.project, merge, `{"name":"changed"}`, 200},
 		"deleteProject": {"DELETE", "/v1/projects/" + f.emptyProject, "", "", 204},
+
+		"registerSpoke":   {"POST", "/v1/spokes", plain, `{"name":"s-` + uuid.NewString() + `"}`, 200},
+		"listSpokes":      {"GET", "/v1/spokes", "", "", 200},
+		"getSpoke":        {"GET", spoke, "", "", 200},
+		"heartbeatSpoke":  {"POST", spoke + "/heartbeat", plain, `{"epoch":1}`, 200},
+		"disconnectSpoke": {"POST", spoke + "/disconnect", plain, `{"epoch":1}`, 200},
+		"putOperations":   {"PUT", spoke + "/operations", plain, `{"epoch":1,"operations":[{"namespace":"fs","name":"read","kind":"query"}]}`, 200},
+		"listOperations":  {"GET", "/v1/operations", "", "", 200},
+		"getOperation":    {"GET", "/v1/operations/fs." + f.spoke + ".read", "", "", 200},
 
 		"createSession": {"POST", "/v1/sessions", plain, `{"projectId":"` + f.project + `","parentId":"` + f.session + `"}`, 201},
 		"listSessions":  {"GET", "/v1/sessions", "", "", 200},

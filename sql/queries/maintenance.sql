@@ -11,3 +11,6 @@ SELECT purge_audit_logs(@row_limit);
 
 -- name: PurgeIdempotencyKeys :one
 SELECT purge_idempotency_keys(@row_limit);
+
+-- name: SweepSpokes :one
+SELECT sweep_spokes(@row_limit);
