@@ -85,7 +85,7 @@ func TestX01_ALocalSettingLeavesNobodyBehind(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	conn := connect(t, w.url)
-	for _, name := range []string{"org", "account", "key"} {
+	for _, name := range []string{"org", "account", "key", "session"} {
 		who := fmt.Sprintf("SELECT current_%s_id()::text", name)
 		if got := get[*string](t, conn, who); got != nil {
 			t.Errorf("%s is %s at the start", name, *got)
@@ -98,6 +98,39 @@ func TestX01_ALocalSettingLeavesNobodyBehind(t *testing.T) {
 		if got := get[*string](t, conn, who); got != nil { // the setting is '' now
 			t.Errorf("%s is %s afterwards", name, *got)
 		}
+	}
+}
+
+// What the other settings mean, above all when they are not set, or to something that nobody knows: nothing.
+func TestX01_SettingsThatAreNotSetAllowNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	conn := connect(t, w.url)
+	for _, c := range []struct{ setting, value, sql, want string }{
+		{"key_scopes", "", "SELECT current_key_scopes()::text", "{}"},
+		{"key_scopes", "keys:write projects:read", "SELECT current_key_scopes()::text", "{keys:write,projects:read}"},
+		{"project_ids", "", "SELECT coalesce(current_project_ids()::text, 'not limited')", "not limited"},
+		{"project_ids", "{}", "SELECT coalesce(current_project_ids()::text, 'not limited')", "{}"},
+		{"project_ids", "{" + ids["project"] + "," + ids["new"] + "}", "SELECT current_project_ids()::text", "{" + ids["project"] + "," + ids["new"] + "}"},
+		{"membership_level", "", "SELECT current_membership_rank()::text", "0"},
+		{"membership_level", "member", "SELECT current_membership_rank()::text", "1"},
+		{"membership_level", "admin", "SELECT current_membership_rank()::text", "2"},
+		{"membership_level", "owner", "SELECT current_membership_rank()::text", "3"},
+		{"membership_level", "root", "SELECT current_membership_rank()::text", "0"},
+		{"platform", "", "SELECT is_platform_admin()::text", "false"},
+		{"platform", "on", "SELECT is_platform_admin()::text", "true"},
+		{"platform", "true", "SELECT is_platform_admin()::text", "false"},
+	} {
+		if c.value == "" { // before it was ever set, too
+			if got := get[string](t, conn, c.sql); got != c.want {
+				t.Errorf("%s, not set: %s, want %s", c.setting, got, c.want)
+			}
+		}
+		exec(t, conn, "BEGIN; SELECT set_config('hub."+c.setting+"', '"+c.value+"', true)")
+		if got := get[string](t, conn, c.sql); got != c.want {
+			t.Errorf("%s is %q: %s, want %s", c.setting, c.value, got, c.want)
+		}
+		exec(t, conn, "ROLLBACK")
 	}
 }
 

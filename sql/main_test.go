@@ -3,6 +3,7 @@ package sql_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"regexp"
 	"slices"
@@ -22,9 +23,9 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, spokesFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, spokesRules)
-	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, spokesDeletes)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, idempotencyFixture, spokesFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, auditRules, idempotencyRules, spokesRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, auditDeletes, idempotencyDeletes, spokesDeletes)
 )
 
 // ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's
@@ -33,10 +34,12 @@ var ids = map[string]string{
 	"org": "00000000-0000-7000-8000-0000000a0001", "other_org": "00000000-0000-7000-8000-0000000b0001",
 	"owner": "00000000-0000-7000-8000-0000000a0002", "other_owner": "00000000-0000-7000-8000-0000000b0002",
 	"co_owner": "00000000-0000-7000-8000-0000000a0003", "member": "00000000-0000-7000-8000-0000000a0004",
+	"admin":  "00000000-0000-7000-8000-0000000a0011",
 	"nobody": "00000000-0000-7000-8000-0000000c0001", // an account without a membership
 	"system": "00000000-0000-7000-8000-000000000001",
 	"key":    "00000000-0000-7000-8000-0000000a0005", "other_key": "00000000-0000-7000-8000-0000000b0005",
-	"project": "00000000-0000-7000-8000-0000000a0006", "other_project": "00000000-0000-7000-8000-0000000b0006",
+	"owner_key": "00000000-0000-7000-8000-0000000a0012",
+	"project":   "00000000-0000-7000-8000-0000000a0006", "other_project": "00000000-0000-7000-8000-0000000b0006",
 	"empty_project": "00000000-0000-7000-8000-0000000a0007",
 	"role":          "00000000-0000-7000-8000-0000000a0008", "other_role": "00000000-0000-7000-8000-0000000b0008",
 	"session": "00000000-0000-7000-8000-0000000a0009", "other_session": "00000000-0000-7000-8000-0000000b0009",
@@ -50,7 +53,45 @@ var ids = map[string]string{
 	"new":  "00000000-0000-7000-8000-0000000c000f", // nobody's yet
 	"high": "ffffffff-0000-7000-8000-000000000001", // of a clock that is far ahead
 	"zero": "00000000-0000-7000-8000-000000000000",
+
+	// of a test of its own
+	"third_org": "00000000-0000-7000-8000-0000000d0001", "third_owner": "00000000-0000-7000-8000-0000000d0002", "third_key": "00000000-0000-7000-8000-0000000d0005",
+
+	"platform": "00000000-0000-0000-0000-000000000000", // its audit chain
 }
+
+// callers are the fixtures' accounts that sign in: their membership level, and the key they do it with.
+var callers = map[string]struct{ level, key string }{
+	"owner": {"owner", "owner_key"}, "co_owner": {"owner", ""}, "admin": {"admin", ""}, "member": {"member", "key"}, "other_owner": {"owner", "other_key"}, "nobody": {"", ""},
+	"third_owner": {"owner", "third_key"},
+}
+
+// acting sets what authenticate() sets when an account of the fixtures signs in with a key for everything: for the transaction, or
+// for all of them. changed are setting, SQL, ....
+func acting(org, account string, transaction bool, changed ...string) string {
+	caller, ok := callers[account]
+	if !ok {
+		panic("no caller is called " + account)
+	}
+	values := []string{
+		"org_id", "@" + org, "account_id", "@" + account, "key_id", "''", "key_scopes", "'*'", "project_ids", "''",
+		"membership_level", "'" + caller.level + "'", "platform", "''", "session_id", "''", "actor_source", "'api'",
+	}
+	if caller.key != "" {
+		values[5] = "@" + caller.key
+	}
+	for i := 0; i < len(changed); i += 2 {
+		values[slices.Index(values, changed[i])+1] = changed[i+1]
+	}
+	var calls []string
+	for i := 0; i < len(values); i += 2 {
+		calls = append(calls, fmt.Sprintf("set_config('hub.%s', %s, %v)", values[i], values[i+1], transaction))
+	}
+	return "SELECT " + strings.Join(calls, ", ") + ";"
+}
+
+// as is acting for one transaction, in @org.
+func as(account string, changed ...string) string { return acting("org", account, true, changed...) }
 
 // world is a database with the fixtures, and two connections to it.
 type world struct {
@@ -70,11 +111,12 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-// connect opens another connection as hub_app, that acts for an organisation, and an account, of the fixtures.
+// connect opens another connection as hub_app, that acts for an organisation, and an account, of the fixtures,
+// signed in with a key for everything.
 func (w *world) connect(t testing.TB, org, account string) *pgx.Conn {
 	t.Helper()
 	conn := connect(t, w.url)
-	exec(t, conn, "SELECT set_config('hub.org_id', @"+org+", false), set_config('hub.account_id', @"+account+", false)")
+	exec(t, conn, acting(org, account, false))
 	return conn
 }
 
@@ -198,10 +240,10 @@ type ruleCase struct {
 func (c ruleCase) refusal() (sqlstate, constraint string) {
 	name := strings.TrimSuffix(c.rule, "_in_use")
 	switch {
-	case strings.HasSuffix(name, "_tenant"):
-		return "42501", "" // row level security names no constraint
 	case c.state != "":
 		return c.state, name
+	case strings.HasSuffix(name, "_tenant"), strings.HasSuffix(name, "_visible"), strings.HasSuffix(name, "_limited"):
+		return "42501", "" // row level security names no constraint
 	case strings.HasSuffix(name, "_fkey"):
 		return "23503", name
 	case strings.HasSuffix(name, "_pkey"), strings.HasSuffix(name, "_key"):

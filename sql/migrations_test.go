@@ -383,7 +383,7 @@ func TestX01_AnOwnerThatIsNoSuperuser(t *testing.T) {
 	exec(t, admin, views)
 	// The owner is bound too: outside of migrations it is no member of hub's roles.
 	owner := connect(t, ownerURL)
-	for _, table := range list[string](t, admin, "SELECT name FROM tables WHERE has_org OR control_plane") {
+	for _, table := range list[string](t, admin, "SELECT name FROM tables WHERE tenant IS NOT NULL OR control_plane") {
 		if got := get[int](t, owner, "SELECT count(*) FROM "+table); got != 0 {
 			t.Errorf("the owner sees %d rows of %s", got, table)
 		}
@@ -393,7 +393,7 @@ func TestX01_AnOwnerThatIsNoSuperuser(t *testing.T) {
 	}
 
 	app := connect(t, withUser(t, super, "hub_app"))
-	exec(t, app, "SELECT set_config('hub.org_id', @org, false), set_config('hub.account_id', @owner, false)")
+	exec(t, app, acting("org", "owner", false))
 	for _, statement := range []string{
 		"INSERT INTO sessions (org_id, project_id, source, source_id, source_updated_at, source_parent_id) VALUES (@org, @project, 'x', 'child', now(), 'parent')",
 		"INSERT INTO sessions (org_id, project_id, source, source_id, source_updated_at) VALUES (@org, @project, 'x', 'parent', now())",
@@ -405,6 +405,16 @@ func TestX01_AnOwnerThatIsNoSuperuser(t *testing.T) {
 		"DELETE FROM messages WHERE id = @message",
 		"DELETE FROM sessions WHERE id = @session",
 		"DELETE FROM sessions WHERE source_id = 'parent'",
+		"INSERT INTO accounts (kind, display_name, home_org_id) VALUES ('human', 'Jane Doe', @org)",
+		"INSERT INTO organization_members (org_id, account_id) SELECT @org, id FROM accounts WHERE display_name = 'Jane Doe'",
+		"INSERT INTO api_keys (org_id, account_id, name, key_hash) SELECT @org, id, 'x', sha256('jane') FROM accounts WHERE display_name = 'Jane Doe'",
+		"SELECT id FROM search_accounts('jan do', 10)",
+		"SELECT authenticate(sha256('jane'), '{}', 'member', NULL)",
+		"UPDATE retention_policies SET audit_days = 30",
+		"INSERT INTO idempotency_keys (org_id, account_id, key, request, status) VALUES (@org, @owner, 'x', sha256('x'), 200)",
+		"SELECT transfer_organization(@org, @co_owner)",
+		"BEGIN;" + as("co_owner", "platform", "'on'", "session_id", "@imported") + "UPDATE accounts SET status = 'deactivated' WHERE display_name = 'Jane Doe'; COMMIT; SELECT 1",
+		"SELECT create_organization('new', 'New', NULL, '{}', '{}', @new, sha256('new')) FROM set_config('hub.platform', 'on', true)",
 	} {
 		if tag := exec(t, app, statement); tag.RowsAffected() == 0 {
 			t.Errorf("%s: %s", statement, tag)
@@ -416,12 +426,51 @@ func TestX01_AnOwnerThatIsNoSuperuser(t *testing.T) {
 	if tag := exec(t, admin, "DELETE FROM accounts WHERE id = @member"); tag.RowsAffected() != 1 {
 		t.Error(tag)
 	}
-	_, err := attempt(t, app, "", "UPDATE sessions SET parent_id = id")
+	if got := get[bool](t, admin, "SELECT revoked_at IS NOT NULL FROM api_keys WHERE key_hash = sha256('jane')"); !got {
+		t.Error("a deactivated account's key is not revoked")
+	}
+	// X03: the owner adds nothing to the log, takes nothing from it and empties it not.
+	for _, sql := range []string{"UPDATE audit_logs SET action = 'x.y'", "DELETE FROM audit_logs", "DELETE FROM audit_chains", "UPDATE audit_chains SET position = 0"} {
+		if tag := exec(t, owner, sql); tag.RowsAffected() != 0 {
+			t.Errorf("the owner: %s: %s", sql, tag)
+		}
+	}
+	for _, sql := range []string{"TRUNCATE audit_logs", "TRUNCATE audit_chains CASCADE"} {
+		_, err := attempt(t, owner, "", sql)
+		refuses(t, err, "23514", "audit_logs_never_truncated")
+	}
+	_, err := attempt(t, owner, "", "INSERT INTO audit_logs (chain_id, position, owner_id, actor_source, database_user, action, target_type, previous_hash, hash) VALUES (@org, 99, @owner, 'api', 'x', 'x.y', 'x', sha256('x'), sha256('x'))")
+	refuses(t, err, "42501", "")
+	_, err = attempt(t, app, "", "UPDATE sessions SET parent_id = id")
 	refuses(t, err, "23514", "sessions_not_own_parent_check")
 	_, err = attempt(t, app, "", "DELETE FROM projects WHERE id = @project")
 	refuses(t, err, "23503", "sessions_project_id_fkey")
-	if got := get[string](t, app, "SELECT org_id::text FROM authenticate(sha256('other key'), '{projects:read}')"); got != ids["other_org"] {
+	if got := get[string](t, app, "SELECT org_id::text FROM authenticate(sha256('other key'), '{projects:read}', 'member', NULL)"); got != ids["other_org"] {
 		t.Error(got)
+	}
+
+	// W12: and purging, which deletes what row-level security hides from the owner.
+	exec(t, app, "UPDATE organizations SET deleted_at = now() WHERE id = @org")
+	nobody := connect(t, withUser(t, super, "hub_app"))
+	for range 100 {
+		if get[int](t, nobody, "SELECT purge_organizations(5)") == 0 {
+			break
+		}
+	}
+	for _, purge := range []string{"SELECT purge_audit_logs(5)", "SELECT purge_idempotency_keys(5)"} {
+		if got := get[int](t, nobody, purge); got != 0 {
+			t.Errorf("%s: %d", purge, got)
+		}
+	}
+	for _, table := range list[string](t, admin, "SELECT name FROM tables WHERE tenant = 'org_id'") {
+		if got := get[int](t, admin, "SELECT count(*) FROM "+table+" WHERE org_id = @org"); got != 0 {
+			t.Errorf("%d rows of %s are left", got, table)
+		}
+	}
+	for _, chain := range []string{"@org", "@other_org", "@platform"} {
+		if got := get[string](t, admin, "SELECT coalesce(broken_how, 'intact') || ' ' || (entries > 1)::text FROM verify_audit_chain("+chain+")"); got != "intact true" {
+			t.Errorf("the chain of %s: %s", chain, got)
+		}
 	}
 }
 

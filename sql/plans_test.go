@@ -1,6 +1,7 @@
 package sql_test
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,10 +11,11 @@ import (
 	"testing"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // crowd is enough rows for PostgreSQL to prefer indexes where it can: 20 organisations with 3,000 sessions, and in @session
-// 2,000 messages with 10,000 parts.
+// 2,000 messages with 10,000 parts; 4,000 accounts, each a member somewhere, with a key; 40,000 audit entries and 4,000 kept answers.
 const crowd = `
 	INSERT INTO accounts (kind, display_name) SELECT 'llm', 'crowd ' || n FROM generate_series(1, 18) n;
 	BEGIN;
@@ -40,6 +42,24 @@ const crowd = `
 	INSERT INTO parts (org_id, session_id, message_id, type)
 		SELECT m.org_id, m.session_id, m.id, CASE WHEN n = 1 THEN 'tool' ELSE 'text' END
 		FROM messages m, generate_series(1, 5) n WHERE m.session_id = @session;
+
+	-- Without triggers: the chains of this crowd fit nothing.
+	SET session_replication_role = replica;
+	CREATE TEMPORARY TABLE numbered AS SELECT id AS org_id, row_number() OVER (ORDER BY id) - 1 AS place FROM organizations;
+	INSERT INTO accounts (kind, display_name, home_org_id, email)
+		SELECT CASE WHEN n % 20 = 7 THEN 'llm' ELSE 'human' END, initcap(translate(md5(n::text), '0123456789', 'ghijklmnop')) || ' ' || n, o.org_id, 'crowd-' || n || '@example'
+		FROM generate_series(1, 4000) n JOIN numbered o ON o.place = n % 20;
+	UPDATE accounts SET status = 'suspended' WHERE display_name ~ '77$';
+	INSERT INTO organization_members (org_id, account_id, membership_level) SELECT home_org_id, id, CASE WHEN display_name ~ '50$' THEN 'admin' ELSE 'member' END FROM accounts WHERE email LIKE 'crowd-%';
+	INSERT INTO api_keys (org_id, account_id, name, key_hash, tags) SELECT home_org_id, id, 'crowd', sha256(convert_to(id::text, 'UTF8')), ARRAY['tag-' || right('0' || split_part(display_name, ' ', 2), 2)] FROM accounts WHERE email LIKE 'crowd-%';
+	INSERT INTO idempotency_keys (org_id, account_id, key, request, status) SELECT home_org_id, id, 'crowd', sha256('x'), 200 FROM accounts WHERE email LIKE 'crowd-%';
+	INSERT INTO audit_logs (chain_id, position, org_id, owner_id, actor_source, database_user, api_key_id, acting_session_id, action, target_type, target_id, previous_hash, hash, created_at)
+		SELECT o.org_id, 100000 + n, o.org_id, k.account_id, 'api', 'hub_app', k.id, s.id, CASE WHEN n % 300 = 7 THEN 'key.revoke' ELSE 'role.update' END, CASE WHEN n % 300 = 7 THEN 'key' ELSE 'role' END, k.id, sha256('x'), sha256('x'), now() + n * interval '1 second'
+		FROM numbered o
+		JOIN LATERAL (SELECT array_agg(id) AS ids, array_agg(account_id) AS accounts FROM api_keys WHERE org_id = o.org_id) ks ON true
+		JOIN LATERAL (SELECT array_agg(id) AS ids FROM sessions WHERE org_id = o.org_id) ss ON true,
+		generate_series(1, 2000) n, LATERAL (SELECT ks.ids[1 + n % cardinality(ks.ids)] AS id, ks.accounts[1 + n % cardinality(ks.ids)] AS account_id) k, LATERAL (SELECT ss.ids[1 + n % cardinality(ss.ids)] AS id) s;
+	SET session_replication_role = origin;
 	ANALYZE;`
 
 // arguments are what the queries' parameters are, by name; NULL for the filters that are not asked for.
@@ -50,7 +70,12 @@ var arguments = map[string]string{
 	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
 	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
 	"roles": "'{user,user}'", "part_messages": "'{1,2}'", "part_types": "'{text,tool}'", "part_data": "'{\"{}\",\"{}\"}'", "part_raw": "'{\"\",\"\"}'", "part_metadata": "'{\"{}\",\"{}\"}'",
-	"after_name": "''", "spoke_id": "@spoke", "epoch": "1", "operations": "'[]'", "status": "NULL", "namespace": "NULL", "kind": "NULL", "lease_seconds": "30", "grace_seconds": "60",
+	"kind": "NULL", "status": "NULL", "display_name": "NULL", "email": "NULL", "set_email": "false", "access_level": "NULL", "membership_level": "NULL", "text": "'crow 17'", "owner_id": "NULL",
+	"key_id": "@new", "key_hash": "sha256('x')", "scopes": "'{}'", "resources": "'{}'", "tags": "'{}'", "tag": "NULL", "expires_at": "NULL", "set_expires_at": "false", "enabled": "true", "made_id": "@new", "grace_seconds": "60",
+	"platform": "false", "before": "NULL", "after": "'-infinity'", "since": "NULL", "until": "NULL", "action": "NULL", "target_id": "NULL", "target_type": "NULL", "api_key_id": "NULL", "acting_session_id": "NULL",
+	"audit_days": "NULL", "set_audit_days": "false", "key": "'key'", "request": "sha256('x')", "headers": "'{}'", "body": "NULL",
+	"org_ids": "ARRAY[@org]::uuid[]", "key_ids": "ARRAY[@key]::uuid[]", "times": "ARRAY[now()]",
+	"after_name": "''", "spoke_id": "@spoke", "epoch": "1", "operations": "'[]'", "namespace": "NULL", "lease_seconds": "30",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
 
@@ -68,6 +93,13 @@ var argumentsOf = map[string]map[string]string{
 	"GetOperation":       {"name": "'fs.read'"},
 	"ListOperations":     {"name": "NULL"},
 	"GetSessionBySource": {"source_id": "'crowd-7'"},
+
+	"CreateAccount": {"kind": "'human'", "display_name": "'x'", "membership_level": "'member'"}, "GetAccount": {"id": "@member"}, "UpdateAccount": {"id": "@member"}, "DeleteAccount": {"id": "@member"},
+	"SetAccountStatus": {"id": "@member", "status": "'suspended'"}, "ListOwnedOrganizations": {"owner_id": "@owner"},
+	"CreateOrganization": {"slug": "'x'"}, "GetOrganization": {"id": "@org"}, "UpdateOrganization": {"id": "@org"}, "DeleteOrganization": {"id": "@org"}, "TransferOrganization": {"id": "@org", "account_id": "@co_owner"},
+	"AddMember": {"account_id": "@nobody", "membership_level": "'member'"}, "GetMember": {"account_id": "@member"}, "UpdateMember": {"account_id": "@member"}, "RemoveMember": {"account_id": "@member"},
+	"GetAPIKey": {"id": "@key"}, "UpdateAPIKey": {"id": "@key", "name": "NULL", "scopes": "NULL", "resources": "NULL", "tags": "NULL"}, "RevokeAPIKey": {"id": "@key"}, "SetAPIKeyEnabled": {"id": "@key"}, "RotateAPIKey": {"id": "@key"},
+	"RecordIdempotentAnswer": {"status": "200"},
 }
 
 // query is one of sql/queries.
@@ -79,6 +111,7 @@ type query struct {
 var (
 	queryHead  = regexp.MustCompile(`(?m)^-- name: (\w+) :\w+.*\n`)
 	queryParam = regexp.MustCompile(`sqlc\.n?arg\('(\w+)'\)|@(\w+)`)
+	queryEmbed = regexp.MustCompile(`sqlc\.embed\((\w+)\)`)
 )
 
 func queries(t testing.TB) []query {
@@ -100,7 +133,7 @@ func queries(t testing.TB) []query {
 				end = heads[i+1][0]
 			}
 			q := query{name: string(text[head[2]:head[3]])}
-			q.text = queryParam.ReplaceAllStringFunc(string(text[head[1]:end]), func(match string) string {
+			q.text = queryParam.ReplaceAllStringFunc(queryEmbed.ReplaceAllString(string(text[head[1]:end]), "$1.*"), func(match string) string {
 				groups := queryParam.FindStringSubmatch(match)
 				name := groups[1] + groups[2]
 				if !slices.Contains(q.params, name) {
@@ -157,7 +190,40 @@ func explain(t testing.TB, conn *pgx.Conn, sql string) string {
 	return strings.Join(list[string](t, conn, "EXPLAIN "+sql), "\n")
 }
 
-var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|projects)\b`)
+// withPlans runs statements and returns their plans, those of the statements within functions included: a superuser may have
+// them shown, also of what it does as somebody else.
+func withPlans(t testing.TB, w *world, settings string) func(sql string) string {
+	t.Helper()
+	config := w.hub.Config().Copy()
+	var plans []string
+	config.OnNotice = func(_ *pgconn.PgConn, notice *pgconn.Notice) { plans = append(plans, notice.Message) }
+	conn, err := pgx.ConnectConfig(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	exec(t, conn, "LOAD 'auto_explain'; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on; SET client_min_messages = log; SET ROLE hub_app;"+settings)
+	return func(sql string) string {
+		t.Helper()
+		plans = nil
+		exec(t, conn, sql)
+		return strings.Join(plans, "\n")
+	}
+}
+
+func TestX09_ClaimingAKeyUsesTheIndex(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	exec(t, w.hub, "INSERT INTO idempotency_keys (org_id, account_id, key, request, status) SELECT @org, CASE WHEN n % 2 = 0 THEN @owner::uuid ELSE @member END, 'k' || n, sha256('x'), 200 FROM generate_series(1, 10000) n; ANALYZE idempotency_keys")
+	plans := withPlans(t, w, acting("org", "owner", false))
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		if plan := plans("SET plan_cache_mode = " + mode + "; SELECT * FROM claim_idempotency_key('k2')"); !regexp.MustCompile(`idempotency_keys_key_key[^\n]*\n\s+Index Cond:.*account_id =.*key =`).MatchString(plan) {
+			t.Errorf("%s:\n%s", mode, plan)
+		}
+	}
+}
+
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys)\b`)
 
 // onlyCustomPlans are queries whose generic plan, which PostgreSQL turns to after five executions, reads more than they ask for.
 // They run in store.Tx, which has its statements planned for their arguments.
@@ -204,6 +270,20 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 		{"ListMessages", "after_id", "@message", "messages_session_id_id_key"},
 		{"ListMessages", "after_id", "@message", "parts_message_id_idx"},
 		{"GetMessage", "message_id", "@message", "parts_message_id_idx"},
+
+		{"GetMe", "", "", "api_keys_pkey"},
+		{"GetAccount", "id", "@member", "accounts_pkey"},
+		{"ListAccounts", "row_limit", "50", "organization_members_"}, {"ListAccounts", "kind", "'llm'", "organization_members_"}, {"ListAccounts", "status", "'suspended'", "organization_members_"},
+		{"ListOrganizations", "row_limit", "1", "organizations_slug_key"},
+		{"GetMember", "account_id", "@member", "organization_members_"},
+		{"ListMembers", "row_limit", "50", "organization_members_"}, {"ListMembers", "membership_level", "'admin'", "organization_members_"},
+		{"ListAPIKeys", "row_limit", "50", "api_keys_pkey"}, {"ListAPIKeys", "account_id", "@member", "api_keys_account_id_idx"}, {"ListAPIKeys", "tag", "'tag-77'", "api_keys_"},
+		{"ListAuditLogs", "row_limit", "50", "audit_logs_created_at_key"}, {"ListAuditLogs", "before", "now()", "audit_logs_created_at_key"}, {"ListAuditLogs", "since", "now() + interval '30 minutes'", "audit_logs_created_at_key"},
+		{"ListAuditLogs", "until", "now() + interval '5 minutes'", "audit_logs_created_at_key"}, {"ListAuditLogs", "owner_id", "@member", "audit_logs_owner_id_idx"}, {"ListAuditLogs", "api_key_id", "@key", "audit_logs_api_key_id_idx"},
+		{"ListAuditLogs", "acting_session_id", "@session", "audit_logs_acting_session_id_idx"}, {"ListAuditLogs", "target_id", "@key", "audit_logs_target_id_idx"}, {"ListAuditLogs", "action", "'key.revoke'", "audit_logs_action_idx"}, {"ListAuditLogs", "target_type", "'key'", "audit_logs_target_type_idx"},
+		{"ExportAuditLogs", "row_limit", "50", "audit_logs_created_at_key"}, {"ExportAuditLogs", "owner_id", "@member", "audit_logs_owner_id_idx"}, {"ExportAuditLogs", "api_key_id", "@key", "audit_logs_api_key_id_idx"},
+		{"ExportAuditLogs", "acting_session_id", "@session", "audit_logs_acting_session_id_idx"}, {"ExportAuditLogs", "target_id", "@key", "audit_logs_target_id_idx"}, {"ExportAuditLogs", "action", "'key.revoke'", "audit_logs_action_idx"}, {"ExportAuditLogs", "target_type", "'key'", "audit_logs_target_type_idx"},
+		{"RecordIdempotentAnswer", "key", "'crowd'", "idempotency_keys_"},
 	}
 	prepared := map[string]bool{}
 	for _, f := range filters {

@@ -8,6 +8,7 @@ INSERT INTO projects (org_id, id, slug, name) VALUES
 
 var projectsRules = []ruleCase{
 	{rule: "projects_tenant", sql: "INSERT INTO projects (org_id, slug, name) VALUES (??, 'x', 'x')", bad: []string{"@other_org", "@new"}, good: []string{"@org"}},
+	{rule: "projects_limited", before: as("owner", "project_ids", "'{' || @new || '}'"), sql: "INSERT INTO projects (org_id, id, slug, name) VALUES (@org, ??, 'x', 'x')", bad: []string{"@high", "DEFAULT"}, good: []string{"@new"}},
 	{rule: "projects_pkey", sql: "INSERT INTO projects (org_id, id, slug, name) VALUES (@org, ??, 'x', 'x')", bad: []string{"@project"}, good: []string{"@new", "@other_project"}},
 	{rule: "projects_id_version_check", sql: "INSERT INTO projects (org_id, id, slug, name) VALUES (@org, ??, 'x', 'x')", bad: notUUIDv7, good: uuidv7},
 	{rule: "projects_slug_key", sql: "INSERT INTO projects (org_id, slug, name) VALUES (@org, ??, 'x')", bad: []string{"'main'"}, good: []string{"'other'"}},

@@ -45,6 +45,11 @@ var (
 	sourceIDs    = []string{"'x'", "repeat('a', 200)", "repeat('ä', 100)"}
 )
 
+// limitedToAnotherProject is a caller whose key is limited to @empty_project, which has the session @new with the message @high.
+var limitedToAnotherProject = `
+	INSERT INTO sessions (org_id, id, project_id) VALUES (@org, @new, @empty_project);
+	INSERT INTO messages (org_id, id, session_id, role) VALUES (@org, @high, @new, 'user');` + as("owner", "project_ids", "'{' || @empty_project || '}'")
+
 var sessionsRules = []ruleCase{
 	{rule: "roles_tenant", sql: "INSERT INTO roles (org_id, name) VALUES (??, 'x')", bad: []string{"@other_org", "@new"}, good: []string{"@org"}},
 	{rule: "roles_pkey", sql: "INSERT INTO roles (org_id, id, name) VALUES (@org, ??, 'x')", bad: []string{"@role"}, good: []string{"@new", "@other_role"}},
@@ -77,6 +82,7 @@ var sessionsRules = []ruleCase{
 	},
 
 	{rule: "sessions_tenant", sql: "INSERT INTO sessions (org_id, project_id) VALUES (??, @project)", bad: []string{"@other_org", "@new"}, good: []string{"@org"}},
+	{rule: "sessions_limited", before: as("owner", "project_ids", "'{' || @project || '}'"), sql: "INSERT INTO sessions (org_id, project_id) VALUES (@org, ??)", bad: []string{"@empty_project"}, good: []string{"@project"}},
 	{rule: "sessions_pkey", sql: fmt.Sprintf(newSession, "id"), bad: []string{"@session"}, good: []string{"@new", "@other_session"}},
 	{rule: "sessions_id_version_check", sql: fmt.Sprintf(newSession, "id"), bad: notUUIDv7, good: uuidv7},
 	{rule: "sessions_slug_key", sql: fmt.Sprintf(newSession, "slug"), bad: []string{"'parent'"}, good: []string{"'other'"}},
@@ -135,6 +141,8 @@ var sessionsRules = []ruleCase{
 	},
 
 	{rule: "messages_tenant", sql: "INSERT INTO messages (org_id, session_id, role) VALUES (??, @session, 'user')", bad: []string{"@other_org", "@new"}, good: []string{"@org"}},
+	{rule: "messages_limited", before: limitedToAnotherProject, sql: "INSERT INTO messages (org_id, session_id, role) VALUES (@org, ??, 'user')", bad: []string{"@session"}, good: []string{"@new"}},
+	{rule: "messages_limited", before: limitedToAnotherProject, sql: fmt.Sprintf(importMessage, "@org, DEFAULT, ??"), bad: []string{"@session"}, good: []string{"@new"}},
 	{rule: "messages_pkey", sql: fmt.Sprintf(importMessage, "@org, ??, @session"), bad: []string{"@message", "@child_message"}, good: []string{"@new", "@other_message"}},
 	{
 		// What the primary key refuses already; it is there to be referred to (C04).
@@ -183,6 +191,8 @@ var sessionsRules = []ruleCase{
 	},
 
 	{rule: "parts_tenant", sql: "INSERT INTO parts (org_id, session_id, message_id, type) VALUES (??, @session, @message, 'text')", bad: []string{"@other_org", "@new"}, good: []string{"@org"}},
+	{rule: "parts_limited", before: limitedToAnotherProject, sql: "INSERT INTO parts (org_id, session_id, message_id, type) VALUES (@org, ??, 'text')", bad: []string{"@session, @message"}, good: []string{"@new, @high"}},
+	{rule: "parts_limited", before: limitedToAnotherProject, sql: fmt.Sprintf(importPart, "@org, DEFAULT, ??"), bad: []string{"@session, @message"}, good: []string{"@new, @high"}},
 	{rule: "parts_pkey", sql: fmt.Sprintf(importPart, "@org, ??, @session, @message"), bad: []string{"@part"}, good: []string{"@new", "@other_part", "@message"}},
 	{rule: "parts_id_version_check", sql: "INSERT INTO parts (org_id, id, session_id, message_id, type) VALUES (@org, ??, @session, @message, 'text')", bad: notUUIDv7, good: uuidv7},
 	{rule: "parts_id_version_check", sql: fmt.Sprintf(importPart, "@org, ??, @session, @message"), bad: notUUIDv7, good: uuidv7},

@@ -367,7 +367,7 @@ type ApiKey struct {
 	Metadata Metadata `json:"metadata"`
 	Name     string   `json:"name"`
 
-	// Resources What the key is limited to. Empty for the whole organisation.
+	// Resources What the key is limited to; it ranks as a member's then, whoever holds it. Empty for the whole organisation.
 	Resources []Resource `json:"resources"`
 	Revision  int32      `json:"revision"`
 	RevokedAt *time.Time `json:"revokedAt"`
@@ -1368,8 +1368,11 @@ type ListAuditLogsParams struct {
 	// TargetId Only what was done to this.
 	TargetId *openapi_types.UUID `form:"targetId,omitempty" json:"targetId,omitempty"`
 
-	// Action Only this action, such as `key.revoke`, or all that begin so: `key.`.
+	// Action Only this action, such as `key.revoke`.
 	Action *string `form:"action,omitempty" json:"action,omitempty"`
+
+	// TargetType Only what was done to this kind of thing, such as `key`.
+	TargetType *string `form:"targetType,omitempty" json:"targetType,omitempty"`
 
 	// Since Only entries from this time on.
 	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
@@ -1401,8 +1404,11 @@ type ExportAuditLogsParams struct {
 	// TargetId Only what was done to this.
 	TargetId *openapi_types.UUID `form:"targetId,omitempty" json:"targetId,omitempty"`
 
-	// Action Only this action, such as `key.revoke`, or all that begin so: `key.`.
+	// Action Only this action, such as `key.revoke`.
 	Action *string `form:"action,omitempty" json:"action,omitempty"`
+
+	// TargetType Only what was done to this kind of thing, such as `key`.
+	TargetType *string `form:"targetType,omitempty" json:"targetType,omitempty"`
 
 	// Since Only entries from this time on.
 	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
@@ -2661,6 +2667,13 @@ func (w *ServerInterfaceWrapper) ListAuditLogs(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter action: %s", err))
 	}
 
+	// ------------- Optional query parameter "targetType" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "targetType", ctx.QueryParams(), &params.TargetType, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter targetType: %s", err))
+	}
+
 	// ------------- Optional query parameter "since" -------------
 
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "since", ctx.QueryParams(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
@@ -2740,6 +2753,13 @@ func (w *ServerInterfaceWrapper) ExportAuditLogs(ctx echo.Context) error {
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "action", ctx.QueryParams(), &params.Action, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
 	if err != nil {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter action: %s", err))
+	}
+
+	// ------------- Optional query parameter "targetType" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "targetType", ctx.QueryParams(), &params.TargetType, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter targetType: %s", err))
 	}
 
 	// ------------- Optional query parameter "since" -------------

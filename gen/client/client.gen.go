@@ -367,7 +367,7 @@ type ApiKey struct {
 	Metadata Metadata `json:"metadata"`
 	Name     string   `json:"name"`
 
-	// Resources What the key is limited to. Empty for the whole organisation.
+	// Resources What the key is limited to; it ranks as a member's then, whoever holds it. Empty for the whole organisation.
 	Resources []Resource `json:"resources"`
 	Revision  int32      `json:"revision"`
 	RevokedAt *time.Time `json:"revokedAt"`
@@ -1368,8 +1368,11 @@ type ListAuditLogsParams struct {
 	// TargetId Only what was done to this.
 	TargetId *openapi_types.UUID `form:"targetId,omitempty" json:"targetId,omitempty"`
 
-	// Action Only this action, such as `key.revoke`, or all that begin so: `key.`.
+	// Action Only this action, such as `key.revoke`.
 	Action *string `form:"action,omitempty" json:"action,omitempty"`
+
+	// TargetType Only what was done to this kind of thing, such as `key`.
+	TargetType *string `form:"targetType,omitempty" json:"targetType,omitempty"`
 
 	// Since Only entries from this time on.
 	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
@@ -1401,8 +1404,11 @@ type ExportAuditLogsParams struct {
 	// TargetId Only what was done to this.
 	TargetId *openapi_types.UUID `form:"targetId,omitempty" json:"targetId,omitempty"`
 
-	// Action Only this action, such as `key.revoke`, or all that begin so: `key.`.
+	// Action Only this action, such as `key.revoke`.
 	Action *string `form:"action,omitempty" json:"action,omitempty"`
+
+	// TargetType Only what was done to this kind of thing, such as `key`.
+	TargetType *string `form:"targetType,omitempty" json:"targetType,omitempty"`
 
 	// Since Only entries from this time on.
 	Since *time.Time `form:"since,omitempty" json:"since,omitempty"`
@@ -2008,7 +2014,7 @@ type ClientInterface interface {
 
 	// UpdateAccountWithBody Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -2019,7 +2025,7 @@ type ClientInterface interface {
 
 	// UpdateAccountWithApplicationMergePatchPlusJSONBody Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -2066,7 +2072,7 @@ type ClientInterface interface {
 
 	// CreateApiKeyWithBody Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -2077,7 +2083,7 @@ type ClientInterface interface {
 
 	// CreateApiKey Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -2857,7 +2863,7 @@ func (c *Client) GetAccount(ctx context.Context, accountId AccountId, reqEditors
 
 // UpdateAccountWithBody Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -2878,7 +2884,7 @@ func (c *Client) UpdateAccountWithBody(ctx context.Context, accountId AccountId,
 
 // UpdateAccountWithApplicationMergePatchPlusJSONBody Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -2975,7 +2981,7 @@ func (c *Client) ListApiKeys(ctx context.Context, params *ListApiKeysParams, req
 
 // CreateApiKeyWithBody Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -2996,7 +3002,7 @@ func (c *Client) CreateApiKeyWithBody(ctx context.Context, params *CreateApiKeyP
 
 // CreateApiKey Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -5372,6 +5378,18 @@ func NewListAuditLogsRequest(server string, params *ListAuditLogsParams) (*http.
 
 		}
 
+		if params.TargetType != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "targetType", *params.TargetType, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.Since != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", *params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
@@ -5525,6 +5543,18 @@ func NewExportAuditLogsRequest(server string, params *ExportAuditLogsParams) (*h
 		if params.Action != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "action", *params.Action, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.TargetType != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "targetType", *params.TargetType, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
 				return nil, err
 			} else {
 				for _, qp := range strings.Split(queryFrag, "&") {
@@ -7921,7 +7951,7 @@ type ClientWithResponsesInterface interface {
 
 	// UpdateAccountWithBodyWithResponse Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -7932,7 +7962,7 @@ type ClientWithResponsesInterface interface {
 
 	// UpdateAccountWithApplicationMergePatchPlusJSONBodyWithResponse Change an account
 	//
-	// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+	// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 	//
 	// Scope: `accounts:write`.
 	//
@@ -7987,7 +8017,7 @@ type ClientWithResponsesInterface interface {
 
 	// CreateApiKeyWithBodyWithResponse Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -7998,7 +8028,7 @@ type ClientWithResponsesInterface interface {
 
 	// CreateApiKeyWithResponse Create an API key
 	//
-	// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+	// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 	//
 	// Scope: `keys:write`.
 	//
@@ -11907,7 +11937,7 @@ func (c *ClientWithResponses) GetAccountWithResponse(ctx context.Context, accoun
 
 // UpdateAccountWithBodyWithResponse Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -11924,7 +11954,7 @@ func (c *ClientWithResponses) UpdateAccountWithBodyWithResponse(ctx context.Cont
 
 // UpdateAccountWithApplicationMergePatchPlusJSONBodyWithResponse Change an account
 //
-// A profile is changed by its account, by an admin of its home organisation, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
+// A profile is changed with a key of its home organisation, by the account itself or an admin there, or by a platform admin. accessLevel is changed by a platform admin, and never one's own.
 //
 // Scope: `accounts:write`.
 //
@@ -12009,7 +12039,7 @@ func (c *ClientWithResponses) ListApiKeysWithResponse(ctx context.Context, param
 
 // CreateApiKeyWithBodyWithResponse Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //
@@ -12026,7 +12056,7 @@ func (c *ClientWithResponses) CreateApiKeyWithBodyWithResponse(ctx context.Conte
 
 // CreateApiKeyWithResponse Create an API key
 //
-// For oneself, or by an admin for a member at most at the admin's level. A key cannot grant a scope or reach a project that the key making it lacks.
+// For oneself, or by an admin for a member at most at the admin's level, but not for the accountable owner. A key cannot grant a scope or reach a project that the key making it lacks.
 //
 // Scope: `keys:write`.
 //

@@ -21,11 +21,12 @@ WHERE chain_id = audit_chain_of($1)
   AND ($4::uuid IS NULL OR api_key_id = $4)
   AND ($5::uuid IS NULL OR acting_session_id = $5)
   AND ($6::uuid IS NULL OR target_id = $6)
-  AND ($7::text IS NULL OR starts_with(action, $7))
-  AND ($8::timestamptz IS NULL OR created_at >= $8)
-  AND ($9::timestamptz IS NULL OR created_at < $9)
+  AND ($7::text IS NULL OR action = $7)
+  AND ($8::text IS NULL OR target_type = $8)
+  AND ($9::timestamptz IS NULL OR created_at >= $9)
+  AND ($10::timestamptz IS NULL OR created_at < $10)
 ORDER BY created_at
-LIMIT $10
+LIMIT $11
 `
 
 type ExportAuditLogsParams struct {
@@ -36,6 +37,7 @@ type ExportAuditLogsParams struct {
 	ActingSessionID *uuid.UUID
 	TargetID        *uuid.UUID
 	Action          *string
+	TargetType      *string
 	Since           *time.Time
 	Until           *time.Time
 	RowLimit        int32
@@ -50,6 +52,7 @@ func (q *Queries) ExportAuditLogs(ctx context.Context, arg ExportAuditLogsParams
 		arg.ActingSessionID,
 		arg.TargetID,
 		arg.Action,
+		arg.TargetType,
 		arg.Since,
 		arg.Until,
 		arg.RowLimit,
@@ -116,11 +119,12 @@ WHERE chain_id = audit_chain_of($1)
   AND ($4::uuid IS NULL OR api_key_id = $4)
   AND ($5::uuid IS NULL OR acting_session_id = $5)
   AND ($6::uuid IS NULL OR target_id = $6)
-  AND ($7::text IS NULL OR starts_with(action, $7))
-  AND ($8::timestamptz IS NULL OR created_at >= $8)
-  AND ($9::timestamptz IS NULL OR created_at < $9)
+  AND ($7::text IS NULL OR action = $7)
+  AND ($8::text IS NULL OR target_type = $8)
+  AND ($9::timestamptz IS NULL OR created_at >= $9)
+  AND ($10::timestamptz IS NULL OR created_at < $10)
 ORDER BY created_at DESC
-LIMIT $10
+LIMIT $11
 `
 
 type ListAuditLogsParams struct {
@@ -131,6 +135,7 @@ type ListAuditLogsParams struct {
 	ActingSessionID *uuid.UUID
 	TargetID        *uuid.UUID
 	Action          *string
+	TargetType      *string
 	Since           *time.Time
 	Until           *time.Time
 	RowLimit        int32
@@ -145,6 +150,7 @@ func (q *Queries) ListAuditLogs(ctx context.Context, arg ListAuditLogsParams) ([
 		arg.ActingSessionID,
 		arg.TargetID,
 		arg.Action,
+		arg.TargetType,
 		arg.Since,
 		arg.Until,
 		arg.RowLimit,

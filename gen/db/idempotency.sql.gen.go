@@ -13,14 +13,11 @@ import (
 )
 
 const claimIdempotencyKey = `-- name: ClaimIdempotencyKey :one
-SELECT pg_try_advisory_xact_lock(hashtextextended(concat_ws(' ', current_org_id(), current_account_id(), $1::text), 0)) AS claimed,
-       k.id, k.request, k.status, k.headers, k.body
-FROM (SELECT 1) one
-LEFT JOIN idempotency_keys k ON k.org_id = current_org_id() AND k.account_id = current_account_id() AND k.key = $1 AND k.created_at > now() - interval '24 hours'
+SELECT claimed, id, request, status, headers, body FROM claim_idempotency_key($1)
 `
 
 type ClaimIdempotencyKeyRow struct {
-	Claimed bool
+	Claimed *bool
 	ID      *uuid.UUID
 	Request []byte
 	Status  *int32
@@ -28,7 +25,6 @@ type ClaimIdempotencyKeyRow struct {
 	Body    []byte
 }
 
-// The lock is held to the end of the transaction; where it is not had, another request with the key is under way.
 func (q *Queries) ClaimIdempotencyKey(ctx context.Context, key string) (ClaimIdempotencyKeyRow, error) {
 	row := q.db.QueryRow(ctx, claimIdempotencyKey, key)
 	var i ClaimIdempotencyKeyRow

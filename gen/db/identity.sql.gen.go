@@ -784,7 +784,7 @@ WITH old AS (
 ), made AS (
     INSERT INTO api_keys (org_id, id, account_id, name, key_hash, scopes, resources, tags, metadata, expires_at)
     SELECT old.org_id, $2, old.account_id, old.name, $3, old.scopes, old.resources, old.tags, old.metadata,
-           coalesce($4::timestamptz, now() + (old.expires_at - old.created_at))
+           coalesce($4::timestamptz, CASE WHEN old.expires_at IS NOT NULL THEN least(now() + (old.expires_at - old.created_at), '9999-12-30T00:00:00Z') END)
     FROM old
     RETURNING id, account_id, name, scopes, resources, tags, enabled, expires_at, revoked_at, rotated_to_id, last_used_at, metadata, revision, created_at, updated_at
 ), replaced AS (

@@ -30,6 +30,7 @@ const (
 	AccountsSystemKey                            = "accounts_system_key"
 	ActingSessionNotFound                        = "acting_session_not_found"
 	ApiKeysExpiresAfterCreationCheck             = "api_keys_expires_after_creation_check"
+	ApiKeysExpiresInReachCheck                   = "api_keys_expires_in_reach_check"
 	ApiKeysGraceOnlyShrinks                      = "api_keys_grace_only_shrinks"
 	ApiKeysHolderWithinLevel                     = "api_keys_holder_within_level"
 	ApiKeysIDVersionCheck                        = "api_keys_id_version_check"
@@ -76,6 +77,7 @@ const (
 	AuditLogsRemovedBehindAnchor                 = "audit_logs_removed_behind_anchor"
 	AuditLogsSessionIDFkey                       = "audit_logs_session_id_fkey"
 	AuditLogsSessionIDFkeyInUse                  = "audit_logs_session_id_fkey_in_use"
+	AuditPlatformForAdmins                       = "audit_platform_for_admins"
 	IdempotencyKeysAccountIDFkey                 = "idempotency_keys_account_id_fkey"
 	IdempotencyKeysAccountIDFkeyInUse            = "idempotency_keys_account_id_fkey_in_use"
 	IdempotencyKeysIDVersionCheck                = "idempotency_keys_id_version_check"
@@ -135,6 +137,7 @@ const (
 	OrganizationMembersLevelGranted              = "organization_members_level_granted"
 	OrganizationMembersLevelKey                  = "organization_members_level_key"
 	OrganizationMembersMetadataCheck             = "organization_members_metadata_check"
+	OrganizationMembersNotSystemCheck            = "organization_members_not_system_check"
 	OrganizationMembersOrgIDFkey                 = "organization_members_org_id_fkey"
 	OrganizationMembersOrgIDFkeyInUse            = "organization_members_org_id_fkey_in_use"
 	OrganizationMembersPkey                      = "organization_members_pkey"
@@ -294,6 +297,7 @@ var Rules = []string{
 	AccountsSystemKey,
 	ActingSessionNotFound,
 	ApiKeysExpiresAfterCreationCheck,
+	ApiKeysExpiresInReachCheck,
 	ApiKeysGraceOnlyShrinks,
 	ApiKeysHolderWithinLevel,
 	ApiKeysIDVersionCheck,
@@ -340,6 +344,7 @@ var Rules = []string{
 	AuditLogsRemovedBehindAnchor,
 	AuditLogsSessionIDFkey,
 	AuditLogsSessionIDFkeyInUse,
+	AuditPlatformForAdmins,
 	IdempotencyKeysAccountIDFkey,
 	IdempotencyKeysAccountIDFkeyInUse,
 	IdempotencyKeysIDVersionCheck,
@@ -399,6 +404,7 @@ var Rules = []string{
 	OrganizationMembersLevelGranted,
 	OrganizationMembersLevelKey,
 	OrganizationMembersMetadataCheck,
+	OrganizationMembersNotSystemCheck,
 	OrganizationMembersOrgIDFkey,
 	OrganizationMembersOrgIDFkeyInUse,
 	OrganizationMembersPkey,

@@ -24,7 +24,7 @@ func (s *Server) ListAuditLogs(ctx context.Context, r api.ListAuditLogsRequestOb
 	}
 	params := db.ListAuditLogsParams{
 		Platform: deref(r.Params.Platform), OwnerID: r.Params.OwnerId, ApiKeyID: r.Params.ApiKeyId, ActingSessionID: r.Params.SessionId,
-		TargetID: r.Params.TargetId, Action: r.Params.Action, Since: r.Params.Since, Until: r.Params.Until, RowLimit: limit + 1,
+		TargetID: r.Params.TargetId, Action: r.Params.Action, TargetType: r.Params.TargetType, Since: r.Params.Since, Until: r.Params.Until, RowLimit: limit + 1,
 	}
 	if found {
 		params.Before = &before
@@ -52,7 +52,7 @@ func (s *Server) ExportAuditLogs(ctx context.Context, r api.ExportAuditLogsReque
 		lines.SetEscapeHTML(false)
 		params := db.ExportAuditLogsParams{
 			Platform: deref(r.Params.Platform), OwnerID: r.Params.OwnerId, ApiKeyID: r.Params.ApiKeyId, ActingSessionID: r.Params.SessionId,
-			TargetID: r.Params.TargetId, Action: r.Params.Action, Since: r.Params.Since, Until: r.Params.Until, RowLimit: batchAuditLogs,
+			TargetID: r.Params.TargetId, Action: r.Params.Action, TargetType: r.Params.TargetType, Since: r.Params.Since, Until: r.Params.Until, RowLimit: batchAuditLogs,
 		}
 		for {
 			rows, err := q.ExportAuditLogs(ctx, params)
@@ -80,9 +80,6 @@ func (s *Server) ExportAuditLogs(ctx context.Context, r api.ExportAuditLogsReque
 // VerifyAuditLog implements the contract's operation.
 func (s *Server) VerifyAuditLog(ctx context.Context, r api.VerifyAuditLogRequestObject) (api.VerifyAuditLogResponseObject, error) {
 	row, err := s.db.VerifyAuditLog(ctx, deref(r.Params.Platform))
-	if errors.Is(err, pgx.ErrNoRows) { // nothing has happened yet
-		row, err = db.VerifyAuditLogRow{HeadHash: make([]byte, 32)}, nil
-	}
 	if err != nil {
 		return nil, err
 	}

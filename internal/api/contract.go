@@ -138,10 +138,10 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 				if caller.KeyHash, err = bearer(r.Header); err != nil {
 					return err
 				}
-				if err := s.limits.take(c, caller); err != nil {
+				defer func() { s.limits.learn(caller, err) }()
+				if err := s.limit(ctx, c, caller); err != nil {
 					return err
 				}
-				defer func() { s.limits.learn(caller, err) }()
 				ctx = store.WithCaller(ctx, caller)
 			}
 			r = r.WithContext(ctx)

@@ -48,7 +48,7 @@ func (s *Server) idempotently(c echo.Context, op *operation, next echo.HandlerFu
 				return err
 			case prior.ID != nil:
 				return answer.replay(prior, request.Sum(nil))
-			case !prior.Claimed:
+			case !deref(prior.Claimed):
 				return refuse("idempotency_in_progress")
 			}
 			again := r.WithContext(ctx)

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
@@ -39,9 +40,10 @@ func newLimits(perMinute int) *limits {
 	return &limits{perMinute: perMinute, buckets: buckets}
 }
 
-// take counts a request against its key's bucket, before the database is asked, and tells the client how much is left
+// limit counts a request against its key's bucket, before the database is asked, and tells the client how much is left
 // (draft-ietf-httpapi-ratelimit-headers).
-func (l *limits) take(c echo.Context, caller *store.Caller) error {
+func (s *Server) limit(ctx context.Context, c echo.Context, caller *store.Caller) error {
+	l := s.limits
 	if l.perMinute < 0 {
 		return nil
 	}
@@ -56,6 +58,9 @@ func (l *limits) take(c echo.Context, caller *store.Caller) error {
 	header.Set("RateLimit-Policy", fmt.Sprintf(`"key";q=%d;w=%d`, l.perMinute, window))
 	header.Set("RateLimit", fmt.Sprintf(`"key";r=%d;t=%d`, int(left), int(math.Ceil((float64(l.perMinute)-left)/perSecond))))
 	if !allowed {
+		if err := s.store.Authenticate(store.WithCaller(ctx, caller)); err != nil {
+			return err // a key that was withdrawn gets its 401
+		}
 		header.Set("Retry-After", strconv.Itoa(int(math.Ceil((1-left)/perSecond))))
 		return refuse("rate_limited")
 	}

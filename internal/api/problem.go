@@ -68,7 +68,7 @@ var codes = map[string]rule{
 	"invalid_json":           {status: http.StatusBadRequest, detail: "The JSON is not valid, or not what is expected here."},
 	"invalid_cursor":         {status: http.StatusBadRequest, detail: "The cursor is not one of this list with these filters."},
 	"invalid_value":          {status: http.StatusBadRequest, detail: "A value cannot be stored."},
-	"not_permitted":          {status: http.StatusForbidden, detail: "The database does not permit this."},
+	"not_permitted":          {status: http.StatusForbidden, detail: "The key is limited to other projects, or the database does not permit this."},
 	"route_not_found":        {status: http.StatusNotFound, detail: "There is nothing at this path. See /docs."},
 	"method_not_allowed":     {status: http.StatusMethodNotAllowed, detail: "The path is right, the method is not. See the Allow header."},
 	"precondition_failed":    {status: http.StatusPreconditionFailed, detail: "The resource has changed: its ETag is no longer the one in If-Match."},
@@ -119,7 +119,7 @@ var rules = map[string]rule{
 	db.AccountsHomeOrgIDFkeyInUse:         {status: conflict, detail: "The organisation still is the home of accounts."},
 	db.AccountsHomeOrgImmutable:           {status: conflict, detail: "An account keeps its home organisation."},
 	db.AccountsLevelAndStatusNotOwn:       {status: http.StatusForbidden, detail: "Nobody changes their own access level or status."},
-	db.AccountsProfileByItsManagers:       {status: http.StatusForbidden, detail: "A profile is changed by its account, an admin of its home organisation or a platform admin."},
+	db.AccountsProfileByItsManagers:       {status: http.StatusForbidden, detail: "A profile is changed with a key of its home organisation, by its account or an admin there, or by a platform admin."},
 	db.AccountsStatusByPlatformAdmin:      {status: http.StatusForbidden, detail: "Only a platform admin changes an account's status."},
 	db.AccountsStatusTransition:           {status: conflict, detail: "The account cannot go from its present status to this one."},
 
@@ -140,8 +140,9 @@ var rules = map[string]rule{
 	db.ApiKeysScopesKnownShapeCheck: {status: invalid, detail: "A scope is noun:read, noun:write, noun:admin, * or platform:*.", pointer: "/scopes"},
 
 	db.ApiKeysExpiresAfterCreationCheck: {status: invalid, detail: "A key ends after it was made.", pointer: "/expiresAt"},
+	db.ApiKeysExpiresInReachCheck:       {status: invalid, detail: "A key ends before the year 9999 does.", pointer: "/expiresAt"},
 	db.ApiKeysGraceOnlyShrinks:          {status: conflict, detail: "A key that was rotated cannot be prolonged.", pointer: "/expiresAt"},
-	db.ApiKeysHolderWithinLevel:         {status: http.StatusForbidden, detail: "Keys of others are made and changed by admins, and owners' keys by owners."},
+	db.ApiKeysHolderWithinLevel:         {status: http.StatusForbidden, detail: "Keys of others are made and changed by admins, owners' keys by owners, and the accountable owner's made by nobody else."},
 	db.ApiKeysPlatformScopeForAdmins:    {status: invalid, detail: "The scope platform:* is for keys of admin accounts.", pointer: "/scopes"},
 	db.ApiKeysResourcesGranted:          {status: http.StatusForbidden, detail: "A limited key makes and changes only keys that are limited as much.", pointer: "/resources"},
 	db.ApiKeysResourcesShapeCheck:       {status: invalid, detail: "A resource is project:<id>; a key has at most 100.", pointer: "/resources"},
@@ -153,6 +154,7 @@ var rules = map[string]rule{
 	db.ApiKeysScopesGranted:             {status: http.StatusForbidden, detail: "A key grants no scope that the key that makes it lacks.", pointer: "/scopes"},
 	db.ApiKeysTagsShapeCheck:            {status: invalid, detail: "A tag has up to 50 lower-case letters, digits and . _ : / -; a key has at most 50.", pointer: "/tags"},
 
+	db.AuditPlatformForAdmins:           {status: http.StatusForbidden, detail: "The platform's audit log is for platform admins: it takes the scope platform:*."},
 	db.AuditChainsAnchorBehindHeadCheck: {status: invalid, detail: "A chain's anchor is behind its head."},
 	db.AuditChainsForward:               {status: conflict, detail: "A chain only grows."},
 	db.AuditChainsHashLengthCheck:       {status: invalid, detail: "A hash has 32 bytes."},
@@ -199,6 +201,7 @@ var rules = map[string]rule{
 	db.OrganizationMembersLevelKey:           {status: conflict, detail: "The account is a member already."},
 	db.OrganizationMembersOrgIDFkey:          {status: invalid, detail: "There is no such organisation."},
 	db.OrganizationMembersOrgIDFkeyInUse:     {status: conflict, detail: "The organisation still has members."},
+	db.OrganizationMembersNotSystemCheck:     {status: invalid, detail: "The system account works nowhere.", pointer: "/accountId"},
 	db.OrganizationMembersLevelGranted:       {status: http.StatusForbidden, detail: "Members are added, changed and removed by admins, and owners by owners."},
 	db.OrganizationsNewOwnerIsMember:         {status: invalid, detail: "The new owner is no member of the organisation.", pointer: "/accountId"},
 	db.OrganizationsTransferredByOwner:       {status: http.StatusForbidden, detail: "An organisation is handed over by its accountable owner, or by a platform admin."},
@@ -353,7 +356,7 @@ func (s *Server) writeProblem(err error, c echo.Context) {
 	}
 	p := asProblem(c.Request(), err)
 	requestID := c.Response().Header().Get(echo.HeaderXRequestID)
-	if p.Status >= http.StatusInternalServerError || p.Code == "not_permitted" { // a missing privilege is our mistake
+	if p.Status >= http.StatusInternalServerError {
 		s.Log.LogAttrs(c.Request().Context(), slog.LevelError, "request failed", slog.String("requestId", requestID), slog.String("code", p.Code), slog.Any("cause", logged(err)))
 	}
 	switch p.Status {
@@ -429,7 +432,7 @@ func asRule(r *http.Request, err *pgconn.PgError, timedOut bool) *problem {
 		name = err.TableName + "_" + err.ColumnName + "_required"
 	case "23503", "23001":
 		// The same SQLSTATE and name, whichever end of the key was violated: what the operation does tells them apart.
-		if r.Method == http.MethodDelete {
+		if r.Method == http.MethodDelete && strings.HasSuffix(name, "_fkey") {
 			name += "_in_use"
 		}
 	}

@@ -121,13 +121,14 @@ COMMENT ON TRIGGER accounts_level_and_status_not_own ON accounts IS 'S01';
 CREATE FUNCTION check_account_profile() RETURNS trigger
 LANGUAGE plpgsql AS $$
 BEGIN
-    IF public.current_account_id() <> NEW.id AND NOT public.is_platform_admin()
-       AND NOT (NEW.home_org_id IS NOT DISTINCT FROM public.current_org_id() AND public.current_membership_rank() >= 2) THEN
-        PERFORM public.raise_rule(TG_NAME, 'A profile is changed by its account, an admin of its home organisation or a platform admin.', '42501');
+    IF public.current_account_id() IS NOT NULL AND NOT public.is_platform_admin()
+       AND NOT (NEW.home_org_id IS NOT DISTINCT FROM public.current_org_id()
+                AND (public.current_membership_rank() >= 2 OR NEW.id = public.current_account_id())) THEN
+        PERFORM public.raise_rule(TG_NAME, 'A profile is changed with a key of its home organisation, by its account or an admin there, or by a platform admin.', '42501');
     END IF;
     RETURN NEW;
 END $$;
-COMMENT ON FUNCTION check_account_profile() IS 'X01: an organisation that an account merely works in does not rewrite it for all others.';
+COMMENT ON FUNCTION check_account_profile() IS 'X01: an organisation that an account merely works in does not rewrite it for all others, not even with a key that it made for the account.';
 CREATE TRIGGER accounts_profile_by_its_managers BEFORE UPDATE ON accounts
     FOR EACH ROW WHEN ((OLD.display_name, OLD.email, OLD.data, OLD.metadata) IS DISTINCT FROM (NEW.display_name, NEW.email, NEW.data, NEW.metadata))
     EXECUTE FUNCTION check_account_profile();
@@ -149,7 +150,7 @@ COMMENT ON TRIGGER accounts_status_transition ON accounts IS 'X06';
 CREATE FUNCTION check_account_email_domain() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
-    v_host text := lower(split_part(NEW.email, '@', 2));
+    v_host text := rtrim(lower(split_part(NEW.email, '@', 2)), '.');
 BEGIN
     IF EXISTS (SELECT FROM reserved_email_domains d WHERE v_host = d.domain OR right(v_host, length(d.domain) + 1) = '.' || d.domain)
        <> (NEW.kind IN ('llm', 'service')) THEN
@@ -215,6 +216,7 @@ CREATE TABLE organization_members (
     CONSTRAINT organization_members_org_id_fkey FOREIGN KEY (org_id) REFERENCES organizations (id) ON DELETE CASCADE,
     CONSTRAINT organization_members_account_id_fkey FOREIGN KEY (account_id) REFERENCES accounts (id) ON DELETE CASCADE,
     CONSTRAINT organization_members_level_check CHECK (membership_level IN ('owner', 'admin', 'member')),
+    CONSTRAINT organization_members_not_system_check CHECK (account_id <> '00000000-0000-7000-8000-000000000001'),
     CONSTRAINT organization_members_metadata_check CHECK (is_metadata(metadata))
 );
 COMMENT ON TABLE organization_members IS 'Which account works in which organisation, and at which level.';
@@ -222,6 +224,7 @@ COMMENT ON COLUMN organization_members.membership_level IS 'W14: owner, admin or
 COMMENT ON COLUMN organization_members.metadata IS 'W01: opaque, one object per subsystem.';
 COMMENT ON COLUMN organization_members.revision IS 'Counts changes: the ETag.';
 COMMENT ON CONSTRAINT organization_members_level_key ON organization_members IS 'C13: what the accountable owner''s foreign key refers to.';
+COMMENT ON CONSTRAINT organization_members_not_system_check ON organization_members IS 'C01: nobody signs in as the system account.';
 COMMENT ON CONSTRAINT organization_members_metadata_check ON organization_members IS 'W01';
 
 ALTER TABLE accounts ADD CONSTRAINT accounts_home_org_id_fkey FOREIGN KEY (home_org_id) REFERENCES organizations (id) ON DELETE SET NULL;
@@ -319,10 +322,13 @@ CREATE TABLE api_keys (
     CONSTRAINT api_keys_scopes_known_shape_check CHECK (array_position(scopes, NULL) IS NULL AND cardinality(string_to_array(array_to_string(scopes, ' '), ' ')) = cardinality(scopes)
         AND array_to_string(scopes, ' ') ~ '^((\*|platform:\*|(?!platform:)[a-z]+:(read|write|admin))( (?!$)|$))*$'),
     CONSTRAINT api_keys_resources_shape_check CHECK (cardinality(resources) <= 100 AND array_position(resources, NULL) IS NULL
+        AND cardinality(string_to_array(array_to_string(resources, ' '), ' ')) = cardinality(resources)
         AND array_to_string(resources, ' ') ~ '^(project:[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}( (?!$)|$))*$'),
     CONSTRAINT api_keys_tags_shape_check CHECK (cardinality(tags) <= 50 AND array_position(tags, NULL) IS NULL
+        AND cardinality(string_to_array(array_to_string(tags, ' '), ' ')) = cardinality(tags)
         AND array_to_string(tags, ' ') ~ '^([a-z0-9][a-z0-9._:/-]{0,49}( (?!$)|$))*$'),
     CONSTRAINT api_keys_expires_after_creation_check CHECK (expires_at > created_at),
+    CONSTRAINT api_keys_expires_in_reach_check CHECK (expires_at < '9999-12-31T00:00:00Z'),
     CONSTRAINT api_keys_rotated_to_another_check CHECK (rotated_to_id <> id),
     CONSTRAINT api_keys_metadata_check CHECK (is_metadata(metadata))
 );
@@ -401,10 +407,16 @@ BEGIN
        AND (current_membership_rank() < 2 OR membership_rank(v_holder.membership_level) > current_membership_rank()) THEN
         PERFORM raise_rule('api_keys_holder_within_level', 'Keys of others are made and changed by admins, and owners'' keys by owners.', '42501');
     END IF;
+    IF TG_OP = 'INSERT' AND NEW.account_id <> current_account_id() AND NOT is_platform_admin()
+       AND EXISTS (SELECT FROM organizations o WHERE (o.id, o.owner_id) = (NEW.org_id, NEW.account_id)) THEN -- it could hand over the organisation (W16)
+        PERFORM raise_rule('api_keys_holder_within_level', 'Keys of the accountable owner are theirs to make.', '42501');
+    END IF;
     IF EXISTS (SELECT FROM unnest(v_added) s WHERE NOT (s = ANY (v_held) OR NOT starts_with(s, 'platform:') AND '*' = ANY (v_held))) THEN
         PERFORM raise_rule('api_keys_scopes_granted', 'A key grants no scope that the key that makes it lacks.', '42501');
     END IF;
-    IF current_project_ids() IS NOT NULL AND (NEW.resources = '{}' OR NOT NEW.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p)) THEN
+    IF current_project_ids() IS NOT NULL AND (
+           NEW.resources = '{}' OR NOT NEW.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p)
+           OR TG_OP = 'UPDATE' AND (OLD.resources = '{}' OR NOT OLD.resources <@ ARRAY(SELECT 'project:' || p FROM unnest(current_project_ids()) p))) THEN
         PERFORM raise_rule('api_keys_resources_granted', 'A limited key makes and changes only keys that are limited as much.', '42501');
     END IF;
     RETURN NEW;
@@ -513,6 +525,10 @@ BEGIN
         PERFORM raise_rule('unauthenticated', 'The key is not valid.', '28000');
     END IF;
 
+    IF v_resources <> '{}' THEN -- limited to projects: whoever holds it, it does not reach what is above them
+        v_membership := 'member';
+        v_level := 'member';
+    END IF;
     -- '*' covers every scope of the organisation, and none of the platform's: those take platform:* and an admin's account.
     IF v_level <> 'admin' THEN
         v_scopes := array_remove(v_scopes, 'platform:*');
@@ -530,7 +546,8 @@ BEGIN
         PERFORM raise_rule('insufficient_level', format('This takes the membership level %s.', p_level), '42501');
     END IF;
     IF p_session_id IS NOT NULL THEN
-        PERFORM FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id);
+        PERFORM FROM sessions s WHERE (s.org_id, s.id) = (authenticate.org_id, p_session_id)
+            AND (v_resources = '{}' OR 'project:' || s.project_id = ANY (v_resources));
         IF NOT FOUND THEN
             PERFORM raise_rule('acting_session_not_found', 'There is no such session.', '23503');
         END IF;
@@ -607,10 +624,12 @@ COMMENT ON FUNCTION create_organization(text, text, uuid, jsonb, jsonb, uuid, by
 CREATE FUNCTION transfer_organization(p_org_id uuid, p_account_id uuid) RETURNS SETOF organizations
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 BEGIN
-    IF p_org_id <> current_org_id() AND NOT is_platform_admin() THEN
+    IF p_org_id IS DISTINCT FROM current_org_id() AND NOT is_platform_admin() THEN
         RETURN; -- not there, for this caller
     END IF;
-    PERFORM FROM organizations o WHERE o.id = p_org_id FOR UPDATE;
+    -- The member before the organisation, as who removes a member does.
+    PERFORM FROM organization_members m WHERE (m.org_id, m.account_id) = (p_org_id, p_account_id) FOR UPDATE;
+    PERFORM FROM organizations o WHERE o.id = p_org_id FOR NO KEY UPDATE;
     IF NOT FOUND THEN
         RETURN;
     END IF;

@@ -246,6 +246,10 @@ BEGIN
     IF TG_OP = 'UPDATE' AND NEW.parent_id = OLD.parent_id THEN
         RETURN NULL;
     END IF;
+    -- A foreign key asks nobody's policy: what a limited key does not see is not there for it.
+    IF current_project_ids() IS NOT NULL AND NOT EXISTS (SELECT FROM sessions s WHERE s.org_id = NEW.org_id AND s.id = NEW.parent_id) THEN
+        PERFORM raise_rule(p_rule => 'sessions_parent_id_fkey', p_message => 'There is no such session.', p_sqlstate => '23503'); -- as the key does
+    END IF;
     WHILE v_ancestor IS NOT NULL LOOP
         IF v_ancestor = NEW.id OR v_ancestor = ANY (v_seen) THEN
             PERFORM raise_rule(TG_NAME, 'A session cannot be its own ancestor.');
@@ -527,11 +531,11 @@ CREATE POLICY messages_tenant ON messages TO hub_app USING (org_id = (SELECT cur
 CREATE POLICY parts_tenant ON parts TO hub_app USING (org_id = (SELECT current_org_id()));
 -- What api_keys.resources limits a key to. Messages and parts follow their session, which is asked for only where there is a limit.
 CREATE POLICY sessions_limited ON sessions AS RESTRICTIVE TO hub_app
-    USING ((SELECT current_project_ids()) IS NULL OR project_id = ANY ((SELECT current_project_ids())::uuid[]));
+    USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE project_id = ANY ((SELECT current_project_ids())::uuid[]) END);
 CREATE POLICY messages_limited ON messages AS RESTRICTIVE TO hub_app
-    USING ((SELECT current_project_ids()) IS NULL OR EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (messages.org_id, messages.session_id)));
+    USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (messages.org_id, messages.session_id)) END);
 CREATE POLICY parts_limited ON parts AS RESTRICTIVE TO hub_app
-    USING ((SELECT current_project_ids()) IS NULL OR EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (parts.org_id, parts.session_id)));
+    USING (CASE WHEN (SELECT current_project_ids()) IS NULL THEN true ELSE EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (parts.org_id, parts.session_id)) END);
 CREATE POLICY sessions_bookkeeping ON sessions TO hub_system USING (true);
 CREATE POLICY sessions_authentication ON sessions FOR SELECT TO hub_auth USING (true);
 

@@ -77,6 +77,7 @@ CREATE INDEX audit_logs_owner_id_idx ON audit_logs (owner_id, chain_id, created_
 CREATE INDEX audit_logs_api_key_id_idx ON audit_logs (chain_id, api_key_id, created_at);
 CREATE INDEX audit_logs_acting_session_id_idx ON audit_logs (chain_id, acting_session_id, created_at);
 CREATE INDEX audit_logs_action_idx ON audit_logs (chain_id, action, created_at);
+CREATE INDEX audit_logs_target_type_idx ON audit_logs (chain_id, target_type, created_at);
 CREATE INDEX audit_logs_target_id_idx ON audit_logs (chain_id, target_id, created_at);
 
 CREATE FUNCTION audit_hash(p_row audit_logs) RETURNS bytea
@@ -136,6 +137,9 @@ DECLARE
     v_row   audit_logs;
 BEGIN
     v_row.chain_id := coalesce(p_org_id, '00000000-0000-0000-0000-000000000000');
+    -- What the entry refers to is locked before the chain: who holds these rows already will want the chain.
+    PERFORM FROM organizations o WHERE o.id = ANY (v_noted || v_row.chain_id) ORDER BY o.id FOR KEY SHARE;
+    PERFORM FROM accounts a WHERE a.id = current_account_id() FOR KEY SHARE;
     SELECT * INTO v_chain FROM audit_chains c WHERE c.chain_id = v_row.chain_id AND v_noted IS NULL FOR UPDATE;
     IF NOT FOUND THEN
         v_noted := v_noted || v_row.chain_id;
@@ -247,7 +251,10 @@ CREATE FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head
     OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp AS $$
     WITH chain AS (
-        SELECT * FROM audit_chains c WHERE c.chain_id = p_chain_id
+        SELECT c.chain_id, c.position, c.hash, c.anchor_position, c.anchor_hash FROM audit_chains c WHERE c.chain_id = p_chain_id
+        UNION ALL
+        SELECT p_chain_id, 0, decode(repeat('00', 32), 'hex'), 0, decode(repeat('00', 32), 'hex')
+        WHERE NOT EXISTS (SELECT FROM audit_chains c WHERE c.chain_id = p_chain_id) -- nothing has happened, or the head is gone
     ), walked AS (
         SELECT l.position, l.id, l.hash, l.previous_hash, audit_hash(l) AS computed,
                lag(l.position) OVER w AS before_position, lag(l.hash) OVER w AS before_hash
@@ -334,7 +341,8 @@ BEGIN
         DELETE FROM audit_logs l WHERE l.chain_id = v_chain.chain_id AND l.position <= v_last.position;
         GET DIAGNOSTICS v_count = ROW_COUNT;
         PERFORM set_config('hub.actor_source', 'worker', true);
-        PERFORM append_audit(v_chain.chain_id, 'audit.purge', 'audit', NULL, jsonb_build_object('entries', v_count, 'through', v_last.position));
+        PERFORM append_audit(v_chain.chain_id, 'audit.purge', 'audit', NULL, jsonb_build_object(
+            'entries', jsonb_build_object('before', v_count), 'anchor_position', jsonb_build_object('before', v_chain.anchor_position, 'after', v_last.position)));
         RETURN v_count;
     END LOOP;
     RETURN 0;
@@ -404,16 +412,16 @@ CREATE FUNCTION audit_chain_of(p_platform boolean) RETURNS uuid
 LANGUAGE plpgsql STABLE AS $$
 BEGIN
     IF p_platform AND NOT public.is_platform_admin() THEN
-        PERFORM public.raise_rule('insufficient_scope', 'The platform''s audit log is for platform admins.', '42501');
+        PERFORM public.raise_rule('audit_platform_for_admins', 'The platform''s audit log is for platform admins.', '42501');
     END IF;
     RETURN CASE WHEN p_platform THEN '00000000-0000-0000-0000-000000000000' ELSE public.current_org_id() END;
 END $$;
 COMMENT ON FUNCTION audit_chain_of(boolean) IS 'The chain that the caller asks for: its organisation''s, or the platform''s.';
 
 CREATE POLICY audit_chains_visible ON audit_chains TO hub_app
-    USING (chain_id = (SELECT current_org_id()) OR chain_id = '00000000-0000-0000-0000-000000000000' AND (SELECT is_platform_admin()));
+    USING (CASE WHEN chain_id = '00000000-0000-0000-0000-000000000000' THEN (SELECT is_platform_admin()) ELSE chain_id = (SELECT current_org_id()) END);
 CREATE POLICY audit_logs_visible ON audit_logs TO hub_app
-    USING (chain_id = (SELECT current_org_id()) OR chain_id = '00000000-0000-0000-0000-000000000000' AND (SELECT is_platform_admin()));
+    USING (CASE WHEN chain_id = '00000000-0000-0000-0000-000000000000' THEN (SELECT is_platform_admin()) ELSE chain_id = (SELECT current_org_id()) END);
 CREATE POLICY retention_policies_tenant ON retention_policies TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY audit_chains_writing ON audit_chains TO hub_system USING (true);
 CREATE POLICY audit_logs_writing ON audit_logs TO hub_system USING (true);

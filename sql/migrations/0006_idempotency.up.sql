@@ -38,6 +38,18 @@ GRANT SELECT, DELETE ON idempotency_keys TO hub_app;
 GRANT INSERT (org_id, account_id, key, request, status, headers, body) ON idempotency_keys TO hub_app;
 GRANT SELECT, DELETE ON idempotency_keys TO hub_system;
 
+CREATE FUNCTION claim_idempotency_key(p_key text, OUT claimed boolean, OUT id uuid, OUT request bytea, OUT status integer, OUT headers jsonb, OUT body bytea)
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    claimed := pg_try_advisory_xact_lock(hashtextextended(concat_ws(' ', current_org_id(), current_account_id(), p_key), 0));
+    -- A statement of its own, whose snapshot is younger than the lock: it sees the answer of whoever held the lock before.
+    SELECT k.id, k.request, k.status, k.headers, k.body INTO id, request, status, headers, body
+    FROM idempotency_keys k
+    WHERE k.org_id = current_org_id() AND k.account_id = current_account_id() AND k.key = p_key AND k.created_at > now() - interval '24 hours';
+END $$;
+COMMENT ON FUNCTION claim_idempotency_key(text) IS
+    'X09: takes the key for this transaction, and finds the answer that was given to it. Neither: another request with the key is under way.';
+
 CREATE FUNCTION purge_idempotency_keys(p_rows integer) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE

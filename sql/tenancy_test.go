@@ -1,0 +1,316 @@
+package sql_test
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// attacks are the arguments with which each query goes for @org's rows (name, SQL, ...; else as in arguments). own are those that differ
+// when the same is done by @org itself: then it finds or changes something, so that the arguments are what they claim to be.
+var attacks = []struct {
+	query     string
+	args, own []string
+}{
+	{query: "GetMe"},
+	{query: "CreateAccount", args: []string{"email", "'x@one'"}},
+	{query: "GetAccount"}, {query: "GetAccount", args: []string{"id", "@owner"}},
+	{query: "ListAccounts"},
+	{query: "SearchAccounts", args: []string{"text", "'canary'"}}, {query: "SearchAccounts", args: []string{"text", "''"}},
+	{query: "UpdateAccount", args: []string{"display_name", "'x'", "data_patch", `'{"a": 1}'`}}, {query: "UpdateAccount", args: []string{"access_level", "'admin'"}},
+	{query: "UpdateAccount", args: []string{"set_email", "true"}}, {query: "UpdateAccount", args: []string{"id", "@co_owner", "metadata_patch", `'{"_a": {}}'`}},
+	{query: "DeleteAccount"}, {query: "DeleteAccount", args: []string{"if_match", "NULL"}},
+	{query: "SetAccountStatus"}, {query: "SetAccountStatus", args: []string{"id", "@co_owner", "status", "'deactivated'"}},
+	{query: "ListOwnedOrganizations"},
+	{query: "CreateOrganization", args: []string{"owner_id", "@co_owner", "key_hash", "sha256('new')"}},
+	{query: "GetOrganization"}, {query: "ListOrganizations"},
+	{query: "UpdateOrganization", args: []string{"name", "'x'", "slug", "'x'"}}, {query: "DeleteOrganization"}, {query: "DeleteOrganization", args: []string{"if_match", "NULL"}},
+	{query: "TransferOrganization"}, {query: "TransferOrganization", args: []string{"account_id", "@member"}},
+	{query: "AddMember", own: []string{"account_id", "@nobody"}, args: []string{"account_id", "@member"}},
+	{query: "GetMember"}, {query: "ListMembers"}, {query: "UpdateMember", args: []string{"membership_level", "'admin'"}}, {query: "RemoveMember"},
+	{query: "CreateAPIKey", args: []string{"account_id", "@member"}},
+	{query: "GetAPIKey"}, {query: "ListAPIKeys"}, {query: "ListAPIKeys", args: []string{"account_id", "@member"}}, {query: "ListAPIKeys", args: []string{"tag", "'canary'"}},
+	{query: "UpdateAPIKey", args: []string{"name", "'x'", "tags", "'{x}'"}}, {query: "RevokeAPIKey"}, {query: "SetAPIKeyEnabled", args: []string{"enabled", "false"}}, {query: "RotateAPIKey"},
+	{query: "RecordKeyUses", args: []string{"times", "ARRAY[now() + interval '1 minute']"}},
+	{query: "PurgeOrganizations"}, {query: "PurgeAuditLogs"}, {query: "PurgeIdempotencyKeys"},
+	{query: "ClaimIdempotencyKey"}, {query: "RecordIdempotentAnswer", own: []string{"key", "'another'"}},
+	{query: "ListAuditLogs"}, {query: "ListAuditLogs", args: []string{"platform", "true"}}, {query: "ListAuditLogs", args: []string{"target_id", "@key"}},
+	{query: "ExportAuditLogs"}, {query: "ExportAuditLogs", args: []string{"platform", "true"}},
+	{query: "VerifyAuditLog"}, {query: "VerifyAuditLog", args: []string{"platform", "true"}},
+	{query: "GetRetentionPolicy"}, {query: "SetRetentionPolicy", args: []string{"set_audit_days", "true", "audit_days", "7"}},
+
+	{query: "CreateProject"}, {query: "GetProject", args: []string{"id", "@project"}}, {query: "ListProjects"}, {query: "ListProjects", args: []string{"slug", "'main'"}, own: []string{"slug", "'main'"}},
+	{query: "UpdateProject", args: []string{"id", "@project", "archived", "true"}}, {query: "DeleteProject", args: []string{"id", "@project"}, own: []string{"id", "@empty_project"}},
+	{query: "CreateSession"}, {query: "CreateSession", args: []string{"parent_id", "@session", "role_name", "'builder'"}},
+	{query: "GetSession"}, {query: "ListSessions"}, {query: "ListSessions", args: []string{"project_id", "@project"}}, {query: "ListSessions", args: []string{"account_id", "@member"}}, {query: "ListSessions", args: []string{"parent_id", "@session"}},
+	{query: "ListSessions", args: []string{"source_id", "'s1'"}}, {query: "ListSessions", args: []string{"role_name", "'builder'"}},
+	{query: "UpdateSession", args: []string{"title", "'x'", "run_state", "'ended'"}}, {query: "LockSession"}, {query: "DeleteSession"}, {query: "DeleteSession", args: []string{"if_match", "NULL"}},
+	{query: "AppendMessages"}, {query: "ListMessages"}, {query: "GetMessage"},
+	{query: "RegisterImportedRoles", args: []string{"names", "'{builder,x}'"}},
+	{query: "ImportSession", args: []string{"id", "@new", "source_id", "'s1'"}}, {query: "ImportSession", args: []string{"id", "@session", "source_id", "'s1'", "source_parent_id", "'s2'"}},
+	{query: "GetSessionBySource", args: []string{"source_id", "'s1'"}},
+	{query: "ImportMessages", args: []string{"session_id", "@imported", "ids", "ARRAY[@new, '" + anotherNew + "']::uuid[]"}},
+	{query: "ListBornMessages"}, {query: "ListImportedMessages"},
+	{query: "ImportParts", args: []string{"message_ids", "ARRAY[@message, @message]::uuid[]", "ids", "ARRAY[@new, '" + anotherNew + "']::uuid[]", "source_ids", "'{p8,p9}'"}},
+	{query: "DeletePartsMissingFromImport", args: []string{"session_id", "@imported", "message_ids", "ARRAY[@high]::uuid[]", "source_ids", "'{}'"}},
+	{query: "DeleteMessagesMissingFromImport", args: []string{"session_id", "@imported", "source_ids", "'{}'"}},
+	{query: "ListImportedIDs"}, {query: "ListMessageIDsForExport"}, {query: "ListMessagesForExport"},
+}
+
+const anotherNew = "ffffffff-0000-7000-8000-00000000000e"
+
+// upkeep are queries that do what is due, for all organisations and whoever asks, and why that is no way in.
+var upkeep = map[string]string{
+	"PurgeOrganizations":   "removes what its organisation has marked as deleted",
+	"PurgeAuditLogs":       "removes what its organisation does not keep any more",
+	"PurgeIdempotencyKeys": "removes what is older than a day",
+	"RecordKeyUses":        "notes when keys were used, which is no revision and changes nothing else",
+}
+
+var uuidText = regexp.MustCompile(`[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+
+// outcome is what came of a query: its rows as text, or the refusal; and the checksums afterwards.
+type outcome struct {
+	rows []string
+	tag  pgconn.CommandTag
+	err  error
+	sums map[string]string
+}
+
+// attack runs a query as hub_app with some settings, deferred triggers included, and takes it back.
+func attack(t *testing.T, hub *pgx.Conn, settings, execute, without string) (o outcome) {
+	t.Helper()
+	exec(t, hub, "BEGIN; SET LOCAL ROLE hub_app;"+settings)
+	defer exec(t, hub, "ROLLBACK")
+	rows, err := hub.Query(t.Context(), named(execute), pgx.QueryExecModeSimpleProtocol)
+	if err == nil {
+		for rows.Next() {
+			var row []string
+			for _, value := range rows.RawValues() { // text, as the protocol is the simple one
+				row = append(row, string(value))
+			}
+			o.rows = append(o.rows, strings.Join(row, "|"))
+		}
+		err = rows.Err()
+		o.tag = rows.CommandTag()
+	}
+	if err == nil {
+		_, err = hub.Exec(t.Context(), "SET CONSTRAINTS ALL IMMEDIATE")
+	}
+	if o.err = err; err == nil {
+		exec(t, hub, "RESET ROLE")
+		o.sums = checksums(t, hub, without)
+	}
+	return o
+}
+
+// newTarget is a world in which everything of @org's and @other_org's can be told: by its ids, and by the word canary.
+func newTarget(t *testing.T) *world {
+	t.Helper()
+	w := newWorld(t)
+	exec(t, w.hub, views)
+	exec(t, w.hub, fmt.Sprintf(importMessage, "@org, @high, @imported")+";"+fmt.Sprintf(importPart, "@org, DEFAULT, @imported, @high"))
+	exec(t, w.hub, `
+		SET session_replication_role = replica;
+		UPDATE accounts SET display_name = 'canary', email = CASE WHEN kind = 'human' THEN 'canary@' || id END, data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}' WHERE kind <> 'system';
+		UPDATE organizations SET name = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE organization_members SET metadata = '{"_a": {"a": "canary"}}';
+		UPDATE api_keys SET name = 'canary', tags = '{canary}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE projects SET name = 'canary', description = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE roles SET description = 'canary', prompt = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE sessions SET title = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE messages SET data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE parts SET data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE idempotency_keys SET body = 'canary', headers = '{"a": "canary"}';
+		UPDATE retention_policies SET metadata = '{"_a": {"a": "canary"}}';
+		SET session_replication_role = origin`)
+	return w
+}
+
+// idsOf are all ids in the rows of some tables.
+func idsOf(t *testing.T, hub *pgx.Conn, tables []string) map[string]bool {
+	t.Helper()
+	found := map[string]bool{}
+	for _, table := range tables {
+		for _, row := range list[string](t, hub, "SELECT to_jsonb(r)::text FROM "+table+" r") {
+			for _, id := range uuidText.FindAllString(row, -1) {
+				found[id] = true
+			}
+		}
+	}
+	for _, name := range []string{"system", "platform", "zero"} {
+		delete(found, ids[name])
+	}
+	return found
+}
+
+// leaks is the first thing in the rows that is secret and was not in the question.
+func leaks(o outcome, question string, secret map[string]bool) string {
+	question = named(question)
+	for _, row := range o.rows {
+		if strings.Contains(row, "canary") || strings.Contains(row, `\x`+"63616e617279") { // in hex, as bytea is
+			return row
+		}
+		for _, id := range uuidText.FindAllString(row, -1) {
+			if secret[id] && !strings.Contains(question, id) {
+				return row
+			}
+		}
+	}
+	return ""
+}
+
+// refusals are the ways in which an attack may be refused: a privilege or rule of who may, a constraint, no key.
+var refusals = regexp.MustCompile(`^(42501|23\d{3}|28000)$`)
+
+// Every query, as another organisation and as nobody, with arguments that name @org's rows: not a row of theirs is returned, and not one is changed.
+func TestX01_NoQueryReachesAnotherOrganisation(t *testing.T) {
+	t.Parallel()
+	w := newTarget(t)
+	tables := list[string](t, w.hub, "SELECT name FROM tables WHERE tenant IS NOT NULL OR control_plane")
+	secret := idsOf(t, w.hub, tables)
+	if len(secret) < 50 {
+		t.Fatalf("only %d ids", len(secret))
+	}
+	exec(t, w.hub, `
+		BEGIN; SET CONSTRAINTS ALL DEFERRED;
+		INSERT INTO accounts (id, kind, display_name) VALUES (@third_owner, 'human', 'third');`+fmt.Sprintf(newOrganization, "@third_org, 'third', 'Third', @third_owner")+`; COMMIT;
+		INSERT INTO api_keys (org_id, id, account_id, name, key_hash, scopes) VALUES (@third_org, @third_key, @third_owner, 'third', sha256('third'), '{*}')`)
+	before := checksums(t, w.hub, "")
+	beforeButUses := checksums(t, w.hub, usesLeftOut)
+
+	tried := map[string]bool{}
+	all := map[string]query{}
+	exec(t, w.hub, "SET ROLE hub_app")
+	for _, q := range queries(t) {
+		all[q.name] = q
+		q.prepare(t, w.hub)
+	}
+	exec(t, w.hub, "RESET ROLE")
+	refused := 0
+	for _, a := range attacks {
+		q, ok := all[a.query]
+		if !ok {
+			t.Errorf("there is no query %s", a.query)
+			continue
+		}
+		tried[a.query] = true
+		execute := q.execute(t, a.args...)
+
+		// What it is when it is one's own.
+		own := attack(t, w.hub, as("owner", "platform", "'on'", "key_scopes", "'* platform:*'"), q.execute(t, slices.Concat(a.own, a.args)...), "")
+		_, isUpkeep := upkeep[a.query]
+		if own.err != nil {
+			t.Errorf("%s by @org itself: %s", execute, spell(own.err))
+		} else if touched := !maps.Equal(of(own.sums, "org"), of(before, "org")); !touched && leaks(own, "", secret) == "" && len(own.rows) == 0 && !isUpkeep {
+			t.Errorf("%s by @org itself finds and changes nothing", execute)
+		}
+
+		for who, settings := range map[string]string{"@third_org": acting("third_org", "third_owner", true), "nobody": ""} {
+			without, untouched := "", before
+			if a.query == "RecordKeyUses" {
+				without, untouched = usesLeftOut, beforeButUses
+			}
+			got := attack(t, w.hub, settings, execute, without)
+			if got.err != nil {
+				var pgErr *pgconn.PgError
+				if !errors.As(got.err, &pgErr) || !refusals.MatchString(pgErr.Code) {
+					t.Errorf("%s as %s: %s", execute, who, spell(got.err))
+				}
+				refused++
+				continue
+			}
+			if row := leaks(got, execute, secret); row != "" {
+				t.Errorf("%s as %s returns %s", execute, who, row)
+			}
+			if who == "nobody" && !isUpkeep && !strings.Contains(a.query, "Claim") && len(got.rows) > 0 && !allEmpty(got.rows) {
+				t.Errorf("%s as nobody returns %q", execute, got.rows)
+			}
+			for _, org := range []string{"org", "other_org"} {
+				difference(t, execute+" as "+who+" has changed or removed of @"+org, execute+" as "+who+" has added to @"+org, spellSums(of(untouched, org)), spellSums(of(got.sums, org)))
+			}
+			if platform, was := got.sums["accounts"], untouched["accounts"]; platform != was {
+				t.Errorf("%s as %s has changed accounts of no organisation", execute, who)
+			}
+		}
+	}
+	if refused == 0 {
+		t.Error("nothing was refused")
+	}
+	for name := range all {
+		if !tried[name] {
+			t.Errorf("%s: say in attacks how it would go for another organisation's rows", name)
+		}
+	}
+}
+
+// usesLeftOut is what RecordKeyUses writes.
+const usesLeftOut = " - 'last_used_at' - 'updated_at'"
+
+func spellSums(sums map[string]string) []string {
+	var spelled []string
+	for key, sum := range sums {
+		spelled = append(spelled, key+" "+sum)
+	}
+	return spelled
+}
+
+// allEmpty says whether rows hold nothing but NULLs and zeros: sums of nothing.
+func allEmpty(rows []string) bool {
+	return !slices.ContainsFunc(rows, func(row string) bool { return strings.Trim(row, `|0\x`) != "" })
+}
+
+// A key that is limited to projects reaches nothing of others, in its own organisation, whatever the query.
+func TestW01_NoQueryReachesBeyondAKeysProjects(t *testing.T) {
+	t.Parallel()
+	w := newTarget(t)
+	limited := []string{"projects", "sessions", "messages", "parts"}
+	secret := idsOf(t, w.hub, limited)
+	for _, id := range append(list[string](t, w.hub, "SELECT id::text FROM accounts UNION ALL SELECT id::text FROM organizations"), ids["empty_project"]) {
+		delete(secret, id)
+	}
+	before := checksums(t, w.hub, "")
+	settings := as("admin", "membership_level", "'member'", "project_ids", "'{' || @empty_project || '}'")
+	exec(t, w.hub, "SET ROLE hub_app")
+	all := map[string]query{}
+	for _, q := range queries(t) {
+		all[q.name] = q
+		q.prepare(t, w.hub)
+	}
+	exec(t, w.hub, "RESET ROLE")
+	canary := regexp.MustCompile("canary")
+	for _, a := range attacks {
+		execute := all[a.query].execute(t, a.args...)
+		got := attack(t, w.hub, settings, execute, "")
+		if got.err != nil {
+			var pgErr *pgconn.PgError
+			if !errors.As(got.err, &pgErr) || !refusals.MatchString(pgErr.Code) {
+				t.Errorf("%s: %s", execute, spell(got.err))
+			}
+			continue
+		}
+		for i, row := range got.rows { // the accounts and the organisation are its own
+			got.rows[i] = canary.ReplaceAllString(row, "")
+		}
+		if row := leaks(got, execute, secret); row != "" {
+			t.Errorf("%s returns %s", execute, row)
+		}
+		for _, table := range limited {
+			if key := ids["org"] + " " + table; got.sums[key] != before[key] {
+				t.Errorf("%s has changed %s", execute, table)
+			}
+		}
+	}
+	// The same without the limit.
+	own := attack(t, w.hub, as("admin", "membership_level", "'member'"), all["ListSessions"].execute(t), "")
+	if len(own.rows) != 3 || own.err != nil {
+		t.Errorf("without the limit there are %d sessions (%v)", len(own.rows), own.err)
+	}
+}
