@@ -23,9 +23,9 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, idempotencyFixture, spokesFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, auditRules, idempotencyRules, spokesRules)
-	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, auditDeletes, idempotencyDeletes, spokesDeletes)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, idempotencyFixture, spokesFixture, callsFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, auditRules, idempotencyRules, spokesRules, callsRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, auditDeletes, idempotencyDeletes, spokesDeletes, callsDeletes)
 )
 
 // ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's
@@ -50,6 +50,9 @@ var ids = map[string]string{
 	"spoke": "00000000-0000-7000-8000-0000000a0020", "other_spoke": "00000000-0000-7000-8000-0000000b0020",
 	"idle_spoke": "00000000-0000-7000-8000-0000000a0021", "gone_spoke": "00000000-0000-7000-8000-0000000a0022",
 	"spec": "00000000-0000-7000-8000-0000000a0023", "other_spec": "00000000-0000-7000-8000-0000000b0023",
+	"call": "00000000-0000-7000-8000-0000000a0030", "other_call": "00000000-0000-7000-8000-0000000b0030",
+	"held_call":  "00000000-0000-7000-8000-0000000a0032",
+	"child_call": "00000000-0000-7000-8000-0000000a0031", "other_child_call": "00000000-0000-7000-8000-0000000b0031",
 	"new":  "00000000-0000-7000-8000-0000000c000f", // nobody's yet
 	"high": "ffffffff-0000-7000-8000-000000000001", // of a clock that is far ahead
 	"zero": "00000000-0000-7000-8000-000000000000",

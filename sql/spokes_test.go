@@ -45,7 +45,7 @@ var spokesRules = []ruleCase{
 	{rule: "spokes_name_key", sql: "INSERT INTO spokes (org_id, name, lease_expires_at) VALUES (@org, ??, now())", bad: []string{"'builder'"}, good: []string{"'Builder'"}},
 	{rule: "spokes_org_id_fkey", hub: true, sql: "INSERT INTO spokes (org_id, name, lease_expires_at) VALUES (??, 'x', now())", bad: []string{"@new"}, good: []string{"@org"}},
 	{
-		rule: "spokes_org_id_fkey_in_use", hub: true, before: "DELETE FROM sessions; DELETE FROM projects; DELETE FROM roles; DELETE FROM spokes WHERE org_id = @other_org",
+		rule: "spokes_org_id_fkey_in_use", hub: true, before: "DELETE FROM calls; DELETE FROM idempotency_keys; DELETE FROM sessions; DELETE FROM projects; DELETE FROM roles; DELETE FROM spokes WHERE org_id = @other_org",
 		sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"},
 	},
 	{rule: "spokes_account_id_fkey", sql: "INSERT INTO spokes (org_id, name, lease_expires_at, account_id) VALUES (@org, 'x', now(), ??)", bad: []string{"@other_owner", "@nobody", "@new"}, good: []string{"@member", "NULL"}},
@@ -83,6 +83,10 @@ var spokesRules = []ruleCase{
 	{rule: "spoke_epoch_stale", before: "UPDATE spokes SET epoch = 5 WHERE id = @spoke", sql: "SELECT FROM hold_spoke(@spoke, ??)", bad: []string{"4", "6", "1"}, good: []string{"5"}},
 
 	{rule: "operation_specs_tenant", sql: fmt.Sprintf(newSpec, "??, 'x', 'y', 'query'"), bad: []string{"@other_org, @other_spoke"}, good: []string{"@org, @spoke"}},
+	{
+		rule: "operation_specs_limited", before: fmt.Sprintf(asAccount, "member", "member"), sql: "INSERT INTO operation_specs (org_id, spoke_id, namespace, name, kind, visibility) VALUES (@org, ??, 'x', 'y', 'query', 'account')",
+		bad: []string{"@spoke"}, good: []string{"@idle_spoke"},
+	},
 	{rule: "operation_specs_pkey", hub: true, sql: "INSERT INTO operation_specs (org_id, spoke_id, namespace, name, kind, id) VALUES (@org, @spoke, 'x', 'y', 'query', ??)", bad: []string{"@spec"}, good: []string{"@new", "@other_spec"}},
 	{rule: "operation_specs_id_version_check", hub: true, sql: "INSERT INTO operation_specs (org_id, spoke_id, namespace, name, kind, id) VALUES (@org, @spoke, 'x', 'y', 'query', ??)", bad: notUUIDv7, good: uuidv7},
 	{
@@ -212,7 +216,7 @@ func TestW04_QualifiedNames(t *testing.T) {
 		}
 	}
 	_, err := attempt(t, w.app, "", "UPDATE operation_specs SET qualified_name = 'x'")
-	refuses(t, err, "42501", "")
+	refuses(t, err, "428C9", "")
 }
 
 // W06: the sweeper takes a lease that ran out, then a grace period that is spent; many sweep at once, and each spoke goes once.

@@ -61,6 +61,12 @@ var attacks = []struct {
 	{query: "ImportParts", args: []string{"message_ids", "ARRAY[@message, @message]::uuid[]", "ids", "ARRAY[@new, '" + anotherNew + "']::uuid[]", "source_ids", "'{p8,p9}'"}},
 	{query: "DeletePartsMissingFromImport", args: []string{"session_id", "@imported", "message_ids", "ARRAY[@high]::uuid[]", "source_ids", "'{}'"}},
 	{query: "DeleteMessagesMissingFromImport", args: []string{"session_id", "@imported", "source_ids", "'{}'"}},
+	{query: "RegisterSpoke", args: []string{"name", "'builder'"}}, {query: "GetSpoke"}, {query: "ListSpokes"}, {query: "ListSpokes", args: []string{"account_id", "@owner"}}, {query: "HeartbeatSpoke"}, {query: "DisconnectSpoke"},
+	{query: "PutOperations"}, {query: "ListOperations"}, {query: "ListOperations", args: []string{"spoke_id", "@spoke"}}, {query: "GetOperation"}, {query: "GetOperation", args: []string{"name", "'fs.' || @spoke || '.read'"}},
+	{query: "FindOperation"}, {query: "EnqueueCall"}, {query: "TakeCalls"}, {query: "StepCall", args: []string{"status", "'failed'"}, own: []string{"id", "@held_call", "status", "'failed'", "ciphertext", "NULL"}}, {query: "GetOutputSchema"}, {query: "AbortCall"}, {query: "FetchOutput", own: []string{"call_id", "@held_call"}},
+	{query: "FindWork", own: []string{"ids", "ARRAY[@spoke]::uuid[]"}}, {query: "GetCall"}, {query: "GetCallByRequest"}, {query: "ListCalls"}, {query: "ListCalls", args: []string{"spoke_id", "@spoke"}}, {query: "ListCalls", args: []string{"session_id", "@session"}}, {query: "ListCalls", args: []string{"request_id", "'r1'"}},
+	{query: "RecordCall"}, {query: "RecordCall", args: []string{"request_id", "'r9'", "parent_id", "@call", "operation", "'fs.list'"}}, {query: "GetCallTree"}, {query: "AddCallEdges"}, {query: "ListCallEdges"}, {query: "GetCallStats", args: []string{"since", "'-infinity'"}},
+	{query: "SweepSpokes"}, {query: "SweepCalls"}, {query: "PurgeCalls"}, {query: "PurgeCallPayloads"},
 	{query: "ListImportedIDs"}, {query: "ListMessageIDsForExport"}, {query: "ListMessagesForExport"},
 }
 
@@ -71,6 +77,11 @@ var upkeep = map[string]string{
 	"PurgeOrganizations":   "removes what its organisation has marked as deleted",
 	"PurgeAuditLogs":       "removes what its organisation does not keep any more",
 	"PurgeIdempotencyKeys": "removes what is older than a day",
+	"SweepSpokes":          "marks spokes whose lease ran out",
+	"SweepCalls":           "fails calls whose deadline has passed",
+	"PurgeCalls":           "removes what its organisation does not keep any more",
+	"PurgeCallPayloads":    "removes outputs that nobody fetched",
+	"FindWork":             "says of ids that the asker names whether there is something to do",
 	"RecordKeyUses":        "notes when keys were used, which is no revision and changes nothing else",
 }
 
@@ -128,6 +139,10 @@ func newTarget(t *testing.T) *world {
 		UPDATE sessions SET title = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE messages SET data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE parts SET data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE spokes SET version = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE operation_specs SET title = 'canary', description = 'canary', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE calls SET input = '{"a": "canary"}', output = '{"a": "canary"}', error = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE call_payloads SET ciphertext = 'canary';
 		UPDATE idempotency_keys SET body = 'canary', headers = '{"a": "canary"}';
 		UPDATE retention_policies SET metadata = '{"_a": {"a": "canary"}}';
 		SET session_replication_role = origin`)

@@ -103,6 +103,63 @@ func (e AuditBreakHow) Valid() bool {
 	}
 }
 
+// Defines values for CallRecordStatus.
+const (
+	CallRecordStatusAborted   CallRecordStatus = "aborted"
+	CallRecordStatusCompleted CallRecordStatus = "completed"
+	CallRecordStatusFailed    CallRecordStatus = "failed"
+	CallRecordStatusPending   CallRecordStatus = "pending"
+	CallRecordStatusRunning   CallRecordStatus = "running"
+)
+
+// Valid indicates whether the value is a known member of the CallRecordStatus enum.
+func (e CallRecordStatus) Valid() bool {
+	switch e {
+	case CallRecordStatusAborted:
+		return true
+	case CallRecordStatusCompleted:
+		return true
+	case CallRecordStatusFailed:
+		return true
+	case CallRecordStatusPending:
+		return true
+	case CallRecordStatusRunning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CallStatus.
+const (
+	CallStatusAborted    CallStatus = "aborted"
+	CallStatusCompleted  CallStatus = "completed"
+	CallStatusDispatched CallStatus = "dispatched"
+	CallStatusFailed     CallStatus = "failed"
+	CallStatusPending    CallStatus = "pending"
+	CallStatusRunning    CallStatus = "running"
+)
+
+// Valid indicates whether the value is a known member of the CallStatus enum.
+func (e CallStatus) Valid() bool {
+	switch e {
+	case CallStatusAborted:
+		return true
+	case CallStatusCompleted:
+		return true
+	case CallStatusDispatched:
+		return true
+	case CallStatusFailed:
+		return true
+	case CallStatusPending:
+		return true
+	case CallStatusRunning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for HealthStatus.
 const (
 	HealthStatusOk          HealthStatus = "ok"
@@ -511,6 +568,212 @@ type AuditVerification struct {
 	Intact       bool  `json:"intact"`
 }
 
+// Call What is written down. Payloads are redacted, and truncated to {"_truncated": {size, sha256, preview}}.
+type Call struct {
+	Attempts        int32               `json:"attempts"`
+	CallerAccountId *openapi_types.UUID `json:"callerAccountId"`
+	CreatedAt       time.Time           `json:"createdAt"`
+	DeadlineAt      *time.Time          `json:"deadlineAt"`
+	DispatchedAt    *time.Time          `json:"dispatchedAt"`
+	EndedAt         *time.Time          `json:"endedAt"`
+
+	// EndedBy spoke, caller, deadline, parent, spoke_loss or recorder.
+	EndedBy *string `json:"endedBy"`
+
+	// Error Any JSON value.
+	Error *JSONValue `json:"error,omitempty"`
+
+	// ErrorCode deadline_exceeded, spoke_lost, parent_ended, aborted, or the operation's own.
+	ErrorCode *string            `json:"errorCode"`
+	Id        openapi_types.UUID `json:"id"`
+
+	// Identity Any JSON object. It comes back with the values that were given.
+	Identity JSONObject `json:"identity"`
+
+	// Input Any JSON value.
+	Input *JSONValue `json:"input,omitempty"`
+
+	// Kind query, mutation or subscription
+	Kind        *string `json:"kind"`
+	MaxAttempts int32   `json:"maxAttempts"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata JSONObject `json:"metadata"`
+
+	// Operation namespace.name
+	Operation string `json:"operation"`
+
+	// Output Any JSON value.
+	Output   *JSONValue          `json:"output,omitempty"`
+	ParentId *openapi_types.UUID `json:"parentId"`
+
+	// PayloadsExpiredAt When retention took its payloads.
+	PayloadsExpiredAt *time.Time `json:"payloadsExpiredAt"`
+	RequestId         *string    `json:"requestId"`
+	Revision          int32      `json:"revision"`
+
+	// Routed Whether the hub routes it; else a runtime records it.
+	Routed    bool                `json:"routed"`
+	SessionId *openapi_types.UUID `json:"sessionId"`
+	SpokeId   *openapi_types.UUID `json:"spokeId"`
+	StartedAt *time.Time          `json:"startedAt"`
+	Status    CallStatus          `json:"status"`
+	UpdatedAt time.Time           `json:"updatedAt"`
+}
+
+// CallAbort defines model for CallAbort.
+type CallAbort struct {
+	Epoch   *int32              `json:"epoch,omitempty"`
+	Reason  *string             `json:"reason,omitempty"`
+	SpokeId *openapi_types.UUID `json:"spokeId,omitempty"`
+}
+
+// CallComplete defines model for CallComplete.
+type CallComplete struct {
+	Epoch int32 `json:"epoch"`
+
+	// Output Any JSON value.
+	Output  *JSONValue         `json:"output"`
+	SpokeId openapi_types.UUID `json:"spokeId"`
+}
+
+// CallEdge defines model for CallEdge.
+type CallEdge struct {
+	CreatedAt    time.Time          `json:"createdAt"`
+	SourceCallId openapi_types.UUID `json:"sourceCallId"`
+	TargetCallId openapi_types.UUID `json:"targetCallId"`
+
+	// Type triggered: the source made the target while it ran; depends_on: the target consumes what the source put out; requested_by: the source asked for the target, but does not own its lifetime.
+	Type string `json:"type"`
+}
+
+// CallEdgeAdd defines model for CallEdgeAdd.
+type CallEdgeAdd struct {
+	TargetCallId openapi_types.UUID `json:"targetCallId"`
+	Type         string             `json:"type"`
+}
+
+// CallEdgePage defines model for CallEdgePage.
+type CallEdgePage struct {
+	Items []CallEdge `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// CallEdges defines model for CallEdges.
+type CallEdges struct {
+	Items []CallEdge `json:"items"`
+}
+
+// CallEdgesAdd defines model for CallEdgesAdd.
+type CallEdgesAdd struct {
+	Edges []CallEdgeAdd `json:"edges"`
+}
+
+// CallFail defines model for CallFail.
+type CallFail struct {
+	Code  string `json:"code"`
+	Epoch int32  `json:"epoch"`
+
+	// Error Any JSON value.
+	Error   *JSONValue         `json:"error,omitempty"`
+	SpokeId openapi_types.UUID `json:"spokeId"`
+}
+
+// CallNode defines model for CallNode.
+type CallNode struct {
+	// Call What is written down. Payloads are redacted, and truncated to {"_truncated": {size, sha256, preview}}.
+	Call Call `json:"call"`
+
+	// Depth 0 is the call that was asked for.
+	Depth int32 `json:"depth"`
+}
+
+// CallPage defines model for CallPage.
+type CallPage struct {
+	Items []Call `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// CallRecord defines model for CallRecord.
+type CallRecord struct {
+	// EndedAt Now, where a call that is over says none.
+	EndedAt *time.Time `json:"endedAt,omitempty"`
+
+	// Error Any JSON value.
+	Error     *JSONValue `json:"error,omitempty"`
+	ErrorCode *string    `json:"errorCode,omitempty"`
+
+	// Input Any JSON value.
+	Input *JSONValue     `json:"input,omitempty"`
+	Kind  *OperationKind `json:"kind,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  *Metadata `json:"metadata,omitempty"`
+	Operation string    `json:"operation"`
+
+	// Output Any JSON value.
+	Output       *JSONValue          `json:"output,omitempty"`
+	ParentId     *openapi_types.UUID `json:"parentId,omitempty"`
+	PayloadLimit *int32              `json:"payloadLimit,omitempty"`
+	RedactPaths  *[]string           `json:"redactPaths,omitempty"`
+	RequestId    string              `json:"requestId"`
+
+	// SessionId The agent's session; that of Hub-Session when absent.
+	SessionId *openapi_types.UUID `json:"sessionId,omitempty"`
+	StartedAt *time.Time          `json:"startedAt,omitempty"`
+	Status    CallRecordStatus    `json:"status"`
+}
+
+// CallRecordStatus defines model for CallRecord.Status.
+type CallRecordStatus string
+
+// CallResult defines model for CallResult.
+type CallResult struct {
+	// Call What is written down. Payloads are redacted, and truncated to {"_truncated": {size, sha256, preview}}.
+	Call Call `json:"call"`
+
+	// Exact Whether `output` is to the letter; else it is what was written down.
+	Exact *bool `json:"exact,omitempty"`
+
+	// Output Any JSON value.
+	Output *JSONValue `json:"output,omitempty"`
+}
+
+// CallStats defines model for CallStats.
+type CallStats struct {
+	Items []OperationStats `json:"items"`
+}
+
+// CallStatus defines model for CallStatus.
+type CallStatus string
+
+// CallStep defines model for CallStep.
+type CallStep struct {
+	Epoch   int32              `json:"epoch"`
+	SpokeId openapi_types.UUID `json:"spokeId"`
+}
+
+// CallTree defines model for CallTree.
+type CallTree struct {
+	// Edges Between the nodes.
+	Edges []CallEdge `json:"edges"`
+	Nodes []CallNode `json:"nodes"`
+
+	// Truncated Whether there are more than `limit` calls.
+	Truncated bool `json:"truncated"`
+}
+
+// CallsTake defines model for CallsTake.
+type CallsTake struct {
+	Epoch       int32  `json:"epoch"`
+	MaxCalls    *int32 `json:"maxCalls,omitempty"`
+	WaitSeconds *int32 `json:"waitSeconds,omitempty"`
+}
+
 // DeactivatedAccount defines model for DeactivatedAccount.
 type DeactivatedAccount struct {
 	Account            Account        `json:"account"`
@@ -545,6 +808,9 @@ type ImportCounts struct {
 
 // JSONObject Any JSON object. It comes back with the values that were given.
 type JSONObject = json.RawMessage
+
+// JSONValue Any JSON value.
+type JSONValue = json.RawMessage
 
 // Me defines model for Me.
 type Me struct {
@@ -721,6 +987,28 @@ type OperationAnnotations struct {
 	ReadOnlyHint    *bool `json:"readOnlyHint,omitempty"`
 }
 
+// OperationCall defines model for OperationCall.
+type OperationCall struct {
+	// Input Any JSON object. It comes back with the values that were given.
+	Input *JSONObject `json:"input,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// ParentId The call that makes this one: it ends no later, and is aborted with it.
+	ParentId *openapi_types.UUID `json:"parentId,omitempty"`
+
+	// RequestId The caller's own id of the call.
+	RequestId *string `json:"requestId,omitempty"`
+
+	// SessionId The agent's session; that of Hub-Session when absent.
+	SessionId *openapi_types.UUID `json:"sessionId,omitempty"`
+
+	// TimeoutSeconds When it fails with `deadline_exceeded`.
+	TimeoutSeconds *int32 `json:"timeoutSeconds,omitempty"`
+	WaitSeconds    *int32 `json:"waitSeconds,omitempty"`
+}
+
 // OperationKind defines model for OperationKind.
 type OperationKind string
 
@@ -780,6 +1068,24 @@ type OperationPage struct {
 
 // OperationScope defines model for OperationScope.
 type OperationScope = string
+
+// OperationStats defines model for OperationStats.
+type OperationStats struct {
+	Aborted   int64 `json:"aborted"`
+	Calls     int64 `json:"calls"`
+	Completed int64 `json:"completed"`
+
+	// ErrorRate Failed calls, of all.
+	ErrorRate float64 `json:"errorRate"`
+	Failed    int64   `json:"failed"`
+	Operation string  `json:"operation"`
+
+	// P50Ms Of the time from start to end; absent where none has ended.
+	P50Ms     *float64 `json:"p50Ms,omitempty"`
+	P95Ms     *float64 `json:"p95Ms,omitempty"`
+	P99Ms     *float64 `json:"p99Ms,omitempty"`
+	PerSecond float64  `json:"perSecond"`
+}
 
 // OperationVisibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
 type OperationVisibility string
@@ -994,8 +1300,17 @@ type Resource = string
 // RetentionPolicy defines model for RetentionPolicy.
 type RetentionPolicy struct {
 	// AuditDays Days that entries of the audit log are kept; null for ever.
-	AuditDays *int32    `json:"auditDays"`
-	CreatedAt time.Time `json:"createdAt"`
+	AuditDays *int32 `json:"auditDays"`
+
+	// CallDays Days that calls are kept; null for ever.
+	CallDays *int32 `json:"callDays"`
+
+	// CallPayloadDays Days that the payloads of calls are kept, where that is shorter.
+	CallPayloadDays *int32 `json:"callPayloadDays"`
+
+	// CallPayloadLimit Bytes of a call's payload that are written down, where its operation does not say otherwise.
+	CallPayloadLimit int32     `json:"callPayloadLimit"`
+	CreatedAt        time.Time `json:"createdAt"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 	Metadata  Metadata  `json:"metadata"`
@@ -1005,7 +1320,10 @@ type RetentionPolicy struct {
 
 // RetentionPolicyUpdate defines model for RetentionPolicyUpdate.
 type RetentionPolicyUpdate struct {
-	AuditDays nullable.Nullable[int32] `json:"auditDays,omitempty"`
+	AuditDays        nullable.Nullable[int32] `json:"auditDays,omitempty"`
+	CallDays         nullable.Nullable[int32] `json:"callDays,omitempty"`
+	CallPayloadDays  nullable.Nullable[int32] `json:"callPayloadDays,omitempty"`
+	CallPayloadLimit *int32                   `json:"callPayloadLimit,omitempty"`
 
 	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata *JSONObject `json:"metadata,omitempty"`
@@ -1197,6 +1515,37 @@ type SpokeStatus string
 // Tag A label of the organisation's own.
 type Tag = string
 
+// TakenCall defines model for TakenCall.
+type TakenCall struct {
+	// Attempt Counts from 1: above, another spoke began and died.
+	Attempt         int32               `json:"attempt"`
+	CallerAccountId *openapi_types.UUID `json:"callerAccountId"`
+	DeadlineAt      time.Time           `json:"deadlineAt"`
+	Id              openapi_types.UUID  `json:"id"`
+
+	// Identity Any JSON object. It comes back with the values that were given.
+	Identity JSONObject `json:"identity"`
+
+	// Input Any JSON object. It comes back with the values that were given.
+	Input JSONObject `json:"input"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+
+	// Operation namespace.name
+	Operation string              `json:"operation"`
+	ParentId  *openapi_types.UUID `json:"parentId"`
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// TakenCalls defines model for TakenCalls.
+type TakenCalls struct {
+	Calls []TakenCall `json:"calls"`
+
+	// Stopped Calls that the spoke holds and that are over for others. What it says of them is refused.
+	Stopped []openapi_types.UUID `json:"stopped"`
+}
+
 // Version defines model for Version.
 type Version struct {
 	// Contract The contract's version.
@@ -1217,6 +1566,9 @@ type AccountId = openapi_types.UUID
 
 // ApiKeyId defines model for ApiKeyId.
 type ApiKeyId = openapi_types.UUID
+
+// CallId defines model for CallId.
+type CallId = openapi_types.UUID
 
 // Cursor defines model for Cursor.
 type Cursor = string
@@ -1426,6 +1778,85 @@ type VerifyAuditLogParams struct {
 	Platform *bool `form:"platform,omitempty" json:"platform,omitempty"`
 }
 
+// ListCallsParams defines parameters for ListCalls.
+type ListCallsParams struct {
+	// Operation Its name without a spoke.
+	Operation       *string             `form:"operation,omitempty" json:"operation,omitempty"`
+	Status          *CallStatus         `form:"status,omitempty" json:"status,omitempty"`
+	CallerAccountId *openapi_types.UUID `form:"callerAccountId,omitempty" json:"callerAccountId,omitempty"`
+	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+	SpokeId         *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	ParentId        *openapi_types.UUID `form:"parentId,omitempty" json:"parentId,omitempty"`
+	RequestId       *string             `form:"requestId,omitempty" json:"requestId,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// RecordCallParams defines parameters for RecordCall.
+type RecordCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetCallStatsParams defines parameters for GetCallStats.
+type GetCallStatsParams struct {
+	Since     time.Time `form:"since" json:"since"`
+	Until     time.Time `form:"until" json:"until"`
+	Operation *string   `form:"operation,omitempty" json:"operation,omitempty"`
+}
+
+// AbortCallParams defines parameters for AbortCall.
+type AbortCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CompleteCallParams defines parameters for CompleteCall.
+type CompleteCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListCallEdgesParams defines parameters for ListCallEdges.
+type ListCallEdgesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// AddCallEdgesParams defines parameters for AddCallEdges.
+type AddCallEdgesParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// FailCallParams defines parameters for FailCall.
+type FailCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// StartCallParams defines parameters for StartCall.
+type StartCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetCallTreeParams defines parameters for GetCallTree.
+type GetCallTreeParams struct {
+	// Depth How many generations below the call.
+	Depth *int32 `form:"depth,omitempty" json:"depth,omitempty"`
+
+	// Limit How many calls at most.
+	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -1469,6 +1900,12 @@ type ListOperationsParams struct {
 
 	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
 	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CallOperationParams defines parameters for CallOperation.
+type CallOperationParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListOrganizationsParams defines parameters for ListOrganizations.
@@ -1637,6 +2074,12 @@ type HeartbeatSpokeParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// TakeCallsParams defines parameters for TakeCalls.
+type TakeCallsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountCreate
 
@@ -1652,11 +2095,32 @@ type UpdateApiKeyApplicationMergePatchPlusJSONRequestBody = ApiKeyUpdate
 // RotateApiKeyJSONRequestBody defines body for RotateApiKey for application/json ContentType.
 type RotateApiKeyJSONRequestBody = ApiKeyRotate
 
+// RecordCallJSONRequestBody defines body for RecordCall for application/json ContentType.
+type RecordCallJSONRequestBody = CallRecord
+
+// AbortCallJSONRequestBody defines body for AbortCall for application/json ContentType.
+type AbortCallJSONRequestBody = CallAbort
+
+// CompleteCallJSONRequestBody defines body for CompleteCall for application/json ContentType.
+type CompleteCallJSONRequestBody = CallComplete
+
+// AddCallEdgesJSONRequestBody defines body for AddCallEdges for application/json ContentType.
+type AddCallEdgesJSONRequestBody = CallEdgesAdd
+
+// FailCallJSONRequestBody defines body for FailCall for application/json ContentType.
+type FailCallJSONRequestBody = CallFail
+
+// StartCallJSONRequestBody defines body for StartCall for application/json ContentType.
+type StartCallJSONRequestBody = CallStep
+
 // AddMemberJSONRequestBody defines body for AddMember for application/json ContentType.
 type AddMemberJSONRequestBody = MemberAdd
 
 // UpdateMemberApplicationMergePatchPlusJSONRequestBody defines body for UpdateMember for application/merge-patch+json ContentType.
 type UpdateMemberApplicationMergePatchPlusJSONRequestBody = MemberUpdate
+
+// CallOperationJSONRequestBody defines body for CallOperation for application/json ContentType.
+type CallOperationJSONRequestBody = OperationCall
 
 // CreateOrganizationJSONRequestBody defines body for CreateOrganization for application/json ContentType.
 type CreateOrganizationJSONRequestBody = OrganizationCreate
@@ -1699,6 +2163,9 @@ type HeartbeatSpokeJSONRequestBody = SpokeConnection
 
 // PutOperationsJSONRequestBody defines body for PutOperations for application/json ContentType.
 type PutOperationsJSONRequestBody = OperationsPut
+
+// TakeCallsJSONRequestBody defines body for TakeCalls for application/json ContentType.
+type TakeCallsJSONRequestBody = CallsTake
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -1934,6 +2401,39 @@ type ServerInterface interface {
 	// VerifyAuditLog Verify the audit log
 	// (GET /v1/audit-logs/verification)
 	VerifyAuditLog(ctx echo.Context, params VerifyAuditLogParams) error
+	// ListCalls List calls
+	// (GET /v1/calls)
+	ListCalls(ctx echo.Context, params ListCallsParams) error
+	// RecordCall Record a call
+	// (POST /v1/calls)
+	RecordCall(ctx echo.Context, params RecordCallParams) error
+	// GetCallStats Count and time calls
+	// (GET /v1/calls/stats)
+	GetCallStats(ctx echo.Context, params GetCallStatsParams) error
+	// GetCall Get a call
+	// (GET /v1/calls/{callId})
+	GetCall(ctx echo.Context, callId CallId) error
+	// AbortCall Abort a call
+	// (POST /v1/calls/{callId}/abort)
+	AbortCall(ctx echo.Context, callId CallId, params AbortCallParams) error
+	// CompleteCall Complete a call
+	// (POST /v1/calls/{callId}/complete)
+	CompleteCall(ctx echo.Context, callId CallId, params CompleteCallParams) error
+	// ListCallEdges List a call's edges
+	// (GET /v1/calls/{callId}/edges)
+	ListCallEdges(ctx echo.Context, callId CallId, params ListCallEdgesParams) error
+	// AddCallEdges Say how a call hangs together with others
+	// (POST /v1/calls/{callId}/edges)
+	AddCallEdges(ctx echo.Context, callId CallId, params AddCallEdgesParams) error
+	// FailCall Fail a call
+	// (POST /v1/calls/{callId}/fail)
+	FailCall(ctx echo.Context, callId CallId, params FailCallParams) error
+	// StartCall Say that a call begins
+	// (POST /v1/calls/{callId}/start)
+	StartCall(ctx echo.Context, callId CallId, params StartCallParams) error
+	// GetCallTree Get a call and what it led to
+	// (GET /v1/calls/{callId}/tree)
+	GetCallTree(ctx echo.Context, callId CallId, params GetCallTreeParams) error
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx echo.Context) error
@@ -1958,6 +2458,9 @@ type ServerInterface interface {
 	// GetOperation Get an operation
 	// (GET /v1/operations/{operationName})
 	GetOperation(ctx echo.Context, operationName OperationName) error
+	// CallOperation Call an operation
+	// (POST /v1/operations/{operationName}/call)
+	CallOperation(ctx echo.Context, operationName OperationName, params CallOperationParams) error
 	// ListOrganizations List organisations
 	// (GET /v1/organizations)
 	ListOrganizations(ctx echo.Context, params ListOrganizationsParams) error
@@ -2045,6 +2548,9 @@ type ServerInterface interface {
 	// PutOperations Say what a spoke offers
 	// (PUT /v1/spokes/{spokeId}/operations)
 	PutOperations(ctx echo.Context, spokeId SpokeId) error
+	// TakeCalls Take calls
+	// (POST /v1/spokes/{spokeId}/take)
+	TakeCalls(ctx echo.Context, spokeId SpokeId, params TakeCallsParams) error
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx echo.Context) error
@@ -2806,6 +3312,401 @@ func (w *ServerInterfaceWrapper) VerifyAuditLog(ctx echo.Context) error {
 	return err
 }
 
+// ListCalls converts echo context to params.
+func (w *ServerInterfaceWrapper) ListCalls(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListCallsParams
+	// ------------- Optional query parameter "operation" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "operation", ctx.QueryParams(), &params.Operation, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter operation: %s", err))
+	}
+
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", ctx.QueryParams(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter status: %s", err))
+	}
+
+	// ------------- Optional query parameter "callerAccountId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "callerAccountId", ctx.QueryParams(), &params.CallerAccountId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callerAccountId: %s", err))
+	}
+
+	// ------------- Optional query parameter "sessionId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sessionId", ctx.QueryParams(), &params.SessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Optional query parameter "spokeId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "spokeId", ctx.QueryParams(), &params.SpokeId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// ------------- Optional query parameter "parentId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "parentId", ctx.QueryParams(), &params.ParentId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter parentId: %s", err))
+	}
+
+	// ------------- Optional query parameter "requestId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "requestId", ctx.QueryParams(), &params.RequestId, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter requestId: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListCalls(ctx, params)
+	return err
+}
+
+// RecordCall converts echo context to params.
+func (w *ServerInterfaceWrapper) RecordCall(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RecordCallParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RecordCall(ctx, params)
+	return err
+}
+
+// GetCallStats converts echo context to params.
+func (w *ServerInterfaceWrapper) GetCallStats(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetCallStatsParams
+	// ------------- Required query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "since", ctx.QueryParams(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter since: %s", err))
+	}
+
+	// ------------- Required query parameter "until" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "until", ctx.QueryParams(), &params.Until, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter until: %s", err))
+	}
+
+	// ------------- Optional query parameter "operation" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "operation", ctx.QueryParams(), &params.Operation, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter operation: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetCallStats(ctx, params)
+	return err
+}
+
+// GetCall converts echo context to params.
+func (w *ServerInterfaceWrapper) GetCall(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetCall(ctx, callId)
+	return err
+}
+
+// AbortCall converts echo context to params.
+func (w *ServerInterfaceWrapper) AbortCall(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AbortCallParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AbortCall(ctx, callId, params)
+	return err
+}
+
+// CompleteCall converts echo context to params.
+func (w *ServerInterfaceWrapper) CompleteCall(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CompleteCallParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CompleteCall(ctx, callId, params)
+	return err
+}
+
+// ListCallEdges converts echo context to params.
+func (w *ServerInterfaceWrapper) ListCallEdges(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListCallEdgesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListCallEdges(ctx, callId, params)
+	return err
+}
+
+// AddCallEdges converts echo context to params.
+func (w *ServerInterfaceWrapper) AddCallEdges(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AddCallEdgesParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AddCallEdges(ctx, callId, params)
+	return err
+}
+
+// FailCall converts echo context to params.
+func (w *ServerInterfaceWrapper) FailCall(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FailCallParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.FailCall(ctx, callId, params)
+	return err
+}
+
+// StartCall converts echo context to params.
+func (w *ServerInterfaceWrapper) StartCall(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StartCallParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.StartCall(ctx, callId, params)
+	return err
+}
+
+// GetCallTree converts echo context to params.
+func (w *ServerInterfaceWrapper) GetCallTree(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetCallTreeParams
+	// ------------- Optional query parameter "depth" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "depth", ctx.QueryParams(), &params.Depth, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter depth: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetCallTree(ctx, callId, params)
+	return err
+}
+
 // GetMe converts echo context to params.
 func (w *ServerInterfaceWrapper) GetMe(ctx echo.Context) error {
 	var err error
@@ -3030,6 +3931,42 @@ func (w *ServerInterfaceWrapper) GetOperation(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.GetOperation(ctx, operationName)
+	return err
+}
+
+// CallOperation converts echo context to params.
+func (w *ServerInterfaceWrapper) CallOperation(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "operationName" -------------
+	var operationName OperationName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "operationName", ctx.Param("operationName"), &operationName, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter operationName: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CallOperationParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CallOperation(ctx, operationName, params)
 	return err
 }
 
@@ -3894,6 +4831,42 @@ func (w *ServerInterfaceWrapper) PutOperations(ctx echo.Context) error {
 	return err
 }
 
+// TakeCalls converts echo context to params.
+func (w *ServerInterfaceWrapper) TakeCalls(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "spokeId" -------------
+	var spokeId SpokeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "spokeId", ctx.Param("spokeId"), &spokeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params TakeCallsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.TakeCalls(ctx, spokeId, params)
+	return err
+}
+
 // GetVersion converts echo context to params.
 func (w *ServerInterfaceWrapper) GetVersion(ctx echo.Context) error {
 	var err error
@@ -3972,6 +4945,17 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/audit-logs", wrapper.ListAuditLogs, options.OperationMiddlewares["listAuditLogs"]...)
 	router.GET(options.BaseURL+"/v1/audit-logs/export", wrapper.ExportAuditLogs, options.OperationMiddlewares["exportAuditLogs"]...)
 	router.GET(options.BaseURL+"/v1/audit-logs/verification", wrapper.VerifyAuditLog, options.OperationMiddlewares["verifyAuditLog"]...)
+	router.GET(options.BaseURL+"/v1/calls", wrapper.ListCalls, options.OperationMiddlewares["listCalls"]...)
+	router.POST(options.BaseURL+"/v1/calls", wrapper.RecordCall, options.OperationMiddlewares["recordCall"]...)
+	router.GET(options.BaseURL+"/v1/calls/stats", wrapper.GetCallStats, options.OperationMiddlewares["getCallStats"]...)
+	router.GET(options.BaseURL+"/v1/calls/:callId", wrapper.GetCall, options.OperationMiddlewares["getCall"]...)
+	router.POST(options.BaseURL+"/v1/calls/:callId/abort", wrapper.AbortCall, options.OperationMiddlewares["abortCall"]...)
+	router.POST(options.BaseURL+"/v1/calls/:callId/complete", wrapper.CompleteCall, options.OperationMiddlewares["completeCall"]...)
+	router.GET(options.BaseURL+"/v1/calls/:callId/edges", wrapper.ListCallEdges, options.OperationMiddlewares["listCallEdges"]...)
+	router.POST(options.BaseURL+"/v1/calls/:callId/edges", wrapper.AddCallEdges, options.OperationMiddlewares["addCallEdges"]...)
+	router.POST(options.BaseURL+"/v1/calls/:callId/fail", wrapper.FailCall, options.OperationMiddlewares["failCall"]...)
+	router.POST(options.BaseURL+"/v1/calls/:callId/start", wrapper.StartCall, options.OperationMiddlewares["startCall"]...)
+	router.GET(options.BaseURL+"/v1/calls/:callId/tree", wrapper.GetCallTree, options.OperationMiddlewares["getCallTree"]...)
 	router.GET(options.BaseURL+"/v1/me", wrapper.GetMe, options.OperationMiddlewares["getMe"]...)
 	router.GET(options.BaseURL+"/v1/members", wrapper.ListMembers, options.OperationMiddlewares["listMembers"]...)
 	router.POST(options.BaseURL+"/v1/members", wrapper.AddMember, options.OperationMiddlewares["addMember"]...)
@@ -3980,6 +4964,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.PATCH(options.BaseURL+"/v1/members/:accountId", wrapper.UpdateMember, options.OperationMiddlewares["updateMember"]...)
 	router.GET(options.BaseURL+"/v1/operations", wrapper.ListOperations, options.OperationMiddlewares["listOperations"]...)
 	router.GET(options.BaseURL+"/v1/operations/:operationName", wrapper.GetOperation, options.OperationMiddlewares["getOperation"]...)
+	router.POST(options.BaseURL+"/v1/operations/:operationName/call", wrapper.CallOperation, options.OperationMiddlewares["callOperation"]...)
 	router.GET(options.BaseURL+"/v1/organizations", wrapper.ListOrganizations, options.OperationMiddlewares["listOrganizations"]...)
 	router.POST(options.BaseURL+"/v1/organizations", wrapper.CreateOrganization, options.OperationMiddlewares["createOrganization"]...)
 	router.DELETE(options.BaseURL+"/v1/organizations/:organizationId", wrapper.DeleteOrganization, options.OperationMiddlewares["deleteOrganization"]...)
@@ -4009,6 +4994,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/spokes/:spokeId/disconnect", wrapper.DisconnectSpoke, options.OperationMiddlewares["disconnectSpoke"]...)
 	router.POST(options.BaseURL+"/v1/spokes/:spokeId/heartbeat", wrapper.HeartbeatSpoke, options.OperationMiddlewares["heartbeatSpoke"]...)
 	router.PUT(options.BaseURL+"/v1/spokes/:spokeId/operations", wrapper.PutOperations, options.OperationMiddlewares["putOperations"]...)
+	router.POST(options.BaseURL+"/v1/spokes/:spokeId/take", wrapper.TakeCalls, options.OperationMiddlewares["takeCalls"]...)
 	router.GET(options.BaseURL+"/v1/version", wrapper.GetVersion, options.OperationMiddlewares["getVersion"]...)
 
 }
@@ -5033,6 +6019,520 @@ func (response VerifyAuditLogdefaultApplicationProblemPlusJSONResponse) VisitVer
 	return err
 }
 
+type ListCallsRequestObject struct {
+	Params ListCallsParams
+}
+
+type ListCallsResponseObject interface {
+	VisitListCallsResponse(w http.ResponseWriter) error
+}
+
+type ListCalls200JSONResponse CallPage
+
+func (response ListCalls200JSONResponse) VisitListCallsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCallsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListCallsdefaultApplicationProblemPlusJSONResponse) VisitListCallsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RecordCallRequestObject struct {
+	Params RecordCallParams
+	Body   *RecordCallJSONRequestBody
+}
+
+type RecordCallResponseObject interface {
+	VisitRecordCallResponse(w http.ResponseWriter) error
+}
+
+type RecordCall200ResponseHeaders struct {
+	ETag string
+}
+
+type RecordCall200JSONResponse struct {
+	Body    Call
+	Headers RecordCall200ResponseHeaders
+}
+
+func (response RecordCall200JSONResponse) VisitRecordCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RecordCall201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type RecordCall201JSONResponse struct {
+	Body    Call
+	Headers RecordCall201ResponseHeaders
+}
+
+func (response RecordCall201JSONResponse) VisitRecordCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RecordCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RecordCalldefaultApplicationProblemPlusJSONResponse) VisitRecordCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCallStatsRequestObject struct {
+	Params GetCallStatsParams
+}
+
+type GetCallStatsResponseObject interface {
+	VisitGetCallStatsResponse(w http.ResponseWriter) error
+}
+
+type GetCallStats200JSONResponse CallStats
+
+func (response GetCallStats200JSONResponse) VisitGetCallStatsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCallStatsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetCallStatsdefaultApplicationProblemPlusJSONResponse) VisitGetCallStatsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCallRequestObject struct {
+	CallId CallId `json:"callId"`
+}
+
+type GetCallResponseObject interface {
+	VisitGetCallResponse(w http.ResponseWriter) error
+}
+
+type GetCall200ResponseHeaders struct {
+	ETag string
+}
+
+type GetCall200JSONResponse struct {
+	Body    Call
+	Headers GetCall200ResponseHeaders
+}
+
+func (response GetCall200JSONResponse) VisitGetCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetCalldefaultApplicationProblemPlusJSONResponse) VisitGetCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AbortCallRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params AbortCallParams
+	Body   *AbortCallJSONRequestBody
+}
+
+type AbortCallResponseObject interface {
+	VisitAbortCallResponse(w http.ResponseWriter) error
+}
+
+type AbortCall200ResponseHeaders struct {
+	ETag string
+}
+
+type AbortCall200JSONResponse struct {
+	Body    Call
+	Headers AbortCall200ResponseHeaders
+}
+
+func (response AbortCall200JSONResponse) VisitAbortCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AbortCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AbortCalldefaultApplicationProblemPlusJSONResponse) VisitAbortCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CompleteCallRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params CompleteCallParams
+	Body   *CompleteCallJSONRequestBody
+}
+
+type CompleteCallResponseObject interface {
+	VisitCompleteCallResponse(w http.ResponseWriter) error
+}
+
+type CompleteCall200ResponseHeaders struct {
+	ETag string
+}
+
+type CompleteCall200JSONResponse struct {
+	Body    Call
+	Headers CompleteCall200ResponseHeaders
+}
+
+func (response CompleteCall200JSONResponse) VisitCompleteCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CompleteCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CompleteCalldefaultApplicationProblemPlusJSONResponse) VisitCompleteCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCallEdgesRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params ListCallEdgesParams
+}
+
+type ListCallEdgesResponseObject interface {
+	VisitListCallEdgesResponse(w http.ResponseWriter) error
+}
+
+type ListCallEdges200JSONResponse CallEdgePage
+
+func (response ListCallEdges200JSONResponse) VisitListCallEdgesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCallEdgesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListCallEdgesdefaultApplicationProblemPlusJSONResponse) VisitListCallEdgesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddCallEdgesRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params AddCallEdgesParams
+	Body   *AddCallEdgesJSONRequestBody
+}
+
+type AddCallEdgesResponseObject interface {
+	VisitAddCallEdgesResponse(w http.ResponseWriter) error
+}
+
+type AddCallEdges200JSONResponse CallEdges
+
+func (response AddCallEdges200JSONResponse) VisitAddCallEdgesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddCallEdgesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AddCallEdgesdefaultApplicationProblemPlusJSONResponse) VisitAddCallEdgesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FailCallRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params FailCallParams
+	Body   *FailCallJSONRequestBody
+}
+
+type FailCallResponseObject interface {
+	VisitFailCallResponse(w http.ResponseWriter) error
+}
+
+type FailCall200ResponseHeaders struct {
+	ETag string
+}
+
+type FailCall200JSONResponse struct {
+	Body    Call
+	Headers FailCall200ResponseHeaders
+}
+
+func (response FailCall200JSONResponse) VisitFailCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FailCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response FailCalldefaultApplicationProblemPlusJSONResponse) VisitFailCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartCallRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params StartCallParams
+	Body   *StartCallJSONRequestBody
+}
+
+type StartCallResponseObject interface {
+	VisitStartCallResponse(w http.ResponseWriter) error
+}
+
+type StartCall200ResponseHeaders struct {
+	ETag string
+}
+
+type StartCall200JSONResponse struct {
+	Body    Call
+	Headers StartCall200ResponseHeaders
+}
+
+func (response StartCall200JSONResponse) VisitStartCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response StartCalldefaultApplicationProblemPlusJSONResponse) VisitStartCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCallTreeRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params GetCallTreeParams
+}
+
+type GetCallTreeResponseObject interface {
+	VisitGetCallTreeResponse(w http.ResponseWriter) error
+}
+
+type GetCallTree200JSONResponse CallTree
+
+func (response GetCallTree200JSONResponse) VisitGetCallTreeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCallTreedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetCallTreedefaultApplicationProblemPlusJSONResponse) VisitGetCallTreeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetMeRequestObject struct {
 }
 
@@ -5365,6 +6865,61 @@ type GetOperationdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetOperationdefaultApplicationProblemPlusJSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CallOperationRequestObject struct {
+	OperationName OperationName `json:"operationName"`
+	Params        CallOperationParams
+	Body          *CallOperationJSONRequestBody
+}
+
+type CallOperationResponseObject interface {
+	VisitCallOperationResponse(w http.ResponseWriter) error
+}
+
+type CallOperation200JSONResponse CallResult
+
+func (response CallOperation200JSONResponse) VisitCallOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CallOperation202JSONResponse CallResult
+
+func (response CallOperation202JSONResponse) VisitCallOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CallOperationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CallOperationdefaultApplicationProblemPlusJSONResponse) VisitCallOperationResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -6664,6 +8219,47 @@ func (response PutOperationsdefaultApplicationProblemPlusJSONResponse) VisitPutO
 	return err
 }
 
+type TakeCallsRequestObject struct {
+	SpokeId SpokeId `json:"spokeId"`
+	Params  TakeCallsParams
+	Body    *TakeCallsJSONRequestBody
+}
+
+type TakeCallsResponseObject interface {
+	VisitTakeCallsResponse(w http.ResponseWriter) error
+}
+
+type TakeCalls200JSONResponse TakenCalls
+
+func (response TakeCalls200JSONResponse) VisitTakeCallsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TakeCallsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response TakeCallsdefaultApplicationProblemPlusJSONResponse) VisitTakeCallsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetVersionRequestObject struct {
 }
 
@@ -6770,6 +8366,39 @@ type StrictServerInterface interface {
 	// VerifyAuditLog Verify the audit log
 	// (GET /v1/audit-logs/verification)
 	VerifyAuditLog(ctx context.Context, request VerifyAuditLogRequestObject) (VerifyAuditLogResponseObject, error)
+	// ListCalls List calls
+	// (GET /v1/calls)
+	ListCalls(ctx context.Context, request ListCallsRequestObject) (ListCallsResponseObject, error)
+	// RecordCall Record a call
+	// (POST /v1/calls)
+	RecordCall(ctx context.Context, request RecordCallRequestObject) (RecordCallResponseObject, error)
+	// GetCallStats Count and time calls
+	// (GET /v1/calls/stats)
+	GetCallStats(ctx context.Context, request GetCallStatsRequestObject) (GetCallStatsResponseObject, error)
+	// GetCall Get a call
+	// (GET /v1/calls/{callId})
+	GetCall(ctx context.Context, request GetCallRequestObject) (GetCallResponseObject, error)
+	// AbortCall Abort a call
+	// (POST /v1/calls/{callId}/abort)
+	AbortCall(ctx context.Context, request AbortCallRequestObject) (AbortCallResponseObject, error)
+	// CompleteCall Complete a call
+	// (POST /v1/calls/{callId}/complete)
+	CompleteCall(ctx context.Context, request CompleteCallRequestObject) (CompleteCallResponseObject, error)
+	// ListCallEdges List a call's edges
+	// (GET /v1/calls/{callId}/edges)
+	ListCallEdges(ctx context.Context, request ListCallEdgesRequestObject) (ListCallEdgesResponseObject, error)
+	// AddCallEdges Say how a call hangs together with others
+	// (POST /v1/calls/{callId}/edges)
+	AddCallEdges(ctx context.Context, request AddCallEdgesRequestObject) (AddCallEdgesResponseObject, error)
+	// FailCall Fail a call
+	// (POST /v1/calls/{callId}/fail)
+	FailCall(ctx context.Context, request FailCallRequestObject) (FailCallResponseObject, error)
+	// StartCall Say that a call begins
+	// (POST /v1/calls/{callId}/start)
+	StartCall(ctx context.Context, request StartCallRequestObject) (StartCallResponseObject, error)
+	// GetCallTree Get a call and what it led to
+	// (GET /v1/calls/{callId}/tree)
+	GetCallTree(ctx context.Context, request GetCallTreeRequestObject) (GetCallTreeResponseObject, error)
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx context.Context, request GetMeRequestObject) (GetMeResponseObject, error)
@@ -6794,6 +8423,9 @@ type StrictServerInterface interface {
 	// GetOperation Get an operation
 	// (GET /v1/operations/{operationName})
 	GetOperation(ctx context.Context, request GetOperationRequestObject) (GetOperationResponseObject, error)
+	// CallOperation Call an operation
+	// (POST /v1/operations/{operationName}/call)
+	CallOperation(ctx context.Context, request CallOperationRequestObject) (CallOperationResponseObject, error)
 	// ListOrganizations List organisations
 	// (GET /v1/organizations)
 	ListOrganizations(ctx context.Context, request ListOrganizationsRequestObject) (ListOrganizationsResponseObject, error)
@@ -6881,6 +8513,9 @@ type StrictServerInterface interface {
 	// PutOperations Say what a spoke offers
 	// (PUT /v1/spokes/{spokeId}/operations)
 	PutOperations(ctx context.Context, request PutOperationsRequestObject) (PutOperationsResponseObject, error)
+	// TakeCalls Take calls
+	// (POST /v1/spokes/{spokeId}/take)
+	TakeCalls(ctx context.Context, request TakeCallsRequestObject) (TakeCallsResponseObject, error)
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx context.Context, request GetVersionRequestObject) (GetVersionResponseObject, error)
@@ -7572,6 +9207,426 @@ func (sh *strictHandler) VerifyAuditLog(ctx echo.Context, params VerifyAuditLogP
 	return nil
 }
 
+// ListCalls operation middleware
+func (sh *strictHandler) ListCalls(ctx echo.Context, params ListCallsParams) error {
+	var request ListCallsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListCalls(ctx.Request().Context(), request.(ListCallsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListCalls")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListCallsResponseObject); ok {
+		return validResponse.VisitListCallsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RecordCall operation middleware
+func (sh *strictHandler) RecordCall(ctx echo.Context, params RecordCallParams) error {
+	var request RecordCallRequestObject
+
+	request.Params = params
+
+	var body RecordCallJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RecordCall(ctx.Request().Context(), request.(RecordCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RecordCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RecordCallResponseObject); ok {
+		return validResponse.VisitRecordCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetCallStats operation middleware
+func (sh *strictHandler) GetCallStats(ctx echo.Context, params GetCallStatsParams) error {
+	var request GetCallStatsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetCallStats(ctx.Request().Context(), request.(GetCallStatsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetCallStats")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetCallStatsResponseObject); ok {
+		return validResponse.VisitGetCallStatsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetCall operation middleware
+func (sh *strictHandler) GetCall(ctx echo.Context, callId CallId) error {
+	var request GetCallRequestObject
+
+	request.CallId = callId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetCall(ctx.Request().Context(), request.(GetCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetCallResponseObject); ok {
+		return validResponse.VisitGetCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AbortCall operation middleware
+func (sh *strictHandler) AbortCall(ctx echo.Context, callId CallId, params AbortCallParams) error {
+	var request AbortCallRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	var body AbortCallJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AbortCall(ctx.Request().Context(), request.(AbortCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AbortCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AbortCallResponseObject); ok {
+		return validResponse.VisitAbortCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CompleteCall operation middleware
+func (sh *strictHandler) CompleteCall(ctx echo.Context, callId CallId, params CompleteCallParams) error {
+	var request CompleteCallRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	var body CompleteCallJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CompleteCall(ctx.Request().Context(), request.(CompleteCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CompleteCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CompleteCallResponseObject); ok {
+		return validResponse.VisitCompleteCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListCallEdges operation middleware
+func (sh *strictHandler) ListCallEdges(ctx echo.Context, callId CallId, params ListCallEdgesParams) error {
+	var request ListCallEdgesRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListCallEdges(ctx.Request().Context(), request.(ListCallEdgesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListCallEdges")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListCallEdgesResponseObject); ok {
+		return validResponse.VisitListCallEdgesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AddCallEdges operation middleware
+func (sh *strictHandler) AddCallEdges(ctx echo.Context, callId CallId, params AddCallEdgesParams) error {
+	var request AddCallEdgesRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	var body AddCallEdgesJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AddCallEdges(ctx.Request().Context(), request.(AddCallEdgesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddCallEdges")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AddCallEdgesResponseObject); ok {
+		return validResponse.VisitAddCallEdgesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// FailCall operation middleware
+func (sh *strictHandler) FailCall(ctx echo.Context, callId CallId, params FailCallParams) error {
+	var request FailCallRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	var body FailCallJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.FailCall(ctx.Request().Context(), request.(FailCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FailCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(FailCallResponseObject); ok {
+		return validResponse.VisitFailCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// StartCall operation middleware
+func (sh *strictHandler) StartCall(ctx echo.Context, callId CallId, params StartCallParams) error {
+	var request StartCallRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	var body StartCallJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.StartCall(ctx.Request().Context(), request.(StartCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "StartCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(StartCallResponseObject); ok {
+		return validResponse.VisitStartCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetCallTree operation middleware
+func (sh *strictHandler) GetCallTree(ctx echo.Context, callId CallId, params GetCallTreeParams) error {
+	var request GetCallTreeRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetCallTree(ctx.Request().Context(), request.(GetCallTreeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetCallTree")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetCallTreeResponseObject); ok {
+		return validResponse.VisitGetCallTreeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // GetMe operation middleware
 func (sh *strictHandler) GetMe(ctx echo.Context) error {
 	var request GetMeRequestObject
@@ -7812,6 +9867,55 @@ func (sh *strictHandler) GetOperation(ctx echo.Context, operationName OperationN
 		return err
 	} else if validResponse, ok := response.(GetOperationResponseObject); ok {
 		return validResponse.VisitGetOperationResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CallOperation operation middleware
+func (sh *strictHandler) CallOperation(ctx echo.Context, operationName OperationName, params CallOperationParams) error {
+	var request CallOperationRequestObject
+
+	request.OperationName = operationName
+	request.Params = params
+
+	var body CallOperationJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CallOperation(ctx.Request().Context(), request.(CallOperationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CallOperation")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CallOperationResponseObject); ok {
+		return validResponse.VisitCallOperationResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -8869,6 +10973,55 @@ func (sh *strictHandler) PutOperations(ctx echo.Context, spokeId SpokeId) error 
 		return err
 	} else if validResponse, ok := response.(PutOperationsResponseObject); ok {
 		return validResponse.VisitPutOperationsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// TakeCalls operation middleware
+func (sh *strictHandler) TakeCalls(ctx echo.Context, spokeId SpokeId, params TakeCallsParams) error {
+	var request TakeCallsRequestObject
+
+	request.SpokeId = spokeId
+	request.Params = params
+
+	var body TakeCallsJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.TakeCalls(ctx.Request().Context(), request.(TakeCallsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TakeCalls")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(TakeCallsResponseObject); ok {
+		return validResponse.VisitTakeCallsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

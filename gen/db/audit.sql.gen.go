@@ -94,7 +94,7 @@ func (q *Queries) ExportAuditLogs(ctx context.Context, arg ExportAuditLogsParams
 }
 
 const getRetentionPolicy = `-- name: GetRetentionPolicy :one
-SELECT org_id, audit_days, metadata, revision, created_at, updated_at FROM retention_policies WHERE org_id = current_org_id()
+SELECT org_id, audit_days, metadata, revision, created_at, updated_at, call_days, call_payload_days, call_payload_limit FROM retention_policies WHERE org_id = current_org_id()
 `
 
 func (q *Queries) GetRetentionPolicy(ctx context.Context) (RetentionPolicy, error) {
@@ -107,6 +107,9 @@ func (q *Queries) GetRetentionPolicy(ctx context.Context) (RetentionPolicy, erro
 		&i.Revision,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.CallDays,
+		&i.CallPayloadDays,
+		&i.CallPayloadLimit,
 	)
 	return i, err
 }
@@ -194,23 +197,36 @@ func (q *Queries) ListAuditLogs(ctx context.Context, arg ListAuditLogsParams) ([
 const setRetentionPolicy = `-- name: SetRetentionPolicy :one
 UPDATE retention_policies SET
     audit_days = CASE WHEN $1::boolean THEN $2 ELSE audit_days END,
-    metadata   = jsonb_merge_patch(metadata, $3::jsonb)
+    call_days  = CASE WHEN $3::boolean THEN $4 ELSE call_days END,
+    call_payload_days  = CASE WHEN $5::boolean THEN $6 ELSE call_payload_days END,
+    call_payload_limit = coalesce($7, call_payload_limit),
+    metadata   = jsonb_merge_patch(metadata, $8::jsonb)
 WHERE org_id = current_org_id()
-  AND revision = coalesce($4::integer, revision)
-RETURNING org_id, audit_days, metadata, revision, created_at, updated_at
+  AND revision = coalesce($9::integer, revision)
+RETURNING org_id, audit_days, metadata, revision, created_at, updated_at, call_days, call_payload_days, call_payload_limit
 `
 
 type SetRetentionPolicyParams struct {
-	SetAuditDays  bool
-	AuditDays     *int32
-	MetadataPatch json.RawMessage
-	IfMatch       *int32
+	SetAuditDays       bool
+	AuditDays          *int32
+	SetCallDays        bool
+	CallDays           *int32
+	SetCallPayloadDays bool
+	CallPayloadDays    *int32
+	CallPayloadLimit   *int32
+	MetadataPatch      json.RawMessage
+	IfMatch            *int32
 }
 
 func (q *Queries) SetRetentionPolicy(ctx context.Context, arg SetRetentionPolicyParams) (RetentionPolicy, error) {
 	row := q.db.QueryRow(ctx, setRetentionPolicy,
 		arg.SetAuditDays,
 		arg.AuditDays,
+		arg.SetCallDays,
+		arg.CallDays,
+		arg.SetCallPayloadDays,
+		arg.CallPayloadDays,
+		arg.CallPayloadLimit,
 		arg.MetadataPatch,
 		arg.IfMatch,
 	)
@@ -222,6 +238,9 @@ func (q *Queries) SetRetentionPolicy(ctx context.Context, arg SetRetentionPolicy
 		&i.Revision,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.CallDays,
+		&i.CallPayloadDays,
+		&i.CallPayloadLimit,
 	)
 	return i, err
 }

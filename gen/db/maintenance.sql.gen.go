@@ -23,6 +23,28 @@ func (q *Queries) PurgeAuditLogs(ctx context.Context, rowLimit int32) (int64, er
 	return purge_audit_logs, err
 }
 
+const purgeCallPayloads = `-- name: PurgeCallPayloads :one
+SELECT purge_call_payloads($1)
+`
+
+func (q *Queries) PurgeCallPayloads(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, purgeCallPayloads, rowLimit)
+	var purge_call_payloads int64
+	err := row.Scan(&purge_call_payloads)
+	return purge_call_payloads, err
+}
+
+const purgeCalls = `-- name: PurgeCalls :one
+SELECT purge_calls($1)
+`
+
+func (q *Queries) PurgeCalls(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, purgeCalls, rowLimit)
+	var purge_calls int64
+	err := row.Scan(&purge_calls)
+	return purge_calls, err
+}
+
 const purgeIdempotencyKeys = `-- name: PurgeIdempotencyKeys :one
 SELECT purge_idempotency_keys($1)
 `
@@ -60,6 +82,17 @@ type RecordKeyUsesParams struct {
 func (q *Queries) RecordKeyUses(ctx context.Context, arg RecordKeyUsesParams) error {
 	_, err := q.db.Exec(ctx, recordKeyUses, arg.OrgIds, arg.KeyIds, arg.Times)
 	return err
+}
+
+const sweepCalls = `-- name: SweepCalls :one
+SELECT sweep_calls($1)
+`
+
+func (q *Queries) SweepCalls(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, sweepCalls, rowLimit)
+	var sweep_calls int64
+	err := row.Scan(&sweep_calls)
+	return sweep_calls, err
 }
 
 const sweepSpokes = `-- name: SweepSpokes :one

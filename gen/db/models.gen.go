@@ -68,6 +68,68 @@ type AuditLog struct {
 	CreatedAt time.Time
 }
 
+// Calls of operations: the nodes of the call graph. What they say of payloads is redacted (W08) and truncated (W18), by whatever way it was written.
+type Call struct {
+	OrgID uuid.UUID
+	ID    uuid.UUID
+	// The caller's own id: a call that is made or recorded again under it is the same.
+	RequestID *string
+	// Whether the hub routes it, or a runtime that routes by itself records it.
+	Routed bool
+	// namespace.name. A snapshot: the operation may be gone (C03).
+	Operation string
+	Kind      *string
+	Status    string
+	// C10: the call that made this one while it ran, and the only statement of that.
+	ParentID  *uuid.UUID
+	SessionID *uuid.UUID
+	// W19: who called. NULL once that account has left.
+	CallerAccountID *uuid.UUID
+	// W19: account, key, scopes, level and projects of the caller, as they were.
+	Identity json.RawMessage
+	// Who does it, or did it last.
+	SpokeID *uuid.UUID
+	// W06: the connection that took it. No other one says anything of it.
+	SpokeEpoch *int32
+	// W04: called by its qualified name: no other spoke will do.
+	Pinned bool
+	// How often it was started.
+	Attempts    int32
+	MaxAttempts int32
+	// C03, W08: of the operation, as they were.
+	RedactPaths []string
+	// C03, W18: of the operation or the organisation, as it was.
+	PayloadLimit *int32
+	// W08, W18: as it may be kept. Strings are escaped (X07).
+	Input json.RawMessage
+	// W08, W18: as it may be kept. Strings are escaped (X07).
+	Output json.RawMessage
+	// W08, W18: details, as they may be kept. Strings are escaped (X07).
+	Error json.RawMessage
+	// What went wrong, in a word: deadline_exceeded, spoke_lost, parent_ended, or the operation's own.
+	ErrorCode *string
+	// spoke; caller, who aborted it; deadline; parent, that ended first; spoke_loss; recorder, of a call that is recorded.
+	EndedBy *string
+	// Whether its spoke is still to be told that it ended.
+	StopPending  bool
+	DeadlineAt   *time.Time
+	DispatchedAt *time.Time
+	// Until when its spoke must have started it: else it is given out again.
+	DispatchExpiresAt *time.Time
+	StartedAt         *time.Time
+	EndedAt           *time.Time
+	// W09: when its payloads went.
+	PayloadsExpiredAt *time.Time
+	// W18: reserved for payloads in object storage.
+	StorageUrl *string
+	// W01: opaque, one object per subsystem. Redacted and truncated as well.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
 // What connected spokes offer. C03: gone with the connection; calls keep what they need of it.
 type OperationSpec struct {
 	OrgID   uuid.UUID
@@ -177,6 +239,12 @@ type RetentionPolicy struct {
 	Revision  int32
 	CreatedAt time.Time
 	UpdatedAt time.Time
+	// W09: days that calls are kept; NULL for ever.
+	CallDays *int32
+	// W09: days that the payloads of calls are kept, where that is shorter; NULL for as long as the call.
+	CallPayloadDays *int32
+	// W18: bytes of a payload that are written down, where the operation does not say otherwise.
+	CallPayloadLimit int32
 }
 
 // One conversation of an agent: its messages and their parts hang below it.

@@ -78,6 +78,71 @@ const (
 	AuditLogsSessionIDFkey                       = "audit_logs_session_id_fkey"
 	AuditLogsSessionIDFkeyInUse                  = "audit_logs_session_id_fkey_in_use"
 	AuditPlatformForAdmins                       = "audit_platform_for_admins"
+	CallAbortedByCaller                          = "call_aborted_by_caller"
+	CallEdgeRowsIDVersionCheck                   = "call_edge_rows_id_version_check"
+	CallEdgeRowsNotTriggeredCheck                = "call_edge_rows_not_triggered_check"
+	CallEdgeRowsPkey                             = "call_edge_rows_pkey"
+	CallEdgeRowsSourceCallIDFkey                 = "call_edge_rows_source_call_id_fkey"
+	CallEdgeRowsSourceCallIDFkeyInUse            = "call_edge_rows_source_call_id_fkey_in_use"
+	CallEdgeRowsSourceTargetTypeKey              = "call_edge_rows_source_target_type_key"
+	CallEdgeRowsTargetCallIDFkey                 = "call_edge_rows_target_call_id_fkey"
+	CallEdgeRowsTargetCallIDFkeyInUse            = "call_edge_rows_target_call_id_fkey_in_use"
+	CallEdgeRowsTwoCallsCheck                    = "call_edge_rows_two_calls_check"
+	CallEdgeRowsTypeFkey                         = "call_edge_rows_type_fkey"
+	CallEdgeRowsTypeFkeyInUse                    = "call_edge_rows_type_fkey_in_use"
+	CallEdgeTypesPkey                            = "call_edge_types_pkey"
+	CallHeldByConnection                         = "call_held_by_connection"
+	CallNotOver                                  = "call_not_over"
+	CallPayloadsCallIDDirectionKey               = "call_payloads_call_id_direction_key"
+	CallPayloadsCallIDFkey                       = "call_payloads_call_id_fkey"
+	CallPayloadsCallIDFkeyInUse                  = "call_payloads_call_id_fkey_in_use"
+	CallPayloadsDirectionCheck                   = "call_payloads_direction_check"
+	CallPayloadsIDVersionCheck                   = "call_payloads_id_version_check"
+	CallPayloadsPkey                             = "call_payloads_pkey"
+	CallPayloadsSizeCheck                        = "call_payloads_size_check"
+	CallStartedOnce                              = "call_started_once"
+	CallStatusTransitionsFromStatusFkey          = "call_status_transitions_from_status_fkey"
+	CallStatusTransitionsFromStatusFkeyInUse     = "call_status_transitions_from_status_fkey_in_use"
+	CallStatusTransitionsPkey                    = "call_status_transitions_pkey"
+	CallStatusTransitionsToStatusFkey            = "call_status_transitions_to_status_fkey"
+	CallStatusTransitionsToStatusFkeyInUse       = "call_status_transitions_to_status_fkey_in_use"
+	CallStatusesPkey                             = "call_statuses_pkey"
+	CallsAttemptsCheck                           = "calls_attempts_check"
+	CallsCallerAccountIDFkey                     = "calls_caller_account_id_fkey"
+	CallsCallerAccountIDFkeyInUse                = "calls_caller_account_id_fkey_in_use"
+	CallsEndedByCheck                            = "calls_ended_by_check"
+	CallsEndedWholeCheck                         = "calls_ended_whole_check"
+	CallsErrorCodeLengthCheck                    = "calls_error_code_length_check"
+	CallsHeldWholeCheck                          = "calls_held_whole_check"
+	CallsIDVersionCheck                          = "calls_id_version_check"
+	CallsIdentityImmutable                       = "calls_identity_immutable"
+	CallsIdentityObjectCheck                     = "calls_identity_object_check"
+	CallsKindCheck                               = "calls_kind_check"
+	CallsLinksKept                               = "calls_links_kept"
+	CallsMetadataCheck                           = "calls_metadata_check"
+	CallsNotOwnParentCheck                       = "calls_not_own_parent_check"
+	CallsOperationLengthCheck                    = "calls_operation_length_check"
+	CallsOrgIDFkey                               = "calls_org_id_fkey"
+	CallsOrgIDFkeyInUse                          = "calls_org_id_fkey_in_use"
+	CallsParentAlive                             = "calls_parent_alive"
+	CallsParentIDFkey                            = "calls_parent_id_fkey"
+	CallsParentIDFkeyInUse                       = "calls_parent_id_fkey_in_use"
+	CallsPayloadLimitCheck                       = "calls_payload_limit_check"
+	CallsPkey                                    = "calls_pkey"
+	CallsRecordedByCaller                        = "calls_recorded_by_caller"
+	CallsRedactPathsShapeCheck                   = "calls_redact_paths_shape_check"
+	CallsRequestIDKey                            = "calls_request_id_key"
+	CallsRequestIDLengthCheck                    = "calls_request_id_length_check"
+	CallsRoutedHasDeadlineCheck                  = "calls_routed_has_deadline_check"
+	CallsSessionIDFkey                           = "calls_session_id_fkey"
+	CallsSessionIDFkeyInUse                      = "calls_session_id_fkey_in_use"
+	CallsSpokeIDFkey                             = "calls_spoke_id_fkey"
+	CallsSpokeIDFkeyInUse                        = "calls_spoke_id_fkey_in_use"
+	CallsStartedBeforeEndedCheck                 = "calls_started_before_ended_check"
+	CallsStatusFkey                              = "calls_status_fkey"
+	CallsStatusFkeyInUse                         = "calls_status_fkey_in_use"
+	CallsStatusTransition                        = "calls_status_transition"
+	CallsStorageUrlLengthCheck                   = "calls_storage_url_length_check"
 	IdempotencyKeysAccountIDFkey                 = "idempotency_keys_account_id_fkey"
 	IdempotencyKeysAccountIDFkeyInUse            = "idempotency_keys_account_id_fkey_in_use"
 	IdempotencyKeysIDVersionCheck                = "idempotency_keys_id_version_check"
@@ -103,6 +168,9 @@ const (
 	MessagesSourceShapeCheck                     = "messages_source_shape_check"
 	MessagesSourceSourceIDKey                    = "messages_source_source_id_key"
 	MessagesSourceWholeCheck                     = "messages_source_whole_check"
+	OperationCallable                            = "operation_callable"
+	OperationOfferedNow                          = "operation_offered_now"
+	OperationScopesCovered                       = "operation_scopes_covered"
 	OperationSpecsAnnotationsObjectCheck         = "operation_specs_annotations_object_check"
 	OperationSpecsDescriptionLengthCheck         = "operation_specs_description_length_check"
 	OperationSpecsErrorSchemaObjectCheck         = "operation_specs_error_schema_object_check"
@@ -184,6 +252,9 @@ const (
 	ReservedEmailDomainsShapeCheck               = "reserved_email_domains_shape_check"
 	ReservedNamespacesPkey                       = "reserved_namespaces_pkey"
 	RetentionPoliciesAuditDaysCheck              = "retention_policies_audit_days_check"
+	RetentionPoliciesCallDaysCheck               = "retention_policies_call_days_check"
+	RetentionPoliciesCallPayloadDaysCheck        = "retention_policies_call_payload_days_check"
+	RetentionPoliciesCallPayloadLimitCheck       = "retention_policies_call_payload_limit_check"
 	RetentionPoliciesIdentityImmutable           = "retention_policies_identity_immutable"
 	RetentionPoliciesMetadataCheck               = "retention_policies_metadata_check"
 	RetentionPoliciesOrgIDFkey                   = "retention_policies_org_id_fkey"
@@ -199,6 +270,8 @@ const (
 	RolesOrgIDFkeyInUse                          = "roles_org_id_fkey_in_use"
 	RolesOriginCheck                             = "roles_origin_check"
 	RolesPkey                                    = "roles_pkey"
+	SensitiveNamesPkey                           = "sensitive_names_pkey"
+	SensitiveNamesShapeCheck                     = "sensitive_names_shape_check"
 	SessionRunStateTransitionsFromStateFkey      = "session_run_state_transitions_from_state_fkey"
 	SessionRunStateTransitionsFromStateFkeyInUse = "session_run_state_transitions_from_state_fkey_in_use"
 	SessionRunStateTransitionsPkey               = "session_run_state_transitions_pkey"
@@ -345,6 +418,71 @@ var Rules = []string{
 	AuditLogsSessionIDFkey,
 	AuditLogsSessionIDFkeyInUse,
 	AuditPlatformForAdmins,
+	CallAbortedByCaller,
+	CallEdgeRowsIDVersionCheck,
+	CallEdgeRowsNotTriggeredCheck,
+	CallEdgeRowsPkey,
+	CallEdgeRowsSourceCallIDFkey,
+	CallEdgeRowsSourceCallIDFkeyInUse,
+	CallEdgeRowsSourceTargetTypeKey,
+	CallEdgeRowsTargetCallIDFkey,
+	CallEdgeRowsTargetCallIDFkeyInUse,
+	CallEdgeRowsTwoCallsCheck,
+	CallEdgeRowsTypeFkey,
+	CallEdgeRowsTypeFkeyInUse,
+	CallEdgeTypesPkey,
+	CallHeldByConnection,
+	CallNotOver,
+	CallPayloadsCallIDDirectionKey,
+	CallPayloadsCallIDFkey,
+	CallPayloadsCallIDFkeyInUse,
+	CallPayloadsDirectionCheck,
+	CallPayloadsIDVersionCheck,
+	CallPayloadsPkey,
+	CallPayloadsSizeCheck,
+	CallStartedOnce,
+	CallStatusTransitionsFromStatusFkey,
+	CallStatusTransitionsFromStatusFkeyInUse,
+	CallStatusTransitionsPkey,
+	CallStatusTransitionsToStatusFkey,
+	CallStatusTransitionsToStatusFkeyInUse,
+	CallStatusesPkey,
+	CallsAttemptsCheck,
+	CallsCallerAccountIDFkey,
+	CallsCallerAccountIDFkeyInUse,
+	CallsEndedByCheck,
+	CallsEndedWholeCheck,
+	CallsErrorCodeLengthCheck,
+	CallsHeldWholeCheck,
+	CallsIDVersionCheck,
+	CallsIdentityImmutable,
+	CallsIdentityObjectCheck,
+	CallsKindCheck,
+	CallsLinksKept,
+	CallsMetadataCheck,
+	CallsNotOwnParentCheck,
+	CallsOperationLengthCheck,
+	CallsOrgIDFkey,
+	CallsOrgIDFkeyInUse,
+	CallsParentAlive,
+	CallsParentIDFkey,
+	CallsParentIDFkeyInUse,
+	CallsPayloadLimitCheck,
+	CallsPkey,
+	CallsRecordedByCaller,
+	CallsRedactPathsShapeCheck,
+	CallsRequestIDKey,
+	CallsRequestIDLengthCheck,
+	CallsRoutedHasDeadlineCheck,
+	CallsSessionIDFkey,
+	CallsSessionIDFkeyInUse,
+	CallsSpokeIDFkey,
+	CallsSpokeIDFkeyInUse,
+	CallsStartedBeforeEndedCheck,
+	CallsStatusFkey,
+	CallsStatusFkeyInUse,
+	CallsStatusTransition,
+	CallsStorageUrlLengthCheck,
 	IdempotencyKeysAccountIDFkey,
 	IdempotencyKeysAccountIDFkeyInUse,
 	IdempotencyKeysIDVersionCheck,
@@ -370,6 +508,9 @@ var Rules = []string{
 	MessagesSourceShapeCheck,
 	MessagesSourceSourceIDKey,
 	MessagesSourceWholeCheck,
+	OperationCallable,
+	OperationOfferedNow,
+	OperationScopesCovered,
 	OperationSpecsAnnotationsObjectCheck,
 	OperationSpecsDescriptionLengthCheck,
 	OperationSpecsErrorSchemaObjectCheck,
@@ -451,6 +592,9 @@ var Rules = []string{
 	ReservedEmailDomainsShapeCheck,
 	ReservedNamespacesPkey,
 	RetentionPoliciesAuditDaysCheck,
+	RetentionPoliciesCallDaysCheck,
+	RetentionPoliciesCallPayloadDaysCheck,
+	RetentionPoliciesCallPayloadLimitCheck,
 	RetentionPoliciesIdentityImmutable,
 	RetentionPoliciesMetadataCheck,
 	RetentionPoliciesOrgIDFkey,
@@ -466,6 +610,8 @@ var Rules = []string{
 	RolesOrgIDFkeyInUse,
 	RolesOriginCheck,
 	RolesPkey,
+	SensitiveNamesPkey,
+	SensitiveNamesShapeCheck,
 	SessionRunStateTransitionsFromStateFkey,
 	SessionRunStateTransitionsFromStateFkeyInUse,
 	SessionRunStateTransitionsPkey,

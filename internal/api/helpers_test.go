@@ -101,7 +101,8 @@ func allScopes(t testing.TB) []string {
 // family is what most operations are about: a project, a session in it and a message in that.
 type family struct {
 	project, emptyProject, session, message string
-	spoke                                   string // its epoch is 1; it offers fs.read
+	spoke                                   string // its epoch is 1; it offers fs.read, and holds runningCall and heldCall
+	call, heldCall, runningCall             string
 }
 
 // newFamily makes one as this caller, whose key needs *.
@@ -117,6 +118,13 @@ func (h *hub) newFamily(t testing.TB, c caller) family {
 	f.message = list.Items[0].ID
 	f.spoke = h.as(t, c, "POST", "/v1/spokes", `{"name":"f-`+uuid.NewString()+`"}`).wants(t, http.StatusOK).id(t)
 	h.as(t, c, "PUT", "/v1/spokes/"+f.spoke+"/operations", `{"epoch":1,"operations":[{"namespace":"fs","name":"read","kind":"query"}]}`).wants(t, http.StatusOK)
+	for _, into := range []*string{&f.runningCall, &f.heldCall, &f.call} {
+		var made struct{ Call struct{ ID string } }
+		h.as(t, c, "POST", "/v1/operations/fs."+f.spoke+".read/call", `{"waitSeconds":0}`).wants(t, http.StatusAccepted).into(t, &made)
+		*into = made.Call.ID
+	}
+	h.as(t, c, "POST", "/v1/spokes/"+f.spoke+"/take", `{"epoch":1,"maxCalls":2,"waitSeconds":0}`).wants(t, http.StatusOK)
+	h.as(t, c, "POST", "/v1/calls/"+f.runningCall+"/start", `{"epoch":1,"spokeId":"`+f.spoke+`"}`).wants(t, http.StatusOK)
 	return f
 }
 
@@ -160,6 +168,19 @@ func (f family) samples() map[string]sample {
 		"heartbeatSpoke":  {"POST", spoke + "/heartbeat", plain, `{"epoch":1}`, 200},
 		"disconnectSpoke": {"POST", spoke + "/disconnect", plain, `{"epoch":1}`, 200},
 		"putOperations":   {"PUT", spoke + "/operations", plain, `{"epoch":1,"operations":[{"namespace":"fs","name":"read","kind":"query"}]}`, 200},
+		"callOperation":   {"POST", "/v1/operations/fs." + f.spoke + ".read/call", plain, `{"waitSeconds":0}`, 202},
+		"takeCalls":       {"POST", spoke + "/take", plain, `{"epoch":1,"waitSeconds":0}`, 200},
+		"startCall":       {"POST", "/v1/calls/" + f.heldCall + "/start", plain, `{"epoch":1,"spokeId":"` + f.spoke + `"}`, 200},
+		"completeCall":    {"POST", "/v1/calls/" + f.runningCall + "/complete", plain, `{"epoch":1,"spokeId":"` + f.spoke + `","output":{}}`, 200},
+		"failCall":        {"POST", "/v1/calls/" + f.runningCall + "/fail", plain, `{"epoch":1,"spokeId":"` + f.spoke + `","code":"x"}`, 200},
+		"abortCall":       {"POST", "/v1/calls/" + f.call + "/abort", plain, `{}`, 200},
+		"recordCall":      {"POST", "/v1/calls", plain, `{"requestId":"s-` + uuid.NewString() + `","operation":"x.y","status":"running","parentId":"` + f.call + `"}`, 201},
+		"listCalls":       {"GET", "/v1/calls", "", "", 200},
+		"getCall":         {"GET", "/v1/calls/" + f.call, "", "", 200},
+		"getCallTree":     {"GET", "/v1/calls/" + f.call + "/tree", "", "", 200},
+		"getCallStats":    {"GET", "/v1/calls/stats?since=2026-01-01T00:00:00Z&until=2036-01-01T00:00:00Z", "", "", 200},
+		"addCallEdges":    {"POST", "/v1/calls/" + f.call + "/edges", plain, `{"edges":[{"targetCallId":"` + f.heldCall + `","type":"depends_on"}]}`, 200},
+		"listCallEdges":   {"GET", "/v1/calls/" + f.call + "/edges", "", "", 200},
 		"listOperations":  {"GET", "/v1/operations", "", "", 200},
 		"getOperation":    {"GET", "/v1/operations/fs." + f.spoke + ".read", "", "", 200},
 

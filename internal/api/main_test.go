@@ -53,7 +53,7 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 	ctx := t.Context()
 	h := &hub{log: &bytes.Buffer{}}
 	log := slog.New(slog.NewJSONHandler(&syncWriter{w: h.log}, nil))
-	config := api.Config{Log: log, Version: "test"}
+	config := api.Config{Log: log, Version: "test", Keys: callKeys}
 	url := pgtest.Database(t)
 	database, err := store.Open(ctx, store.Config{URL: url, Log: log, Configure: func(c *pgxpool.Config) {
 		for _, change := range configure {

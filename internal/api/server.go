@@ -11,15 +11,19 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/labstack/echo/v4"
 	"github.com/swaggest/swgui"
 	swagger "github.com/swaggest/swgui/v5emb"
 
 	"github.com/alkdev/hub/gen/api"
 	"github.com/alkdev/hub/gen/db"
+	"github.com/alkdev/hub/internal/keyring"
+	"github.com/alkdev/hub/internal/schemas"
 	"github.com/alkdev/hub/internal/store"
 )
 
@@ -36,6 +40,9 @@ type Config struct {
 	Transfers      int           // imports and exports that use the database at once; 8
 	RateLimit      int           // requests per minute and key, on this server; 60000; below zero: no limit
 	TempDir        string        // where imports are spooled; the system's
+
+	Keys     *keyring.Ring   // what payloads on their way are encrypted with; nil where there is none
+	Stopping <-chan struct{} // closed when the server is to end: who waits for something gets an answer
 }
 
 // Server implements the contract's operations.
@@ -45,7 +52,10 @@ type Server struct {
 	transfers       chan struct{} // holds one element per import or export that is using the database
 	limits          *limits
 	store           *store.DB
-	db              *db.Queries // runs each query as the caller of its context, in one round trip
+	keys            atomic.Pointer[keyring.Ring]
+	waiters         waiters
+	schemas         *lru.Cache[schemaKey, *schemas.Schema] // of operations called lately
+	db              *db.Queries                            // runs each query as the caller of its context, in one round trip
 }
 
 // New returns the handler for all routes.
@@ -58,6 +68,11 @@ func New(cfg Config) (http.Handler, error) {
 	cfg.ImportTimeout = defaultTo(cfg.ImportTimeout, 10*time.Minute)
 	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers), limits: newLimits(cfg.RateLimit)}
 
+	s.keys.Store(cfg.Keys)
+	var err error
+	if s.schemas, err = lru.New[schemaKey, *schemas.Schema](1000); err != nil {
+		return nil, err
+	}
 	contract, version, err := loadContract(api.Contract)
 	if err != nil {
 		return nil, err

@@ -23,6 +23,8 @@ var tasks = map[string]func(*db.Queries, context.Context, int32) (int64, error){
 	"purge organizations":    (*db.Queries).PurgeOrganizations,
 	"purge audit logs":       (*db.Queries).PurgeAuditLogs,
 	"purge idempotency keys": (*db.Queries).PurgeIdempotencyKeys,
+	"purge calls":            (*db.Queries).PurgeCalls,
+	"purge call payloads":    (*db.Queries).PurgeCallPayloads,
 }
 
 // Run works until ctx ends: a round every interval, or a little later, so that servers that start together do not stay together.

@@ -15,6 +15,7 @@ const every = time.Second
 // urgent are tasks like those of a round, that cannot wait for one.
 var urgent = map[string]func(*db.Queries, context.Context, int32) (int64, error){
 	"sweep spokes": (*db.Queries).SweepSpokes,
+	"sweep calls":  (*db.Queries).SweepCalls,
 }
 
 // runUrgent works until ctx ends.

@@ -379,8 +379,8 @@ ALTER TABLE operation_specs FORCE ROW LEVEL SECURITY;
 CREATE POLICY spokes_tenant ON spokes TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY operation_specs_tenant ON operation_specs TO hub_app USING (org_id = (SELECT current_org_id()));
 CREATE POLICY operation_specs_limited ON operation_specs AS RESTRICTIVE TO hub_app
-    USING (visibility = 'organization' OR (SELECT current_membership_rank()) >= 2 OR (SELECT is_platform_admin())
-           OR spoke_id IN (SELECT s.id FROM spokes s WHERE s.org_id = (SELECT current_org_id()) AND s.account_id = (SELECT current_account_id())));
+    USING (CASE WHEN visibility = 'organization' OR (SELECT current_membership_rank()) >= 2 OR (SELECT is_platform_admin()) THEN true
+           ELSE EXISTS (SELECT FROM spokes s WHERE (s.org_id, s.id) = (operation_specs.org_id, operation_specs.spoke_id) AND s.account_id = (SELECT current_account_id())) END);
 COMMENT ON POLICY operation_specs_limited ON operation_specs IS 'What visibility says.';
 CREATE POLICY spokes_sweeping ON spokes TO hub_system USING (true);
 CREATE POLICY operation_specs_sweeping ON operation_specs TO hub_system USING (true);

@@ -14,3 +14,12 @@ SELECT purge_idempotency_keys(@row_limit);
 
 -- name: SweepSpokes :one
 SELECT sweep_spokes(@row_limit);
+
+-- name: SweepCalls :one
+SELECT sweep_calls(@row_limit);
+
+-- name: PurgeCalls :one
+SELECT purge_calls(@row_limit);
+
+-- name: PurgeCallPayloads :one
+SELECT purge_call_payloads(@row_limit);
