@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"path/filepath"
 	"sort"
-	"strings"
 
 	"github.com/google/uuid"
 	"github.com/schollz/progressbar/v3"
@@ -38,37 +36,15 @@ again changes nothing; a later export of a session updates it. Parents and child
 		Example: "  hub import opencode --project shop-api ~/exports/*.json\n  opencode export ses_... | hub import opencode -",
 		Args:    cobra.MinimumNArgs(1),
 	}
-	dataDir := dataDirFlag(cmd)
-	url := cmd.Flags().String("url", fromEnv("http://127.0.0.1:8080", "HUB_URL"), "the hub (HUB_URL)")
-	key := cmd.Flags().String("key", "", "API key (HUB_API_KEY; default: admin-key in the data directory)")
+	connect := clientFlags(cmd)
 	project := cmd.Flags().String("project", "default", "slug of the project that new sessions go to; made if there is none")
 	quiet := cmd.Flags().BoolP("quiet", "q", false, "no progress bar; only the summary and what failed")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if *key == "" {
-			*key = os.Getenv("HUB_API_KEY")
-		}
-		if *key == "" {
-			dir, _, err := dataDir()
-			if err != nil {
-				return err
-			}
-			text, err := os.ReadFile(filepath.Join(dir, "admin-key"))
-			if errors.Is(err, os.ErrNotExist) { // a hub that uses DATABASE_URL stays in .hub, wherever that is
-				text, err = os.ReadFile(filepath.Join(".hub", "admin-key"))
-			}
-			if err != nil {
-				return fmt.Errorf("no API key: give --key or HUB_API_KEY (%w)", err)
-			}
-			*key = strings.TrimSpace(string(text))
-		}
 		files, err := expand(args)
 		if err != nil {
 			return err
 		}
-		hub, err := client.NewClientWithResponses(*url, client.WithRequestEditorFn(func(_ context.Context, r *http.Request) error {
-			r.Header.Set("Authorization", "Bearer "+*key)
-			return nil
-		}))
+		hub, err := connect()
 		if err != nil {
 			return err
 		}

@@ -769,7 +769,9 @@ type CallTree struct {
 
 // CallsTake defines model for CallsTake.
 type CallsTake struct {
-	Epoch       int32  `json:"epoch"`
+	Epoch int32 `json:"epoch"`
+
+	// MaxCalls 0 for a spoke that has no room: it learns what to stop.
 	MaxCalls    *int32 `json:"maxCalls,omitempty"`
 	WaitSeconds *int32 `json:"waitSeconds,omitempty"`
 }

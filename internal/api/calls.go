@@ -71,8 +71,8 @@ func (s *Server) makeCall(ctx context.Context, name string, body *api.OperationC
 		if err != nil {
 			return db.Call{}, missing("operation", err)
 		}
-		if err := s.conforms(spec, "input", spec.InputSchema, input); err != nil {
-			return db.Call{}, err
+		if faults := s.faults(spec.ID, spec.Revision, "input", spec.InputSchema, input); faults != nil {
+			return db.Call{}, refuse("call_input_invalid", faults...)
 		}
 		id := uuid.Must(uuid.NewV7())
 		version, ciphertext, err := s.seal(store.CallerFrom(ctx).OrgID, id, "input", input)
@@ -148,25 +148,24 @@ func (s *Server) outputOf(ctx context.Context, call db.Call) (output json.RawMes
 	return given(call.Output), false, nil
 }
 
-// conforms holds a payload against its schema.
-func (s *Server) conforms(spec db.OperationSpec, what string, schema, payload json.RawMessage) error {
-	key := schemaKey{spec.ID, spec.Revision, what}
+// faults are what is wrong with a payload, held against its operation's schema; nil where nothing is.
+func (s *Server) faults(spec uuid.UUID, revision int32, what string, schema, payload json.RawMessage) []api.FieldError {
+	key := schemaKey{spec, revision, what}
 	compiled, ok := s.schemas.Get(key)
 	if !ok {
 		var err error
-		if compiled, err = schemas.Compile(given(schema)); err != nil {
-			return refuse("operation_schema_invalid", api.FieldError{Pointer: "/" + what, Message: "cannot be held against the operation's schema, which is none"})
+		if compiled, err = schemas.Compile(given(schema)); err != nil { // written past the API
+			return []api.FieldError{{Pointer: "/" + what, Message: "cannot be held against the operation's schema, which is none"}}
 		}
 		s.schemas.Add(key, compiled)
 	}
-	faults := compiled.Validate(payload)
-	if len(faults) == 0 {
+	found := compiled.Validate(payload)
+	if len(found) == 0 {
 		return nil
 	}
-	code := map[string]string{"input": "call_input_invalid", "output": "call_output_invalid"}[what]
-	return refuse(code, each(faults[:min(len(faults), 100)], func(f schemas.Fault) api.FieldError {
+	return each(found[:min(len(found), 100)], func(f schemas.Fault) api.FieldError {
 		return api.FieldError{Pointer: "/" + what + f.Pointer, Message: f.Message}
-	})...)
+	})
 }
 
 type schemaKey struct {
@@ -220,6 +219,9 @@ func (s *Server) TakeCalls(ctx context.Context, r api.TakeCallsRequestObject) (a
 		}
 		if !s.rings(ctx, bell, until) {
 			return s.taken(ctx, r, nil)
+		}
+		if r.Body.MaxCalls != nil && *r.Body.MaxCalls == 0 { // calls that it has no room for ring as well
+			s.rings(ctx, nil, time.Now().Add(time.Second))
 		}
 	}
 }
@@ -291,8 +293,8 @@ func (s *Server) CompleteCall(ctx context.Context, r api.CompleteCallRequestObje
 		return nil, missing("call", err)
 	}
 	if spec.OutputSchema != nil {
-		if err := s.conforms(db.OperationSpec{ID: deref(spec.ID), Revision: deref(spec.Revision)}, "output", spec.OutputSchema, output); err != nil {
-			return nil, err
+		if faults := s.faults(deref(spec.ID), deref(spec.Revision), "output", spec.OutputSchema, output); faults != nil {
+			return nil, refuse("call_output_invalid", faults...)
 		}
 	}
 	step := db.StepCallParams{ID: r.CallId, SpokeID: r.Body.SpokeId, Epoch: r.Body.Epoch, Status: "completed", Output: stored.JSON}
