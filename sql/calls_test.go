@@ -67,7 +67,7 @@ var callsRules = []ruleCase{
 	{rule: "calls_request_id_key", sql: fmt.Sprintf(newRecord, "request_id"), bad: []string{"'r1'"}, good: []string{"'r2'", "NULL"}},
 	{rule: "calls_org_id_fkey", hub: true, sql: "INSERT INTO calls (org_id, routed, operation) VALUES (??, false, 'x')", bad: []string{"@new"}, good: []string{"@org"}},
 	{
-		rule: "calls_org_id_fkey_in_use", hub: true, before: "DELETE FROM sessions; DELETE FROM projects; DELETE FROM roles; DELETE FROM spokes; DELETE FROM idempotency_keys; DELETE FROM calls WHERE org_id = @other_org",
+		rule: "calls_org_id_fkey_in_use", hub: true, before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM projects; DELETE FROM roles; DELETE FROM spokes; DELETE FROM idempotency_keys; DELETE FROM calls WHERE org_id = @other_org",
 		sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"},
 	},
 	{rule: "calls_parent_id_fkey", sql: fmt.Sprintf(newRecord, "parent_id"), bad: []string{"@new", "@other_call"}, good: []string{"@call", "NULL"}},
@@ -144,6 +144,11 @@ var callsRules = []ruleCase{
 	{rule: "call_payloads_id_version_check", hub: true, sql: "INSERT INTO call_payloads (org_id, call_id, direction, key_version, ciphertext, id) VALUES (@org, @call, 'output', 1, 'x', ??)", bad: notUUIDv7, good: uuidv7},
 	{rule: "call_payloads_call_id_direction_key", sql: "INSERT INTO call_payloads (org_id, call_id, direction, key_version, ciphertext) VALUES (@org, @call, ??, 1, 'x')", bad: []string{"'input'"}, good: []string{"'output'"}},
 	{rule: "call_payloads_call_id_fkey", sql: "INSERT INTO call_payloads (org_id, call_id, direction, key_version, ciphertext) VALUES (@org, ??, 'output', 1, 'x')", bad: []string{"@new", "@other_call"}, good: []string{"@call"}},
+	{rule: "call_payloads_key_version_fkey", sql: "INSERT INTO call_payloads (org_id, call_id, direction, key_version, ciphertext) VALUES (@org, @call, 'output', ??, 'x')", bad: []string{"77"}, good: []string{"1"}},
+	{
+		rule: "call_payloads_key_version_fkey_in_use", hub: true, before: "INSERT INTO encryption_keys (version, fingerprint) VALUES (78, sha256('78')), (79, sha256('79')); UPDATE call_payloads SET key_version = 78",
+		sql: "DELETE FROM encryption_keys WHERE version = ??", bad: []string{"78"}, good: []string{"79"},
+	},
 	{rule: "call_payloads_direction_check", sql: "INSERT INTO call_payloads (org_id, call_id, direction, key_version, ciphertext) VALUES (@org, @call, ??, 1, 'x')", bad: []string{"'error'", "''"}, good: []string{"'output'"}},
 	{rule: "call_payloads_size_check", sql: "INSERT INTO call_payloads (org_id, call_id, direction, key_version, ciphertext) VALUES (@org, @call, 'output', 1, convert_to(repeat('x', ??), 'UTF8'))", bad: []string{"8388608 + 30"}, good: []string{"8388608 + 29"}},
 }

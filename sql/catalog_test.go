@@ -25,7 +25,7 @@ const views = `
 		SELECT c.oid, c.relname::text AS name, c.relrowsecurity AS rls, c.relforcerowsecurity AS forced,
 		       CASE WHEN c.relname IN ('audit_chains', 'audit_logs') THEN 'chain_id'
 		            WHEN EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attname = 'org_id' AND NOT a.attisdropped) THEN 'org_id' END AS tenant,
-		       c.relname IN ('accounts', 'organizations', 'organization_members', 'api_keys') AS control_plane
+		       c.relname IN ('accounts', 'organizations', 'organization_members', 'api_keys', 'encryption_keys', 'secret_rotations') AS control_plane
 		FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p');
 	CREATE TEMPORARY VIEW columns AS
 		SELECT t.oid, t.name AS tab, a.attname::text AS name, a.attnum AS num, a.attnotnull AS required, a.attgenerated <> '' AS generated,
@@ -44,13 +44,13 @@ const views = `
 	CREATE TEMPORARY VIEW functions AS
 		SELECT p.*, p.oid::regprocedure::text AS signature, pg_get_userbyid(p.proowner)::text AS owner, l.lanname
 		FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang WHERE p.pronamespace = 'public'::regnamespace;
-	-- What hub looks up and never writes: rules as data.
+	-- What hub looks up: rules as data. It never writes them, but for what it adds at its start (as hub_system).
 	CREATE TEMPORARY VIEW lookups AS
 		SELECT t.* FROM tables t
 		WHERE t.tenant IS NULL AND NOT t.control_plane
 		  AND NOT EXISTS (SELECT FROM columns c WHERE c.oid = t.oid AND c.name = 'updated_at')
 		  AND NOT EXISTS (SELECT FROM unnest('{hub_app,hub_auth,hub_system,hub_search}'::text[]) r
-		                  WHERE has_table_privilege(r, t.oid, 'INSERT,UPDATE,DELETE,TRUNCATE') OR has_any_column_privilege(r, t.oid, 'INSERT,UPDATE'));
+		                  WHERE has_table_privilege(r, t.oid, 'UPDATE,DELETE,TRUNCATE') OR has_any_column_privilege(r, t.oid, 'UPDATE') OR has_any_column_privilege(r, t.oid, 'INSERT') AND r <> 'hub_system');
 	-- The names that PostgreSQL can refuse with, but for NOT NULL.
 	CREATE TEMPORARY VIEW rules AS
 		SELECT name FROM constraints WHERE contype IN ('p', 'u', 'f', 'c', 'x')
@@ -135,7 +135,7 @@ func TestW03_IndexLaw(t *testing.T) {
 		  AND (string_to_array(x.indclass::text, ' '))[1:x.indnkeyatts] = (string_to_array(y.indclass::text, ' '))[1:x.indnkeyatts]
 		  AND (string_to_array(x.indoption::text, ' '))[1:x.indnkeyatts] = (string_to_array(y.indoption::text, ' '))[1:x.indnkeyatts]`)
 	lookups := list[string](t, conn, "SELECT name FROM lookups WHERE name !~ "+ofMigrations+" ORDER BY name")
-	if want := []string{"account_status_transitions", "reserved_email_domains", "session_run_state_transitions", "session_run_states", "session_versions"}; !slices.Equal(intersection(want, lookups), want) {
+	if want := []string{"account_status_transitions", "client_types", "reserved_email_domains", "session_run_state_transitions", "session_run_states", "session_versions"}; !slices.Equal(intersection(want, lookups), want) {
 		t.Errorf("what is only looked up: %v", lookups)
 	}
 }
@@ -149,6 +149,10 @@ var notByOrganisation = map[string]string{
 	"api_keys_key_hash_key":                "found before the organisation is known",
 	"organization_members_account_id_fkey": "an account belongs to no organisation",
 	"organization_members_account_id_idx":  "an account's memberships, for that foreign key",
+	"call_payloads_key_version_fkey":       "a key is the whole platform's",
+	"call_payloads_key_version_idx":        "for that foreign key",
+	"client_secrets_key_version_fkey":      "a key is the whole platform's",
+	"client_secrets_key_version_idx":       "the secrets under a key, for that foreign key and the sweep",
 	"audit_logs_owner_id_fkey":             "an account belongs to no organisation",
 	"audit_logs_owner_id_idx":              "an account's entries, for that foreign key, and then by chain",
 	"audit_logs_org_id_fkey":               "the chain is the organisation (audit_logs_org_is_chain_check); this one says whether it is still there",
@@ -555,6 +559,8 @@ func TestW22_EveryChangeMovesUpdatedAt(t *testing.T) {
 				change = "anchor_position = anchor_position + 1, anchor_hash = (SELECT l.hash FROM audit_logs l WHERE (l.chain_id, l.position) = (audit_chains.chain_id, audit_chains.anchor_position + 1))"
 				same = "anchor_position = anchor_position"
 				which = "chain_id = @org"
+			case table == "secret_rotations":
+				change, same, which = "rotated = rotated + 1", "rotated = rotated", "status = 'running'"
 			case !has("metadata"):
 				t.Fatal("a table without metadata: say here what can be changed in it")
 			}
@@ -603,7 +609,7 @@ func TestW22_EveryChangeMovesUpdatedAt(t *testing.T) {
 			}
 			for _, value := range []string{"'2099-01-01'", "'1999-01-01'", "'infinity'", "'-infinity'"} {
 				alone := one
-				if table == "sessions" || table == "api_keys" { // an update of the times alone is activity (X10), or use, and no revision
+				if table == "sessions" || table == "api_keys" || table == "client_secrets" { // an update of the times alone is activity (X10), use, or another key (C11), and no revision
 					alone = 0
 				}
 				steps = append(steps, step{"updated_at = " + value, true, alone}, step{change + ", updated_at = " + value, true, one})

@@ -290,6 +290,15 @@ var identityRules = []ruleCase{
 	{rule: "api_keys_holder_within_level", state: "42501", before: as("admin"), sql: "UPDATE api_keys SET revoked_at = now() WHERE id = ??", bad: []string{"@owner_key"}, good: []string{"@key"}},
 	{rule: "api_keys_holder_within_level", state: "42501", before: as("admin"), sql: "SELECT set_config('hub.platform', ??, true); UPDATE api_keys SET enabled = false WHERE id = @owner_key", bad: []string{"''"}, good: []string{"'on'"}},
 	{
+		// W02: revoked for good would not be, if somebody could make another key meanwhile.
+		rule: "account_is_deactivated", before: as("owner", "platform", "'on'") + "UPDATE accounts SET status = 'deactivated' WHERE id = @member",
+		sql: "INSERT INTO api_keys (org_id, account_id, name, key_hash) VALUES (@org, ??, 'x', sha256('x'))", bad: []string{"@member"}, good: []string{"@admin", "@owner"},
+	},
+	{
+		rule: "account_is_deactivated", before: as("owner", "platform", "'on'") + "UPDATE accounts SET status = 'deactivated' WHERE id = @member",
+		sql: "SELECT transfer_organization(@org, ??)", bad: []string{"@member"}, good: []string{"@admin"},
+	},
+	{
 		rule: "api_keys_scopes_granted", state: "42501", before: as("owner", "key_scopes", "'keys:write projects:read'"),
 		sql:  "INSERT INTO api_keys (org_id, account_id, name, key_hash, scopes) VALUES (@org, @member, 'x', sha256('x'), ??)",
 		bad:  []string{"'{*}'", "'{projects:write}'", "'{projects:read,sessions:read}'"},
@@ -378,7 +387,7 @@ const platformKey = "UPDATE accounts SET access_level = 'admin' WHERE id = @memb
 
 var identityDeletes = []deleteCase{
 	{
-		fk: "organization_members_org_id_fkey", before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM projects; DELETE FROM roles",
+		fk: "organization_members_org_id_fkey", before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM projects; DELETE FROM roles",
 		delete: "DELETE FROM organizations WHERE id = @org", gone: "SELECT NOT EXISTS (SELECT FROM organization_members WHERE org_id = @org)",
 	},
 	{fk: "organization_members_account_id_fkey", delete: "DELETE FROM accounts WHERE id = @member", gone: "SELECT NOT EXISTS (SELECT FROM organization_members WHERE account_id = @member)"},
@@ -389,7 +398,7 @@ var identityDeletes = []deleteCase{
 		gone: "SELECT rotated_to_id IS NULL AND revoked_at IS NOT NULL FROM api_keys WHERE id = @key",
 	},
 	{
-		fk: "accounts_home_org_id_fkey", before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM projects; DELETE FROM roles",
+		fk: "accounts_home_org_id_fkey", before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM projects; DELETE FROM roles",
 		delete: "DELETE FROM organizations WHERE id = @org", gone: "SELECT home_org_id IS NULL FROM accounts WHERE id = @member",
 	},
 }
@@ -862,7 +871,7 @@ func TestX09_BootstrapHappensOnce(t *testing.T) {
 		t.Errorf("bootstrapped again: %s", *got)
 	}
 
-	exec(t, w.hub, "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM projects; DELETE FROM roles; DELETE FROM organizations")
+	exec(t, w.hub, "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM projects; DELETE FROM roles; DELETE FROM organizations")
 	if get[bool](t, w.app, "SELECT hub_is_bootstrapped()") {
 		t.Error("there is no organisation")
 	}

@@ -23,9 +23,9 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, idempotencyFixture, spokesFixture, callsFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, auditRules, idempotencyRules, spokesRules, callsRules)
-	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, auditDeletes, idempotencyDeletes, spokesDeletes, callsDeletes)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, idempotencyFixture, servicesFixture, spokesFixture, callsFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, auditRules, idempotencyRules, servicesRules, spokesRules, callsRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, auditDeletes, idempotencyDeletes, servicesDeletes, spokesDeletes, callsDeletes)
 )
 
 // ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's
@@ -47,6 +47,9 @@ var ids = map[string]string{
 	"message": "00000000-0000-7000-8000-0000000a000c", "other_message": "00000000-0000-7000-8000-0000000b000c",
 	"child_message": "00000000-0000-7000-8000-0000000a000d", "second_message": "00000000-0000-7000-8000-0000000a0010",
 	"part": "00000000-0000-7000-8000-0000000a000e", "other_part": "00000000-0000-7000-8000-0000000b000e",
+	"client": "00000000-0000-7000-8000-0000000a0051", "other_client": "00000000-0000-7000-8000-0000000b0051", "second_client": "00000000-0000-7000-8000-0000000a0052",
+	"secret": "00000000-0000-7000-8000-0000000a0053", "other_secret": "00000000-0000-7000-8000-0000000b0053",
+	"rotation": "00000000-0000-7000-8000-0000000c0054", "ended_rotation": "00000000-0000-7000-8000-0000000c0055",
 	"spoke": "00000000-0000-7000-8000-0000000a0020", "other_spoke": "00000000-0000-7000-8000-0000000b0020",
 	"idle_spoke": "00000000-0000-7000-8000-0000000a0021", "gone_spoke": "00000000-0000-7000-8000-0000000a0022",
 	"spec": "00000000-0000-7000-8000-0000000a0023", "other_spec": "00000000-0000-7000-8000-0000000b0023",

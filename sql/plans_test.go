@@ -38,6 +38,13 @@ const crowd = `
 		SELECT s.org_id, s.id, 'user', s.source, s.source_id, 0 FROM sessions s WHERE s.source_id LIKE 'crowd-%';
 	INSERT INTO parts (org_id, session_id, message_id, type, source, source_id, source_position)
 		SELECT m.org_id, m.session_id, m.id, 'text', m.source, m.source_id, 0 FROM messages m WHERE m.source_id LIKE 'crowd-%';
+	SET session_replication_role = replica; -- nothing of these goes on record
+	INSERT INTO clients (org_id, type, schema_version, name, valid, validated_at)
+		SELECT o.id, CASE WHEN n % 20 = 0 THEN 'webhook' ELSE 'http-api' END, 1, 'c-' || n, n % 50 > 0, now() FROM organizations o, generate_series(1, 200) n;
+	INSERT INTO client_secrets (org_id, client_id, name, key_version, ciphertext)
+		SELECT c.org_id, c.id, 's-' || n, CASE WHEN c.name = 'c-7' THEN 1 ELSE 2 END, sha256(n::text::bytea) FROM clients c, generate_series(1, 5) n;
+	INSERT INTO secret_rotations (target_version, total, status, ended_at) SELECT 1, 0, 'completed', now() FROM generate_series(1, 500);
+	SET session_replication_role = origin;
 	INSERT INTO messages (org_id, session_id, role) SELECT @org, @session, 'assistant' FROM generate_series(1, 2000);
 	INSERT INTO parts (org_id, session_id, message_id, type)
 		SELECT m.org_id, m.session_id, m.id, CASE WHEN n = 1 THEN 'tool' ELSE 'text' END
@@ -79,16 +86,19 @@ var arguments = map[string]string{
 	"name": "'x'", "description": "'x'", "title": "'x'", "version": "'1'", "data": "'{}'", "raw": "NULL", "metadata": "'{}'", "data_patch": "NULL", "metadata_patch": "NULL",
 	"set_role_name": "false", "names": "'{x}'", "source": "'test'", "source_parent_id": "NULL", "source_updated_at": "now()", "archived_at": "NULL", "created_at": "now()",
 	"roles": "'{user,user}'", "part_messages": "'{1,2}'", "part_types": "'{text,tool}'", "part_data": "'{\"{}\",\"{}\"}'", "part_raw": "'{\"\",\"\"}'", "part_metadata": "'{\"{}\",\"{}\"}'",
+	"after_name": "''", "type": "NULL", "valid": "NULL", "config": "'{}'", "config_patch": "'{}'", "schema_version": "1", "client_id": "@client", "bound_org_id": "@org",
+	"key_version": "2", "ciphertext": "sha256('x')", "old_ciphertext": "sha256('a')", "target_version": "2", "rotated": "1", "failed": "0", "held": "'{1}'", "versions": "'{1}'",
+	"fingerprints": "ARRAY[sha256('1')]", "schema_versions": "'{1}'", "schemas": "'{\"{}\"}'", "configs": "'{\"{}\"}'", "old_ciphertexts": "ARRAY[sha256('a')]", "ciphertexts": "ARRAY[sha256('x')]",
 	"kind": "NULL", "status": "NULL", "display_name": "NULL", "email": "NULL", "set_email": "false", "access_level": "NULL", "membership_level": "NULL", "text": "'crow 17'", "owner_id": "NULL",
 	"key_id": "@new", "key_hash": "sha256('x')", "scopes": "'{}'", "resources": "'{}'", "tags": "'{}'", "tag": "NULL", "expires_at": "NULL", "set_expires_at": "false", "enabled": "true", "made_id": "@new", "grace_seconds": "60",
 	"platform": "false", "before": "NULL", "after": "'-infinity'", "since": "NULL", "until": "NULL", "action": "NULL", "target_id": "NULL", "target_type": "NULL", "api_key_id": "NULL", "acting_session_id": "NULL",
 	"audit_days": "NULL", "set_audit_days": "false", "key": "'key'", "request": "sha256('x')", "headers": "'{}'", "body": "NULL",
 	"org_ids": "ARRAY[@org]::uuid[]", "key_ids": "ARRAY[@key]::uuid[]", "times": "ARRAY[now()]",
-	"spec_id": "@spec", "spec_revision": "1", "pinned": "false", "request_id": "NULL", "timeout_seconds": "60", "input": "'{}'", "output": "'{}'", "error": "'{}'", "error_code": "'x'", "key_version": "1",
-	"ciphertext": "'x'", "max_calls": "5", "max_bytes": "1000", "wait_seconds": "0", "reason": "'x'", "call_id": "@call", "operation": "NULL", "caller_account_id": "NULL", "redact_paths": "'{}'",
+	"spec_id": "@spec", "spec_revision": "1", "pinned": "false", "request_id": "NULL", "timeout_seconds": "60", "input": "'{}'", "output": "'{}'", "error": "'{}'", "error_code": "'x'",
+	"max_calls": "5", "max_bytes": "1000", "wait_seconds": "0", "reason": "'x'", "call_id": "@call", "operation": "NULL", "caller_account_id": "NULL", "redact_paths": "'{}'",
 	"payload_limit": "NULL", "ended_by": "NULL", "started_at": "now()", "ended_at": "NULL", "max_depth": "20", "target_call_ids": "ARRAY[@child_call]::uuid[]", "source_call_id": "@call", "after_source": "@zero", "after_target": "@zero",
 	"after_type": "''", "set_call_days": "false", "call_days": "NULL", "set_call_payload_days": "false", "call_payload_days": "NULL", "call_payload_limit": "NULL",
-	"after_name": "''", "spoke_id": "@spoke", "epoch": "1", "operations": "'[]'", "namespace": "NULL", "lease_seconds": "30",
+	"spoke_id": "@spoke", "epoch": "1", "operations": "'[]'", "namespace": "NULL", "lease_seconds": "30",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
 
@@ -111,7 +121,25 @@ var argumentsOf = map[string]map[string]string{
 	"ListOperations":     {"name": "NULL"},
 	"GetSessionBySource": {"source_id": "'crowd-7'"},
 
-	"CreateAccount": {"kind": "'human'", "display_name": "'x'", "membership_level": "'member'"}, "GetAccount": {"id": "@member"}, "UpdateAccount": {"id": "@member"}, "DeleteAccount": {"id": "@member"},
+	"CreateClient":           {"type": "'http-api'", "enabled": "true"},
+	"GetClient":              {"id": "@client"},
+	"UpdateClient":           {"id": "@client", "enabled": "NULL", "config": "NULL", "schema_version": "NULL"},
+	"DeleteClient":           {"id": "@client"},
+	"PatchClientConfig":      {"id": "@client"},
+	"SetClientsValid":        {"ids": "ARRAY[@client]::uuid[]", "valid": "'{true}'"},
+	"PutClientSecret":        {"metadata": "NULL"},
+	"GetClientSecret":        {"name": "'token'"},
+	"RevealClientSecret":     {"name": "'token'"},
+	"DeleteClientSecret":     {"name": "'token'"},
+	"ReencryptClientSecret":  {"id": "@secret"},
+	"RotateSecrets":          {"ids": "ARRAY[@secret]::uuid[]"},
+	"GetSecretRotation":      {"id": "@rotation"},
+	"AdvanceSecretRotation":  {"id": "@rotation"},
+	"CompleteSecretRotation": {"id": "@rotation"},
+	"RemoveEncryptionKey":    {"version": "9"},
+	"ListClients":            {"name": "NULL", "enabled": "NULL"},
+	"RegisterClientTypes":    {"types": "'{http-api}'"},
+	"CreateAccount":          {"kind": "'human'", "display_name": "'x'", "membership_level": "'member'"}, "GetAccount": {"id": "@member"}, "UpdateAccount": {"id": "@member"}, "DeleteAccount": {"id": "@member"},
 	"SetAccountStatus": {"id": "@member", "status": "'suspended'"}, "ListOwnedOrganizations": {"owner_id": "@owner"},
 	"CreateOrganization": {"slug": "'x'"}, "GetOrganization": {"id": "@org"}, "UpdateOrganization": {"id": "@org"}, "DeleteOrganization": {"id": "@org"}, "TransferOrganization": {"id": "@org", "account_id": "@co_owner"},
 	"AddMember": {"account_id": "@nobody", "membership_level": "'member'"}, "GetMember": {"account_id": "@member"}, "UpdateMember": {"account_id": "@member"}, "RemoveMember": {"account_id": "@member"},
@@ -240,7 +268,7 @@ func TestX09_ClaimingAKeyUsesTheIndex(t *testing.T) {
 	}
 }
 
-var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(calls|spokes|operation_specs|call_payloads|call_edge_rows|sessions|messages|parts|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys)\b`)
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(calls|spokes|operation_specs|call_payloads|call_edge_rows|sessions|messages|parts|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations)\b`)
 
 // onlyCustomPlans are queries whose generic plan, which PostgreSQL turns to after five executions, reads more than they ask for.
 // They run in store.Tx, which has its statements planned for their arguments.
@@ -284,6 +312,17 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 		{"ListSessions", "run_state", "'idle'", "sessions_"},
 		{"ListProjects", "slug", "'main'", "projects_slug_key"},
 		{"ListProjects", "row_limit", "50", "projects_slug_key"},
+		{"ListClients", "row_limit", "50", "clients_name_key"},
+		{"ListClients", "name", "'c-7'", "clients_name_key"},
+		{"ListClients", "type", "'webhook'", "clients_type_idx"},
+		{"ListClients", "valid", "false", "clients_invalid_idx"},
+		{"ListClientSecrets", "client_id", "@client", "client_secrets_name_key"},
+		{"RevealClientSecret", "name", "'token'", "client_secrets_name_key"},
+		{"PutClientSecret", "name", "'token'", "clients_pkey"},
+		{"ReencryptClientSecret", "id", "@secret", "client_secrets_pkey"},
+		{"LockSecretsToRotate", "after_id", "@zero", "client_secrets_key_version_idx"},
+		{"RotateSecrets", "ids", "ARRAY[@secret]::uuid[]", "client_secrets_pkey"},
+		{"GetRunningSecretRotation", "", "", "secret_rotations_running_key"},
 		{"ListMessages", "after_id", "@message", "messages_session_id_id_key"},
 		{"ListMessages", "after_id", "@message", "parts_message_id_idx"},
 		{"GetMessage", "message_id", "@message", "parts_message_id_idx"},
@@ -348,7 +387,7 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 	exec(t, w.hub, views+"SET plan_cache_mode = force_generic_plan")
 	foreignKeys := list[string](t, w.hub, `
 		SELECT concat_ws(' ', name, tab, array_to_string(cols, ' ')) FROM constraints
-		WHERE contype = 'f' AND tab IN ('sessions', 'messages', 'parts') AND confrelid NOT IN (SELECT oid FROM lookups)`)
+		WHERE contype = 'f' AND tab IN ('sessions', 'messages', 'parts', 'client_secrets') AND confrelid NOT IN (SELECT oid FROM lookups)`)
 	if len(foreignKeys) < 6 {
 		t.Errorf("only %v", foreignKeys)
 	}

@@ -261,6 +261,36 @@ END $$;
 
 COMMENT ON FUNCTION public.abort_call(p_call_id uuid, p_reason text) IS 'The caller''s abort. The spoke is told with its next take; what it says of the call afterwards is refused.';
 
+-- Name: current_account_id(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.current_account_id() RETURNS uuid
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (NULLIF(current_setting('hub.account_id'::text, true), ''::text))::uuid;
+
+-- Name: FUNCTION current_account_id(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.current_account_id() IS 'The account of the calling key.';
+
+-- Name: is_platform_admin(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.is_platform_admin() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN (COALESCE(current_setting('hub.platform'::text, true), ''::text) = 'on'::text);
+
+-- Name: FUNCTION is_platform_admin(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.is_platform_admin() IS 'X01: the caller''s account is an admin''s, and its key carries platform:*. Ranks above every membership level, but sees no tenant''s rows but its own.';
+
+-- Name: acts_for_platform(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.acts_for_platform() RETURNS boolean
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN ((public.current_account_id() IS NULL) OR public.is_platform_admin());
+
+-- Name: FUNCTION acts_for_platform(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.acts_for_platform() IS 'X01: whether the hub itself is at work, for nobody, or a platform admin. Nobody else learns how many secrets others have, or which organisations there are.';
+
 -- Name: admin_create_account(text, text, text, bytea); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea) RETURNS uuid
@@ -351,6 +381,60 @@ END $$;
 -- Name: FUNCTION admin_set_account_status(p_account_id uuid, p_status text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.admin_set_account_status(p_account_id uuid, p_status text) IS '`hub admin deactivate`, the break-glass, and `activate`. Returns the organisations that the account owns, which want another owner (W02); NULL where there is no such account.';
+
+-- Name: secret_rotations; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.secret_rotations (
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    target_version integer NOT NULL,
+    status text DEFAULT 'running'::text NOT NULL,
+    total bigint NOT NULL,
+    rotated bigint DEFAULT 0 NOT NULL,
+    failed bigint DEFAULT 0 NOT NULL,
+    ended_at timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT secret_rotations_counts_check CHECK (((total >= 0) AND (rotated >= 0) AND (failed >= 0))),
+    CONSTRAINT secret_rotations_ended_has_time_check CHECK (((status = 'running'::text) = (ended_at IS NULL))),
+    CONSTRAINT secret_rotations_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT secret_rotations_status_check CHECK ((status = ANY (ARRAY['running'::text, 'completed'::text, 'superseded'::text])))
+);
+
+ALTER TABLE ONLY public.secret_rotations FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE secret_rotations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.secret_rotations IS 'C11: sweeps that encrypt all secrets, of all organisations, under one key. The replicas of the hub work on the running one together; what is left to do is what the secrets themselves say, so any of them may be killed.';
+
+-- Name: COLUMN secret_rotations.status; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.secret_rotations.status IS 'running; completed: no secret that can be decrypted is left under another key; superseded: a rotation to another key was started.';
+
+-- Name: COLUMN secret_rotations.total; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.secret_rotations.total IS 'Secrets under other keys when it started.';
+
+-- Name: COLUMN secret_rotations.rotated; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.secret_rotations.rotated IS 'Secrets that the sweep has encrypted anew. Those that were revealed or put meanwhile are not among them.';
+
+-- Name: COLUMN secret_rotations.failed; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.secret_rotations.failed IS 'Secrets that were left when it completed: their key is missing, or they are damaged.';
+
+-- Name: advance_secret_rotation(uuid, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.advance_secret_rotation(p_id uuid, p_rotated bigint) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ UPDATE public.secret_rotations SET rotated = (secret_rotations.rotated + advance_secret_rotation.p_rotated)
+   WHERE ((secret_rotations.id = advance_secret_rotation.p_id) AND (secret_rotations.status = 'running'::text) AND public.acts_for_platform());
+END;
+
+-- Name: FUNCTION advance_secret_rotation(p_id uuid, p_rotated bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.advance_secret_rotation(p_id uuid, p_rotated bigint) IS 'C11: counts a batch, in its transaction: what was killed was not counted.';
 
 -- Name: append_audit(uuid, text, text, uuid, jsonb); Type: FUNCTION; Schema: public; Owner: -
 
@@ -808,6 +892,13 @@ BEGIN
     IF 'platform:*' = ANY (v_added) AND NOT EXISTS (SELECT FROM accounts a WHERE a.id = NEW.account_id AND a.access_level = 'admin') THEN
         PERFORM raise_rule('api_keys_platform_scope_for_admins', 'platform:* is for keys of admin accounts.');
     END IF;
+    IF TG_OP = 'INSERT' THEN -- the lock makes a deactivation wait, which then revokes this key too
+        PERFORM FROM accounts a WHERE a.id = NEW.account_id FOR SHARE;
+        PERFORM FROM accounts a WHERE a.id = NEW.account_id AND a.status = 'deactivated';
+        IF FOUND AND current_account_id() IS NOT NULL THEN
+            PERFORM raise_rule('account_is_deactivated', 'The account is deactivated.');
+        END IF;
+    END IF;
     -- What a platform admin's function does in another organisation is judged there; hub_app itself reaches no other one.
     IF current_account_id() IS NULL OR NEW.org_id <> current_org_id() THEN
         RETURN NEW;
@@ -1114,6 +1205,100 @@ CREATE FUNCTION public.clean_json(p_value jsonb, p_paths text[], p_limit integer
 
 COMMENT ON FUNCTION public.clean_json(p_value jsonb, p_paths text[], p_limit integer) IS 'W08, W18: first redacted, then truncated: a preview holds no secret.';
 
+-- Name: complete_secret_rotation(uuid, bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    UPDATE secret_rotations SET status = 'completed', ended_at = clock_timestamp(), failed = p_failed
+    WHERE id = p_id AND status = 'running' AND acts_for_platform()
+      AND p_failed >= (SELECT count(*) FROM client_secrets s WHERE s.key_version <> target_version);
+    RETURN FOUND;
+END $$;
+
+-- Name: FUNCTION complete_secret_rotation(p_id uuid, p_failed bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) IS 'C11: ends the rotation, unless more secrets are left under other keys than those that cannot be decrypted: others may still be at work on them.';
+
+-- Name: client_secrets; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.client_secrets (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    client_id uuid NOT NULL,
+    name text NOT NULL,
+    key_version integer NOT NULL,
+    ciphertext bytea NOT NULL,
+    value_changed_at timestamp with time zone DEFAULT now() NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT client_secrets_ciphertext_length_check CHECK (((octet_length(ciphertext) >= 30) AND (octet_length(ciphertext) <= 65565))),
+    CONSTRAINT client_secrets_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT client_secrets_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT client_secrets_name_shape_check CHECK (((name ~ '^[A-Za-z0-9_][A-Za-z0-9_.-]*$'::text) AND (char_length(name) <= 100)))
+);
+
+ALTER TABLE ONLY public.client_secrets FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.client_secrets IS 'C11: what a client needs and nobody may read: tokens, passwords, keys. Written by name, encrypted before it comes here, and given out by revealClientSecret alone.';
+
+-- Name: COLUMN client_secrets.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.name IS 'C11: immutable, for it is part of what the ciphertext is bound to.';
+
+-- Name: COLUMN client_secrets.key_version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.key_version IS 'W07: which key encrypted the ciphertext. It stands here and nowhere else.';
+
+-- Name: COLUMN client_secrets.ciphertext; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.ciphertext IS 'C11: 1 byte format (1), 12 bytes nonce, AES-256-GCM of the value, 16 bytes tag; bound to organisation, client, name and key version. docs/secrets.md has it to the letter.';
+
+-- Name: COLUMN client_secrets.value_changed_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.value_changed_at IS 'When the value was last put. Encrypting it anew under another key does not move it.';
+
+-- Name: COLUMN client_secrets.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.metadata IS 'W01: opaque, one object per subsystem. Not encrypted.';
+
+-- Name: COLUMN client_secrets.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_secrets.revision IS 'Counts changes, but for new encryptions of the same value: the ETag.';
+
+-- Name: CONSTRAINT client_secrets_ciphertext_length_check ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT client_secrets_ciphertext_length_check ON public.client_secrets IS 'A value has 1 to 65,536 bytes.';
+
+-- Name: CONSTRAINT client_secrets_id_version_check ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT client_secrets_id_version_check ON public.client_secrets IS 'C02';
+
+-- Name: CONSTRAINT client_secrets_metadata_check ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT client_secrets_metadata_check ON public.client_secrets IS 'W01';
+
+-- Name: count_secrets_under(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.count_secrets_under(p_version integer) RETURNS bigint
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT count(*) AS count
+    FROM public.client_secrets
+   WHERE ((client_secrets.key_version = count_secrets_under.p_version) AND public.acts_for_platform());
+END;
+
+-- Name: FUNCTION count_secrets_under(p_version integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.count_secrets_under(p_version integer) IS 'C11: how many secrets, of all organisations, a key holds.';
+
 -- Name: current_key_scopes(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.current_key_scopes() RETURNS text[]
@@ -1210,16 +1395,6 @@ END $$;
 
 COMMENT ON FUNCTION public.create_organization(p_slug text, p_name text, p_owner_id uuid, p_data jsonb, p_metadata jsonb, p_key_id uuid, p_key_hash bytea) IS 'X01: by platform admins alone.';
 
--- Name: current_account_id(); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.current_account_id() RETURNS uuid
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (NULLIF(current_setting('hub.account_id'::text, true), ''::text))::uuid;
-
--- Name: FUNCTION current_account_id(); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.current_account_id() IS 'The account of the calling key.';
-
 -- Name: current_key_id(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.current_key_id() RETURNS uuid
@@ -1279,6 +1454,20 @@ CREATE FUNCTION public.current_session_id() RETURNS uuid
 -- Name: FUNCTION current_session_id(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.current_session_id() IS 'The agent''s session in which the caller acts, where it names one: for the audit log.';
+
+-- Name: doubt_client_config(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.doubt_client_config() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    NEW.valid := false;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION doubt_client_config(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.doubt_client_config() IS 'C12: config that changes without a verdict of its own is not valid until it is judged.';
 
 -- Name: enqueue_call(uuid, uuid, integer, boolean, text, uuid, uuid, integer, jsonb, jsonb, integer, bytea); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1648,16 +1837,6 @@ CREATE FUNCTION public.is_deleted_organization(p_org_id uuid) RETURNS boolean
 
 COMMENT ON FUNCTION public.is_deleted_organization(p_org_id uuid) IS 'W12: what the purge may delete from.';
 
--- Name: is_platform_admin(); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.is_platform_admin() RETURNS boolean
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN (COALESCE(current_setting('hub.platform'::text, true), ''::text) = 'on'::text);
-
--- Name: FUNCTION is_platform_admin(); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.is_platform_admin() IS 'X01: the caller''s account is an admin''s, and its key carries platform:*. Ranks above every membership level, but sees no tenant''s rows but its own.';
-
 -- Name: issue_session_row_id(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.issue_session_row_id() RETURNS trigger
@@ -1842,6 +2021,125 @@ END $$;
 -- Name: FUNCTION note_audit_chain(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.note_audit_chain() IS 'X03: notes which chains the transaction will append to, so that they are taken in one order: two transactions that change rows of two organisations in opposite orders would wait for each other.';
+
+-- Name: note_secret_value_change(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.note_secret_value_change() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    NEW.value_changed_at := greatest(clock_timestamp(), OLD.value_changed_at + interval '1 microsecond');
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION note_secret_value_change(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.note_secret_value_change() IS 'C11: another ciphertext under the same key is another value.';
+
+-- Name: clients; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.clients (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    type text NOT NULL,
+    schema_version integer NOT NULL,
+    name text NOT NULL,
+    description text DEFAULT ''::text NOT NULL,
+    enabled boolean DEFAULT true NOT NULL,
+    config jsonb DEFAULT '{}'::jsonb NOT NULL,
+    valid boolean DEFAULT false NOT NULL,
+    validated_at timestamp with time zone,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT clients_config_object_check CHECK ((jsonb_typeof(config) = 'object'::text)),
+    CONSTRAINT clients_description_length_check CHECK ((char_length(description) <= 10000)),
+    CONSTRAINT clients_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT clients_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT clients_name_shape_check CHECK (((name ~ '^[a-z0-9]+(-[a-z0-9]+)*$'::text) AND (char_length(name) <= 100))),
+    CONSTRAINT clients_valid_is_validated_check CHECK (((NOT valid) OR (validated_at IS NOT NULL)))
+);
+
+ALTER TABLE ONLY public.clients FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.clients IS 'What an organisation''s agents talk to: model providers, MCP servers, git forges, buckets, webhooks, HTTP APIs. What is secret about one is in client_secrets.';
+
+-- Name: COLUMN clients.type; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.type IS 'C12: the kind, of client_types. Immutable.';
+
+-- Name: COLUMN clients.schema_version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.schema_version IS 'C12: the version of the type''s schema that config was written against.';
+
+-- Name: COLUMN clients.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.name IS 'Short name, unique in the organisation.';
+
+-- Name: COLUMN clients.config; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.config IS 'C12: validated against the type''s schema when it is written through the API. Names secrets, never holds them. Strings are escaped (X07).';
+
+-- Name: COLUMN clients.valid; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.valid IS 'C12: the verdict on config of the schema in force. False as well while nobody has judged it: what is written past the API is judged at the next start, or by validateClients.';
+
+-- Name: COLUMN clients.validated_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.validated_at IS 'C12: when config was last judged and the verdict written; NULL when never.';
+
+-- Name: COLUMN clients.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN clients.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.clients.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT clients_id_version_check ON clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT clients_id_version_check ON public.clients IS 'C02';
+
+-- Name: CONSTRAINT clients_metadata_check ON clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT clients_metadata_check ON public.clients IS 'W01';
+
+-- Name: orgs_with_clients(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.orgs_with_clients() RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT o.id
+    FROM public.organizations o
+   WHERE ((public.current_account_id() IS NULL) AND (EXISTS ( SELECT
+            FROM public.clients c
+           WHERE (c.org_id = o.id))))
+   ORDER BY o.id;
+END;
+
+-- Name: FUNCTION orgs_with_clients(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.orgs_with_clients() IS 'C12: where the pass at the start has configurations to judge.';
+
+-- Name: orgs_with_secrets_under(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.orgs_with_secrets_under(p_version integer) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    BEGIN ATOMIC
+ SELECT DISTINCT client_secrets.org_id
+    FROM public.client_secrets
+   WHERE ((client_secrets.key_version = orgs_with_secrets_under.p_version) AND (public.current_account_id() IS NULL))
+   ORDER BY client_secrets.org_id;
+END;
+
+-- Name: FUNCTION orgs_with_secrets_under(p_version integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.orgs_with_secrets_under(p_version integer) IS 'C11: where the sweep has work. It then works as hub_app, in one organisation at a time.';
 
 -- Name: paths_below(text[], text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2115,7 +2413,7 @@ BEGIN
                ELSE jsonb_strip_nulls(jsonb_build_object('before', v_old -> k.name, 'after', v_new -> k.name)) END), '{}')
     INTO v_changes
     FROM jsonb_object_keys(v_row) k(name)
-    WHERE k.name NOT IN ('id', 'org_id', 'created_at', 'updated_at', 'revision', 'owner_level', 'last_used_at', 'key_hash')
+    WHERE k.name NOT IN ('id', 'org_id', 'created_at', 'updated_at', 'revision', 'owner_level', 'last_used_at', 'key_hash', 'ciphertext', 'key_version', 'rotated')
       AND coalesce(v_old -> k.name, 'null') <> coalesce(v_new -> k.name, 'null')
       AND (TG_OP = 'UPDATE' OR v_row -> k.name NOT IN ('{}', '[]', '""'));
     IF TG_OP = 'UPDATE' AND v_changes = '{}' THEN
@@ -2138,7 +2436,7 @@ END $$;
 
 -- Name: FUNCTION record_audit(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.record_audit() IS 'W12: writes the audit entry of a row''s change, into the chain of the row''s organisation. Arguments: the noun of its actions, then columns whose values are personal or long and only named as changed.';
+COMMENT ON FUNCTION public.record_audit() IS 'W12: writes the audit entry of a row''s change, into the chain of the row''s organisation. What is bookkeeping or secret by itself leaves none: when a key was used, under which key a secret is, how far a rotation has come. Arguments: the noun of its actions, then columns whose values are personal or long and only named as changed.';
 
 -- Name: record_key_uses(uuid[], uuid[], timestamp with time zone[]); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2154,6 +2452,21 @@ $$;
 -- Name: FUNCTION record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) IS 'Notes when keys were last used: what a replica saw since it was called last, in one statement.';
+
+-- Name: record_secret_reveal(uuid, uuid, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_secret_reveal(p_client_id uuid, p_secret_id uuid, p_name text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM append_audit(current_org_id(), 'secret.reveal', 'secret', p_secret_id, jsonb_build_object('client_id', p_client_id, 'name', p_name));
+    RETURN true;
+END $$;
+
+-- Name: FUNCTION record_secret_reveal(p_client_id uuid, p_secret_id uuid, p_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_secret_reveal(p_client_id uuid, p_secret_id uuid, p_name text) IS 'C11, W12: puts on record that a secret is revealed, in the statement that reads it.';
 
 -- Name: record_session_rows(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2424,6 +2737,60 @@ END $_$;
 
 COMMENT ON FUNCTION public.refuse_unless_cascade() IS 'Append-only tables. Arguments: parent table, own column with the parent''s org, own column with the parent''s id, then the columns that a SET NULL may clear. Without arguments nothing passes.';
 
+-- Name: register_client_types(text[], integer[], jsonb[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_changed text;
+BEGIN
+    INSERT INTO client_types (type, schema_version, schema)
+    SELECT * FROM unnest(p_types, p_schema_versions, p_schemas) ORDER BY 1, 2 -- in one order, so that replicas do not deadlock
+    ON CONFLICT (type, schema_version) DO NOTHING;
+    SELECT string_agg(format('%s/%s', c.type, c.schema_version), ', ') INTO v_changed
+    FROM client_types c JOIN unnest(p_types, p_schema_versions, p_schemas) n(type, schema_version, schema)
+        ON (n.type, n.schema_version) = (c.type, c.schema_version) AND n.schema <> c.schema;
+    IF v_changed IS NOT NULL THEN
+        PERFORM raise_rule('client_types_schema_frozen', format('These schemas are registered otherwise: %s. A change is a new version.', v_changed));
+    END IF;
+END $$;
+
+-- Name: FUNCTION register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]) IS 'C12: adds the program''s schemas at its start, and refuses one that differs from what is registered under its version.';
+
+-- Name: register_encryption_keys(integer[], bytea[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_wrong text;
+BEGIN
+    IF NOT acts_for_platform() THEN
+        PERFORM raise_rule('encryption_keys_for_admins', 'The keys of the platform are for its admins.', '42501');
+    END IF;
+    SELECT string_agg(format('v%s has the fingerprint %s here and %s in the database', k.version, left(encode(n.fingerprint, 'hex'), 16), left(encode(k.fingerprint, 'hex'), 16)), '; ' ORDER BY k.version) INTO v_wrong
+    FROM encryption_keys k JOIN unnest(p_versions, p_fingerprints) n(version, fingerprint) ON n.version = k.version AND n.fingerprint <> k.fingerprint;
+    IF v_wrong IS NULL THEN
+        INSERT INTO encryption_keys (version, fingerprint)
+        SELECT * FROM unnest(p_versions, p_fingerprints) ORDER BY 1
+        ON CONFLICT (version) DO NOTHING;
+        SELECT string_agg(format('v%s', k.version), ', ') INTO v_wrong -- another replica was faster, with another key
+        FROM encryption_keys k JOIN unnest(p_versions, p_fingerprints) n(version, fingerprint) ON n.version = k.version AND n.fingerprint <> k.fingerprint;
+    END IF;
+    IF v_wrong IS NOT NULL THEN
+        PERFORM raise_rule('encryption_keys_fingerprint_known', format('Another key is known under this version: %s.', v_wrong));
+    END IF;
+END $$;
+
+-- Name: FUNCTION register_encryption_keys(p_versions integer[], p_fingerprints bytea[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) IS 'C11: adds the keys that a hub holds at its start, and refuses another key under a version that is known.';
+
 -- Name: release_calls(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.release_calls() RETURNS trigger
@@ -2460,6 +2827,24 @@ END $$;
 -- Name: FUNCTION release_calls(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.release_calls() IS 'W06: a connection that ends gives its calls back: those that have not started always, those that run while attempts are left. To the spoke''s next connection, or to another that offers the operation, unless they name this one. The others fail.';
+
+-- Name: remove_encryption_key(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.remove_encryption_key(p_version integer) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT acts_for_platform() THEN
+        PERFORM raise_rule('encryption_keys_for_admins', 'The keys of the platform are for its admins.', '42501');
+    END IF;
+    DELETE FROM encryption_keys WHERE version = p_version;
+    RETURN FOUND;
+END $$;
+
+-- Name: FUNCTION remove_encryption_key(p_version integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.remove_encryption_key(p_version integer) IS 'C11: forgets a key that encrypts nothing any more.';
 
 -- Name: require_platform_admin(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2637,6 +3022,34 @@ END $$;
 -- Name: FUNCTION sign_call(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.sign_call() IS 'W19: who calls is who is signed in, and nobody else.';
+
+-- Name: start_secret_rotation(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.start_secret_rotation(p_target_version integer) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_id uuid;
+BEGIN
+    IF NOT acts_for_platform() THEN
+        PERFORM raise_rule('encryption_keys_for_admins', 'The keys of the platform are for its admins.', '42501');
+    END IF;
+    PERFORM pg_advisory_xact_lock(hashtextextended('start_secret_rotation', 0)); -- two that start at once start one
+    SELECT id INTO v_id FROM secret_rotations WHERE status = 'running' AND target_version = p_target_version;
+    IF FOUND THEN
+        RETURN v_id;
+    END IF;
+    UPDATE secret_rotations SET status = 'superseded', ended_at = clock_timestamp() WHERE status = 'running';
+    INSERT INTO secret_rotations (target_version, total)
+    SELECT p_target_version, count(*) FROM client_secrets WHERE key_version <> p_target_version
+    RETURNING id INTO v_id;
+    RETURN v_id;
+END $$;
+
+-- Name: FUNCTION start_secret_rotation(p_target_version integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.start_secret_rotation(p_target_version integer) IS 'C11: the running rotation to this key, or a new one, in place of one to another key.';
 
 -- Name: step_call(uuid, uuid, integer, text, jsonb, jsonb, text, integer, bytea); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2821,6 +3234,10 @@ BEGIN
     UPDATE organization_members m SET membership_level = 'owner' WHERE (m.org_id, m.account_id) = (p_org_id, p_account_id);
     IF NOT FOUND THEN
         PERFORM raise_rule('organizations_new_owner_is_member', 'The new owner is no member of the organisation.');
+    END IF;
+    PERFORM FROM accounts a WHERE a.id = p_account_id AND a.status = 'deactivated';
+    IF FOUND THEN
+        PERFORM raise_rule('account_is_deactivated', 'The account is deactivated.');
     END IF;
     RETURN QUERY UPDATE organizations o SET owner_id = p_account_id WHERE o.id = p_org_id RETURNING o.*;
 END $$;
@@ -3130,6 +3547,58 @@ CREATE TABLE public.call_statuses (
 -- Name: TABLE call_statuses; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TABLE public.call_statuses IS 'How a call is.';
+
+-- Name: client_types; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.client_types (
+    type text NOT NULL,
+    schema_version integer NOT NULL,
+    schema jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT client_types_schema_object_check CHECK ((jsonb_typeof(schema) = 'object'::text)),
+    CONSTRAINT client_types_schema_version_check CHECK ((schema_version >= 1)),
+    CONSTRAINT client_types_type_shape_check CHECK (((type ~ '^[a-z][a-z0-9]*(-[a-z0-9]+)*$'::text) AND (char_length(type) <= 100)))
+);
+
+-- Name: TABLE client_types; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.client_types IS 'C12: the kinds of clients, with every version of the JSON Schema (2020-12) of their config. Registered from the program''s files when it starts; a registered version never changes.';
+
+-- Name: COLUMN client_types.type; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_types.type IS 'A breaking change is a new type: llm-provider-v2.';
+
+-- Name: COLUMN client_types.schema_version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_types.schema_version IS 'C12: the newest is in force. Each accepts all that its predecessor accepted.';
+
+-- Name: COLUMN client_types.schema; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.client_types.schema IS 'The JSON Schema.';
+
+-- Name: encryption_keys; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.encryption_keys (
+    version integer NOT NULL,
+    fingerprint bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT encryption_keys_fingerprint_length_check CHECK ((octet_length(fingerprint) = 32)),
+    CONSTRAINT encryption_keys_version_check CHECK ((version >= 1))
+);
+
+ALTER TABLE ONLY public.encryption_keys FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE encryption_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.encryption_keys IS 'C11: the versions of the key that encrypts secrets, for the whole platform. The keys themselves are in the environment or a file, never here.';
+
+-- Name: COLUMN encryption_keys.version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.encryption_keys.version IS 'The number behind the v in HUB_ENCRYPTION_KEYS.';
+
+-- Name: COLUMN encryption_keys.fingerprint; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.encryption_keys.fingerprint IS 'SHA-256 of ''hub/encryption-key'', a zero byte and the key: tells keys apart and tells nothing of them, for they are 256 random bits.';
 
 -- Name: idempotency_keys; Type: TABLE; Schema: public; Owner: -
 
@@ -3835,6 +4304,45 @@ ALTER TABLE ONLY public.calls
 ALTER TABLE ONLY public.calls
     ADD CONSTRAINT calls_request_id_key UNIQUE (org_id, request_id);
 
+-- Name: client_secrets client_secrets_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.client_secrets
+    ADD CONSTRAINT client_secrets_name_key UNIQUE (org_id, client_id, name);
+
+-- Name: client_secrets client_secrets_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.client_secrets
+    ADD CONSTRAINT client_secrets_pkey PRIMARY KEY (org_id, id);
+
+-- Name: client_types client_types_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.client_types
+    ADD CONSTRAINT client_types_pkey PRIMARY KEY (type, schema_version);
+
+-- Name: clients clients_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.clients
+    ADD CONSTRAINT clients_name_key UNIQUE (org_id, name);
+
+-- Name: clients clients_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.clients
+    ADD CONSTRAINT clients_pkey PRIMARY KEY (org_id, id);
+
+-- Name: encryption_keys encryption_keys_fingerprint_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.encryption_keys
+    ADD CONSTRAINT encryption_keys_fingerprint_key UNIQUE (fingerprint);
+
+-- Name: CONSTRAINT encryption_keys_fingerprint_key ON encryption_keys; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT encryption_keys_fingerprint_key ON public.encryption_keys IS 'C11: one key has one version: a rotation is to another key.';
+
+-- Name: encryption_keys encryption_keys_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.encryption_keys
+    ADD CONSTRAINT encryption_keys_pkey PRIMARY KEY (version);
+
 -- Name: idempotency_keys idempotency_keys_key_key; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.idempotency_keys
@@ -3967,6 +4475,11 @@ COMMENT ON CONSTRAINT roles_name_key ON public.roles IS 'C05: what sessions.role
 
 ALTER TABLE ONLY public.roles
     ADD CONSTRAINT roles_pkey PRIMARY KEY (org_id, id);
+
+-- Name: secret_rotations secret_rotations_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.secret_rotations
+    ADD CONSTRAINT secret_rotations_pkey PRIMARY KEY (id);
 
 -- Name: sensitive_names sensitive_names_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -4119,6 +4632,14 @@ COMMENT ON INDEX public.call_edge_rows_target_call_id_idx IS 'C10: both ends hav
 
 CREATE INDEX call_payloads_created_at_idx ON public.call_payloads USING btree (org_id, created_at);
 
+-- Name: call_payloads_key_version_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX call_payloads_key_version_idx ON public.call_payloads USING btree (key_version, org_id, id);
+
+-- Name: INDEX call_payloads_key_version_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.call_payloads_key_version_idx IS 'C11: for that foreign key.';
+
 -- Name: calls_alive_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX calls_alive_idx ON public.calls USING btree (org_id, spoke_id, status) WHERE (status = ANY (ARRAY['pending'::text, 'dispatched'::text, 'running'::text]));
@@ -4183,6 +4704,26 @@ CREATE INDEX calls_status_idx ON public.calls USING btree (org_id, status, id);
 
 CREATE INDEX calls_stops_idx ON public.calls USING btree (org_id, spoke_id, id) WHERE stop_pending;
 
+-- Name: client_secrets_key_version_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX client_secrets_key_version_idx ON public.client_secrets USING btree (key_version, org_id, id);
+
+-- Name: INDEX client_secrets_key_version_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.client_secrets_key_version_idx IS 'C11: the secrets that are still under a key: for the sweep, which takes them in this order, and for that foreign key.';
+
+-- Name: clients_invalid_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX clients_invalid_idx ON public.clients USING btree (org_id, name) WHERE (NOT valid);
+
+-- Name: INDEX clients_invalid_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.clients_invalid_idx IS 'C12: ?valid=false.';
+
+-- Name: clients_type_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX clients_type_idx ON public.clients USING btree (org_id, type, name);
+
 -- Name: idempotency_keys_created_at_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX idempotency_keys_created_at_idx ON public.idempotency_keys USING btree (org_id, created_at);
@@ -4214,6 +4755,18 @@ CREATE INDEX parts_type_session_id_idx ON public.parts USING btree (org_id, type
 -- Name: INDEX parts_type_session_id_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.parts_type_session_id_idx IS 'S10: all tool parts of a session. type comes before session_id, so that nobody takes this index to find a message''s parts: PostgreSQL thinks that a session has few, and would read all of them for each message.';
+
+-- Name: secret_rotations_running_key; Type: INDEX; Schema: public; Owner: -
+
+CREATE UNIQUE INDEX secret_rotations_running_key ON public.secret_rotations USING btree (status) WHERE (status = 'running'::text);
+
+-- Name: INDEX secret_rotations_running_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.secret_rotations_running_key IS 'C11: one at a time.';
+
+-- Name: secret_rotations_target_version_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX secret_rotations_target_version_idx ON public.secret_rotations USING btree (target_version);
 
 -- Name: session_run_state_transitions_to_state_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -4487,6 +5040,66 @@ COMMENT ON TRIGGER calls_status_transition ON public.calls IS 'X06';
 
 CREATE TRIGGER calls_touch BEFORE UPDATE ON public.calls FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
+-- Name: client_secrets client_secrets_altered; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER client_secrets_altered BEFORE UPDATE ON public.client_secrets FOR EACH ROW WHEN (((old.ciphertext <> new.ciphertext) AND (old.key_version = new.key_version) AND (old.value_changed_at = new.value_changed_at))) EXECUTE FUNCTION public.note_secret_value_change();
+
+-- Name: TRIGGER client_secrets_altered ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER client_secrets_altered ON public.client_secrets IS 'C11, W12: whoever wrote it, so that it is a revision and on record. Its name comes before those of the triggers that look at value_changed_at.';
+
+-- Name: client_secrets client_secrets_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER client_secrets_audit AFTER INSERT OR DELETE OR UPDATE ON public.client_secrets DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('secret');
+
+-- Name: TRIGGER client_secrets_audit ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER client_secrets_audit ON public.client_secrets IS 'W12: but not that a value is under another key now: the rotation is on record, and a million entries would say no more.';
+
+-- Name: client_secrets client_secrets_encrypted_anew; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER client_secrets_encrypted_anew BEFORE UPDATE ON public.client_secrets FOR EACH ROW WHEN ((((old.key_version IS DISTINCT FROM new.key_version) OR (old.ciphertext IS DISTINCT FROM new.ciphertext)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: TRIGGER client_secrets_encrypted_anew ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER client_secrets_encrypted_anew ON public.client_secrets IS 'W22: another key moves updated_at, but is no new revision: an If-Match need not fail because keys rotate.';
+
+-- Name: client_secrets client_secrets_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER client_secrets_identity_immutable BEFORE UPDATE ON public.client_secrets FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.client_id IS DISTINCT FROM new.client_id)) OR (old.name IS DISTINCT FROM new.name)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A secret''s organisation, client, id, name and creation time');
+
+-- Name: TRIGGER client_secrets_identity_immutable ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER client_secrets_identity_immutable ON public.client_secrets IS 'C11: the ciphertext is bound to organisation, client and name.';
+
+-- Name: client_secrets client_secrets_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER client_secrets_touch BEFORE UPDATE ON public.client_secrets FOR EACH ROW WHEN ((((old.value_changed_at IS DISTINCT FROM new.value_changed_at) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: clients clients_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER clients_audit AFTER INSERT OR DELETE OR UPDATE ON public.clients DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('client', 'description', 'config');
+
+-- Name: clients clients_config_doubted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER clients_config_doubted BEFORE UPDATE ON public.clients FOR EACH ROW WHEN ((((old.config)::text <> (new.config)::text) AND (NOT (old.validated_at IS DISTINCT FROM new.validated_at)))) EXECUTE FUNCTION public.doubt_client_config();
+
+-- Name: TRIGGER clients_config_doubted ON clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER clients_config_doubted ON public.clients IS 'C12: also what psql writes.';
+
+-- Name: clients clients_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER clients_identity_immutable BEFORE UPDATE ON public.clients FOR EACH ROW WHEN (((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.type IS DISTINCT FROM new.type)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A client''s organisation, id, type and creation time');
+
+-- Name: clients clients_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER clients_touch BEFORE UPDATE ON public.clients FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
+-- Name: encryption_keys encryption_keys_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER encryption_keys_audit AFTER INSERT OR DELETE OR UPDATE ON public.encryption_keys DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('encryption_key');
+
 -- Name: messages messages_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER messages_identity_immutable BEFORE UPDATE ON public.messages FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.source IS DISTINCT FROM new.source)) OR (old.source_id IS DISTINCT FROM new.source_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A message''s organisation, id, source and creation time');
@@ -4646,6 +5259,18 @@ CREATE TRIGGER roles_identity_immutable BEFORE UPDATE ON public.roles FOR EACH R
 -- Name: roles roles_touch; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER roles_touch BEFORE UPDATE ON public.roles FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
+-- Name: secret_rotations secret_rotations_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER secret_rotations_audit AFTER INSERT OR DELETE OR UPDATE ON public.secret_rotations DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('secret_rotation');
+
+-- Name: secret_rotations secret_rotations_ended_fixed; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER secret_rotations_ended_fixed BEFORE UPDATE ON public.secret_rotations FOR EACH ROW WHEN ((old.status <> 'running'::text)) EXECUTE FUNCTION public.refuse_change('A rotation that has ended');
+
+-- Name: secret_rotations secret_rotations_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER secret_rotations_touch BEFORE UPDATE ON public.secret_rotations FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.set_updated_at();
 
 -- Name: sessions sessions_activity; Type: TRIGGER; Schema: public; Owner: -
 
@@ -4826,6 +5451,11 @@ COMMENT ON CONSTRAINT call_edge_rows_type_fkey ON public.call_edge_rows IS 'W05'
 ALTER TABLE ONLY public.call_payloads
     ADD CONSTRAINT call_payloads_call_id_fkey FOREIGN KEY (org_id, call_id) REFERENCES public.calls(org_id, id) ON DELETE CASCADE;
 
+-- Name: call_payloads call_payloads_key_version_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_payloads
+    ADD CONSTRAINT call_payloads_key_version_fkey FOREIGN KEY (key_version) REFERENCES public.encryption_keys(version) ON DELETE RESTRICT;
+
 -- Name: call_status_transitions call_status_transitions_from_status_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.call_status_transitions
@@ -4873,6 +5503,38 @@ ALTER TABLE ONLY public.calls
 
 ALTER TABLE ONLY public.calls
     ADD CONSTRAINT calls_status_fkey FOREIGN KEY (status) REFERENCES public.call_statuses(status) ON DELETE RESTRICT;
+
+-- Name: client_secrets client_secrets_client_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.client_secrets
+    ADD CONSTRAINT client_secrets_client_id_fkey FOREIGN KEY (org_id, client_id) REFERENCES public.clients(org_id, id) ON DELETE CASCADE;
+
+-- Name: client_secrets client_secrets_key_version_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.client_secrets
+    ADD CONSTRAINT client_secrets_key_version_fkey FOREIGN KEY (key_version) REFERENCES public.encryption_keys(version) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT client_secrets_key_version_fkey ON client_secrets; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT client_secrets_key_version_fkey ON public.client_secrets IS 'C11: a version in use cannot be removed from encryption_keys.';
+
+-- Name: clients clients_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.clients
+    ADD CONSTRAINT clients_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT clients_org_id_fkey ON clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT clients_org_id_fkey ON public.clients IS 'W12. Indexed by clients_name_key (W03).';
+
+-- Name: clients clients_type_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.clients
+    ADD CONSTRAINT clients_type_fkey FOREIGN KEY (type, schema_version) REFERENCES public.client_types(type, schema_version) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT clients_type_fkey ON clients; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT clients_type_fkey ON public.clients IS 'C12: there is no client of an unknown type. client_types is only added to, so no index.';
 
 -- Name: idempotency_keys idempotency_keys_account_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -4952,6 +5614,11 @@ ALTER TABLE ONLY public.roles
 -- Name: CONSTRAINT roles_org_id_fkey ON roles; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT roles_org_id_fkey ON public.roles IS 'W12. Indexed by roles_name_key (W03).';
+
+-- Name: secret_rotations secret_rotations_target_version_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.secret_rotations
+    ADD CONSTRAINT secret_rotations_target_version_fkey FOREIGN KEY (target_version) REFERENCES public.encryption_keys(version) ON DELETE CASCADE;
 
 -- Name: session_run_state_transitions session_run_state_transitions_from_state_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -5208,6 +5875,50 @@ CREATE POLICY calls_sweeping ON public.calls TO hub_system USING (true);
 
 CREATE POLICY calls_tenant ON public.calls TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: client_secrets; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.client_secrets ENABLE ROW LEVEL SECURITY;
+
+-- Name: client_secrets client_secrets_counted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY client_secrets_counted ON public.client_secrets FOR SELECT TO hub_system USING (true);
+
+-- Name: client_secrets client_secrets_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY client_secrets_purge ON public.client_secrets FOR DELETE TO hub_system USING (public.is_deleted_organization(org_id));
+
+-- Name: client_secrets client_secrets_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY client_secrets_tenant ON public.client_secrets TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: clients; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.clients ENABLE ROW LEVEL SECURITY;
+
+-- Name: clients clients_counted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY clients_counted ON public.clients FOR SELECT TO hub_system USING (true);
+
+-- Name: clients clients_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY clients_purge ON public.clients FOR DELETE TO hub_system USING (public.is_deleted_organization(org_id));
+
+-- Name: clients clients_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY clients_tenant ON public.clients TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: encryption_keys; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.encryption_keys ENABLE ROW LEVEL SECURITY;
+
+-- Name: encryption_keys encryption_keys_control_plane; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY encryption_keys_control_plane ON public.encryption_keys TO hub_system USING (true);
+
+-- Name: encryption_keys encryption_keys_visible; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY encryption_keys_visible ON public.encryption_keys FOR SELECT TO hub_app USING (( SELECT public.acts_for_platform() AS acts_for_platform));
+
 -- Name: idempotency_keys; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.idempotency_keys ENABLE ROW LEVEL SECURITY;
@@ -5385,6 +6096,18 @@ CREATE POLICY roles_purge ON public.roles TO hub_system USING (public.is_deleted
 -- Name: roles roles_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY roles_tenant ON public.roles TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: secret_rotations; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.secret_rotations ENABLE ROW LEVEL SECURITY;
+
+-- Name: secret_rotations secret_rotations_control_plane; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY secret_rotations_control_plane ON public.secret_rotations TO hub_system USING (true);
+
+-- Name: secret_rotations secret_rotations_visible; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY secret_rotations_visible ON public.secret_rotations FOR SELECT TO hub_app USING (( SELECT public.acts_for_platform() AS acts_for_platform));
 
 -- Name: sessions; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -5583,6 +6306,16 @@ GRANT ALL ON FUNCTION public.admin_list_accounts(OUT org_slug text, OUT account_
 REVOKE ALL ON FUNCTION public.admin_set_account_status(p_account_id uuid, p_status text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.admin_set_account_status(p_account_id uuid, p_status text) TO hub;
 
+-- Name: TABLE secret_rotations; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.secret_rotations TO hub_app;
+GRANT SELECT,INSERT,UPDATE ON TABLE public.secret_rotations TO hub_system;
+
+-- Name: FUNCTION advance_secret_rotation(p_id uuid, p_rotated bigint); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.advance_secret_rotation(p_id uuid, p_rotated bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.advance_secret_rotation(p_id uuid, p_rotated bigint) TO hub_app;
+
 -- Name: FUNCTION append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb) FROM PUBLIC;
@@ -5606,6 +6339,59 @@ GRANT ALL ON FUNCTION public.bootstrap_hub(p_org_slug text, p_org_name text, p_a
 
 GRANT SELECT ON TABLE public.sensitive_names TO hub_app;
 GRANT SELECT ON TABLE public.sensitive_names TO hub_system;
+
+-- Name: FUNCTION complete_secret_rotation(p_id uuid, p_failed bigint); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) TO hub_app;
+
+-- Name: TABLE client_secrets; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.client_secrets TO hub_app;
+GRANT DELETE ON TABLE public.client_secrets TO hub_system;
+
+-- Name: COLUMN client_secrets.ctid; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT(ctid) ON TABLE public.client_secrets TO hub_system;
+
+-- Name: COLUMN client_secrets.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.client_secrets TO hub_app;
+GRANT SELECT(org_id) ON TABLE public.client_secrets TO hub_system;
+
+-- Name: COLUMN client_secrets.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.client_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(client_id) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.key_version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(key_version),UPDATE(key_version) ON TABLE public.client_secrets TO hub_app;
+GRANT SELECT(key_version) ON TABLE public.client_secrets TO hub_system;
+
+-- Name: COLUMN client_secrets.ciphertext; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(ciphertext),UPDATE(ciphertext) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.value_changed_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(value_changed_at) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: COLUMN client_secrets.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.client_secrets TO hub_app;
+
+-- Name: FUNCTION count_secrets_under(p_version integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.count_secrets_under(p_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.count_secrets_under(p_version integer) TO hub_app;
 
 -- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
 
@@ -5796,6 +6582,70 @@ REVOKE ALL ON FUNCTION public.make_organization(p_slug text, p_name text, p_owne
 
 REVOKE ALL ON FUNCTION public.make_retention_policy() FROM PUBLIC;
 
+-- Name: TABLE clients; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE,UPDATE ON TABLE public.clients TO hub_app;
+GRANT DELETE ON TABLE public.clients TO hub_system;
+
+-- Name: COLUMN clients.ctid; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT(ctid) ON TABLE public.clients TO hub_system;
+
+-- Name: COLUMN clients.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.clients TO hub_app;
+GRANT SELECT(org_id) ON TABLE public.clients TO hub_system;
+
+-- Name: COLUMN clients.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.type; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(type) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.schema_version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(schema_version) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.description; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(description) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.enabled; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(enabled) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.config; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(config) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.valid; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(valid) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.validated_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(validated_at) ON TABLE public.clients TO hub_app;
+
+-- Name: COLUMN clients.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata) ON TABLE public.clients TO hub_app;
+
+-- Name: FUNCTION orgs_with_clients(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.orgs_with_clients() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.orgs_with_clients() TO hub_app;
+
+-- Name: FUNCTION orgs_with_secrets_under(p_version integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.orgs_with_secrets_under(p_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.orgs_with_secrets_under(p_version integer) TO hub_app;
+
 -- Name: FUNCTION purge_audit_logs(p_rows integer); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.purge_audit_logs(p_rows integer) FROM PUBLIC;
@@ -5830,13 +6680,33 @@ REVOKE ALL ON FUNCTION public.record_audit() FROM PUBLIC;
 REVOKE ALL ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_key_uses(p_org_ids uuid[], p_key_ids uuid[], p_times timestamp with time zone[]) TO hub_app;
 
+-- Name: FUNCTION record_secret_reveal(p_client_id uuid, p_secret_id uuid, p_name text); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_secret_reveal(p_client_id uuid, p_secret_id uuid, p_name text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.record_secret_reveal(p_client_id uuid, p_secret_id uuid, p_name text) TO hub_app;
+
 -- Name: FUNCTION record_session_rows(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.record_session_rows() FROM PUBLIC;
 
+-- Name: FUNCTION register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.register_client_types(p_types text[], p_schema_versions integer[], p_schemas jsonb[]) TO hub_app;
+
+-- Name: FUNCTION register_encryption_keys(p_versions integer[], p_fingerprints bytea[]); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) TO hub_app;
+
 -- Name: FUNCTION release_calls(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.release_calls() FROM PUBLIC;
+
+-- Name: FUNCTION remove_encryption_key(p_version integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.remove_encryption_key(p_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.remove_encryption_key(p_version integer) TO hub_app;
 
 -- Name: FUNCTION revoke_account_keys(); Type: ACL; Schema: public; Owner: -
 
@@ -5893,6 +6763,11 @@ GRANT ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) TO hu
 -- Name: FUNCTION settle_call(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.settle_call() FROM PUBLIC;
+
+-- Name: FUNCTION start_secret_rotation(p_target_version integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.start_secret_rotation(p_target_version integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.start_secret_rotation(p_target_version integer) TO hub_app;
 
 -- Name: FUNCTION sweep_calls(p_rows integer); Type: ACL; Schema: public; Owner: -
 
@@ -6080,6 +6955,16 @@ GRANT SELECT ON TABLE public.call_status_transitions TO hub_system;
 
 GRANT SELECT ON TABLE public.call_statuses TO hub_app;
 GRANT SELECT ON TABLE public.call_statuses TO hub_system;
+
+-- Name: TABLE client_types; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.client_types TO hub_app;
+GRANT SELECT,INSERT ON TABLE public.client_types TO hub_system;
+
+-- Name: TABLE encryption_keys; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.encryption_keys TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.encryption_keys TO hub_system;
 
 -- Name: TABLE idempotency_keys; Type: ACL; Schema: public; Owner: -
 

@@ -64,7 +64,7 @@ var sessionsRules = []ruleCase{
 		bad: []string{"id = @new", "org_id = @other_org", "created_at = created_at - interval '1 hour'"}, good: []string{"name = 'x'", "org_id = @org"},
 	},
 	{rule: "roles_org_id_fkey", hub: true, sql: "INSERT INTO roles (org_id, name) VALUES (??, 'x')", bad: []string{"@new"}, good: []string{"@org"}},
-	{rule: "roles_org_id_fkey_in_use", hub: true, before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM projects; DELETE FROM roles WHERE org_id = @other_org", sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"}},
+	{rule: "roles_org_id_fkey_in_use", hub: true, before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM projects; DELETE FROM roles WHERE org_id = @other_org", sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"}},
 
 	{rule: "session_versions_pkey", hub: true, sql: "INSERT INTO session_versions (version, description) VALUES (??, 'x')", bad: []string{"'1'"}, good: []string{"'2'"}},
 	{rule: "session_run_states_pkey", hub: true, sql: "INSERT INTO session_run_states (run_state, description) VALUES (??, 'x')", bad: []string{"'idle'"}, good: []string{"'new'"}},
@@ -91,6 +91,7 @@ var sessionsRules = []ruleCase{
 	{rule: "sessions_project_id_fkey", sql: "INSERT INTO sessions (org_id, project_id) VALUES (@org, ??)", bad: []string{"@new", "@other_project"}, good: []string{"@project", "@empty_project"}},
 	{rule: "sessions_project_id_fkey_in_use", sql: "DELETE FROM projects WHERE id = ??", bad: []string{"@project"}, good: []string{"@empty_project"}},
 	{rule: "sessions_parent_id_fkey", sql: fmt.Sprintf(newSession, "parent_id"), bad: []string{"@new", "@other_session"}, good: []string{"@session", "@child", "NULL"}},
+	{rule: "sessions_parent_id_fkey", before: limitedToAnotherProject, sql: "INSERT INTO sessions (org_id, project_id, parent_id) VALUES (@org, @empty_project, ??)", bad: []string{"@session", "@high"}, good: []string{"@new", "NULL"}},
 	{rule: "sessions_account_id_fkey", sql: fmt.Sprintf(newSession, "account_id"), bad: []string{"@new", "@nobody", "@other_owner"}, good: []string{"@owner", "@member", "NULL"}},
 	{rule: "sessions_role_name_fkey", sql: fmt.Sprintf(newSession, "role_name"), bad: []string{"'nobody'", "'reviewer'", "'Builder'", "''"}, good: []string{"'builder'", "NULL"}},
 	{rule: "sessions_role_name_fkey", sql: "UPDATE sessions SET role_name = ?? WHERE id = @session", bad: []string{"'nobody'", "'reviewer'"}, good: []string{"'unused'", "NULL"}},

@@ -70,6 +70,23 @@ var attacks = []struct {
 	{query: "ListImportedIDs"}, {query: "ListMessageIDsForExport"}, {query: "ListMessagesForExport"},
 }
 
+// servicesAttacks are those on clients, their secrets and the keys of the platform.
+var servicesAttacks = []struct {
+	query     string
+	args, own []string
+}{
+	{query: "CreateClient", args: []string{"name", "'x'"}}, {query: "GetClient"}, {query: "ListClients"}, {query: "ListClients", args: []string{"name", "'main'"}}, {query: "ListClients", args: []string{"valid", "false"}},
+	{query: "PatchClientConfig"}, {query: "UpdateClient", args: []string{"description", "'x'"}}, {query: "UpdateClient", args: []string{"config", "'{}'", "if_match", "NULL"}}, {query: "DeleteClient"}, {query: "DeleteClient", args: []string{"if_match", "NULL"}},
+	{query: "ListClientsToValidate"}, {query: "SetClientsValid", args: []string{"valid", "'{false}'", "configs", `ARRAY['{"a": "canary"}']::jsonb[]`}},
+	{query: "PutClientSecret", args: []string{"name", "'token'"}}, {query: "PutClientSecret", args: []string{"name", "'new'"}}, {query: "GetClientSecret"}, {query: "ListClientSecrets"}, {query: "RevealClientSecret"}, {query: "DeleteClientSecret"},
+	{query: "ReencryptClientSecret"}, {query: "LockSecretsToRotate", args: []string{"key_version", "1", "after_id", "@zero"}}, {query: "RotateSecrets"},
+	{query: "ListEncryptionKeys"}, {query: "ListOtherEncryptionKeys"}, {query: "RemoveEncryptionKey", args: []string{"version", "3"}}, {query: "StartSecretRotation"}, {query: "GetSecretRotation"}, {query: "GetRunningSecretRotation"},
+	{query: "ListOrgsWithSecretsUnder", args: []string{"key_version", "1"}}, {query: "ListOrgsWithClients"}, {query: "AdvanceSecretRotation"}, {query: "CompleteSecretRotation", args: []string{"failed", "9"}},
+	{query: "RegisterClientTypes"}, {query: "RegisterEncryptionKeys"},
+}
+
+func init() { attacks = append(attacks, servicesAttacks...) }
+
 const anotherNew = "ffffffff-0000-7000-8000-00000000000e"
 
 // upkeep are queries that do what is due, for all organisations and whoever asks, and why that is no way in.
@@ -83,6 +100,9 @@ var upkeep = map[string]string{
 	"PurgeCallPayloads":    "removes outputs that nobody fetched",
 	"FindWork":             "says of ids that the asker names whether there is something to do",
 	"RecordKeyUses":        "notes when keys were used, which is no revision and changes nothing else",
+	"ListEncryptionKeys":   "tells fingerprints and counts of the platform, to its admins", "ListOtherEncryptionKeys": "alike", "GetSecretRotation": "alike", "GetRunningSecretRotation": "alike",
+	"StartSecretRotation": "the platform's keys, by its admins", "RemoveEncryptionKey": "alike", "RegisterClientTypes": "what a hub brings, at its start", "RegisterEncryptionKeys": "alike",
+	"AdvanceSecretRotation": "counts what the hub has done", "CompleteSecretRotation": "alike", "ListOrgsWithSecretsUnder": "tells the hub where it has work, and nobody who is signed in", "ListOrgsWithClients": "alike",
 }
 
 var uuidText = regexp.MustCompile(`[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
@@ -144,6 +164,8 @@ func newTarget(t *testing.T) *world {
 		UPDATE calls SET input = '{"a": "canary"}', output = '{"a": "canary"}', error = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE call_payloads SET ciphertext = 'canary';
 		UPDATE idempotency_keys SET body = 'canary', headers = '{"a": "canary"}';
+		UPDATE clients SET description = 'canary', config = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE client_secrets SET metadata = '{"_a": {"a": "canary"}}';
 		UPDATE retention_policies SET metadata = '{"_a": {"a": "canary"}}';
 		SET session_replication_role = origin`)
 	return w
@@ -189,7 +211,7 @@ var refusals = regexp.MustCompile(`^(42501|23\d{3}|28000)$`)
 func TestX01_NoQueryReachesAnotherOrganisation(t *testing.T) {
 	t.Parallel()
 	w := newTarget(t)
-	tables := list[string](t, w.hub, "SELECT name FROM tables WHERE tenant IS NOT NULL OR control_plane")
+	tables := list[string](t, w.hub, "SELECT name FROM tables WHERE tenant IS NOT NULL OR control_plane AND name NOT IN ('encryption_keys', 'secret_rotations')")
 	secret := idsOf(t, w.hub, tables)
 	if len(secret) < 50 {
 		t.Fatalf("only %d ids", len(secret))
@@ -242,7 +264,7 @@ func TestX01_NoQueryReachesAnotherOrganisation(t *testing.T) {
 				refused++
 				continue
 			}
-			if row := leaks(got, execute, secret); row != "" {
+			if row := leaks(got, execute, secret); row != "" && !(who == "nobody" && (strings.HasPrefix(a.query, "ListOrgsWith") || a.query == "GetRunningSecretRotation")) {
 				t.Errorf("%s as %s returns %s", execute, who, row)
 			}
 			if who == "nobody" && !isUpkeep && !strings.Contains(a.query, "Claim") && len(got.rows) > 0 && !allEmpty(got.rows) {

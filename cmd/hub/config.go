@@ -1,19 +1,14 @@
 package main
 
 import (
-	"context"
-	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/alkdev/hub/gen/client"
 	"github.com/alkdev/hub/internal/postgres"
 )
 
@@ -89,34 +84,4 @@ func dataDirFlag(cmd *cobra.Command) func() (dir string, moved bool, err error) 
 func databaseURLs() (app, owner string) {
 	app = fromEnv("", "HUB_DATABASE_URL", "DATABASE_URL")
 	return app, fromEnv(app, "HUB_MIGRATE_URL")
-}
-
-// clientFlags adds --url, --key and --data-dir. The function that it returns makes a client of them once flags are parsed.
-func clientFlags(cmd *cobra.Command) func() (*client.ClientWithResponses, error) {
-	dataDir := dataDirFlag(cmd)
-	url := cmd.Flags().String("url", fromEnv("http://127.0.0.1:8080", "HUB_URL"), "the hub (HUB_URL)")
-	key := cmd.Flags().String("key", "", "API key (HUB_API_KEY; default: admin-key in the data directory)")
-	return func() (*client.ClientWithResponses, error) {
-		if *key == "" {
-			*key = os.Getenv("HUB_API_KEY")
-		}
-		if *key == "" {
-			dir, _, err := dataDir()
-			if err != nil {
-				return nil, err
-			}
-			text, err := os.ReadFile(filepath.Join(dir, "admin-key"))
-			if errors.Is(err, os.ErrNotExist) { // a hub that uses DATABASE_URL stays in .hub, wherever that is
-				text, err = os.ReadFile(filepath.Join(".hub", "admin-key"))
-			}
-			if err != nil {
-				return nil, fmt.Errorf("no API key: give --key or HUB_API_KEY (%w)", err)
-			}
-			*key = strings.TrimSpace(string(text))
-		}
-		return client.NewClientWithResponses(*url, client.WithRequestEditorFn(func(_ context.Context, r *http.Request) error {
-			r.Header.Set("Authorization", "Bearer "+*key)
-			return nil
-		}))
-	}
 }

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 
 	"github.com/google/uuid"
 	"github.com/schollz/progressbar/v3"
@@ -36,7 +38,7 @@ again changes nothing; a later export of a session updates it. Parents and child
 		Example: "  hub import opencode --project shop-api ~/exports/*.json\n  opencode export ses_... | hub import opencode -",
 		Args:    cobra.MinimumNArgs(1),
 	}
-	connect := clientFlags(cmd)
+	connect := connectFlags(cmd)
 	project := cmd.Flags().String("project", "default", "slug of the project that new sessions go to; made if there is none")
 	quiet := cmd.Flags().BoolP("quiet", "q", false, "no progress bar; only the summary and what failed")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -55,6 +57,37 @@ again changes nothing; a later export of a session updates it. Parents and child
 		return importFiles(cmd, hub, projectID, files, *quiet)
 	}
 	return cmd
+}
+
+// connectFlags adds the flags that say which hub, and as whom. The function that it returns makes a client of them once they are
+// parsed.
+func connectFlags(cmd *cobra.Command) func() (*client.ClientWithResponses, error) {
+	dataDir := dataDirFlag(cmd)
+	url := cmd.Flags().String("url", fromEnv("http://127.0.0.1:8080", "HUB_URL"), "the hub (HUB_URL)")
+	key := cmd.Flags().String("key", "", "API key (HUB_API_KEY; default: admin-key in the data directory)")
+	return func() (*client.ClientWithResponses, error) {
+		if *key == "" {
+			*key = os.Getenv("HUB_API_KEY")
+		}
+		if *key == "" {
+			dir, _, err := dataDir()
+			if err != nil {
+				return nil, err
+			}
+			text, err := os.ReadFile(filepath.Join(dir, "admin-key"))
+			if errors.Is(err, os.ErrNotExist) { // a hub that uses DATABASE_URL stays in .hub, wherever that is
+				text, err = os.ReadFile(filepath.Join(".hub", "admin-key"))
+			}
+			if err != nil {
+				return nil, fmt.Errorf("no API key: give --key or HUB_API_KEY (%w)", err)
+			}
+			*key = strings.TrimSpace(string(text))
+		}
+		return client.NewClientWithResponses(*url, client.WithRequestEditorFn(func(_ context.Context, r *http.Request) error {
+			r.Header.Set("Authorization", "Bearer "+*key)
+			return nil
+		}))
+	}
 }
 
 // expand lists the files that the arguments stand for, in the order given, a directory's by name.

@@ -13,12 +13,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/alkdev/hub/internal/migrate"
 	"github.com/alkdev/hub/internal/pgjson/jsonequal"
 	"github.com/alkdev/hub/internal/postgres/pgtest"
 )
@@ -50,8 +52,26 @@ type process struct {
 	dir    string
 	key    string
 	stdout string
-	stderr *bytes.Buffer
+	stderr *output
 	exited chan struct{}
+}
+
+// output is what a process writes, while it writes.
+type output struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.text.String()
 }
 
 // dataDir is one that PostgreSQL's own user can reach.
@@ -83,7 +103,7 @@ func hubCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
 // startHub starts the hub and waits until it says that it is ready; env may name a database.
 func startHub(t *testing.T, dir string, env ...string) *process {
 	t.Helper()
-	p := &process{Cmd: hubCommand(t, env, "serve", "--data-dir", dir, "--listen", "127.0.0.1:0"), dir: dir, stderr: &bytes.Buffer{}, exited: make(chan struct{})}
+	p := &process{Cmd: hubCommand(t, env, "serve", "--data-dir", dir, "--listen", "127.0.0.1:0"), dir: dir, stderr: &output{}, exited: make(chan struct{})}
 	p.Stderr = p.stderr
 	out, err := p.StdoutPipe()
 	if err != nil {
@@ -465,8 +485,13 @@ func TestImportCommand(t *testing.T) {
 func TestMigrateCommand(t *testing.T) {
 	t.Parallel()
 	env := []string{"DATABASE_URL=" + pgtest.Empty(t)}
+	files, err := migrate.Files()
+	if err != nil {
+		t.Fatal(err)
+	}
+	latest, before := fmt.Sprint(migrate.Latest()), fmt.Sprint(files[len(files)-2].Version)
 	for _, step := range []struct{ args, want string }{
-		{"version", "at version 0"}, {"up", "at version 6"}, {"down 1", "at version 5"}, {"up", "at version 6"}, {"force 6", "at version 6"},
+		{"version", "at version 0"}, {"up", "at version " + latest}, {"down 1", "at version " + before}, {"up", "at version " + latest}, {"force " + latest, "at version " + latest},
 	} {
 		out, err := hubCommand(t, env, append([]string{"migrate"}, strings.Fields(step.args)...)...).CombinedOutput()
 		if err != nil || !strings.Contains(string(out), step.want) {

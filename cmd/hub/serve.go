@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -76,6 +77,14 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	if err := errors.Join(errs[:]...); err != nil {
 		return err
 	}
+	rotationRate, err := numberFromEnv("HUB_ROTATION_RATE", 500)
+	if err != nil {
+		return err
+	}
+	config.RotationRate = int(min(rotationRate, 1_000_000))
+	if config.MetricsOpen, err = metricsFromEnv(); err != nil {
+		return err
+	}
 	config.RateLimit = int(rateLimit)
 	config.Stopping = ctx.Done() // who waits for calls gets an answer
 	if connections > 1000 {
@@ -89,6 +98,10 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	defer listener.Close()
 
 	appURL, ownerURL := databaseURLs()
+	keys, err := findKeys(dir, appURL == "")
+	if err != nil {
+		return err
+	}
 	databaseEnded := make(chan error, 1)
 	if appURL == "" {
 		database, err := startOwnDatabase(ctx, log, postgres.Config{DataDir: dir, Bin: bin, Log: log, Holder: "hub serve on " + listen}, databaseEnded)
@@ -99,6 +112,9 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 		appURL, ownerURL = database.url("hub_app"), database.url("hub")
 	}
 	if err := migrate.Up(ctx, ownerURL, log); err != nil {
+		return err
+	}
+	if config.Keys, err = keys.load(); err != nil {
 		return err
 	}
 	keyFile := filepath.Join(dir, "admin-key")
@@ -115,10 +131,15 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	if err != nil {
 		return err
 	}
-	working, stopUpkeep := context.WithCancel(context.WithoutCancel(ctx))
-	upkeepEnded := make(chan struct{})
-	go func() { defer close(upkeepEnded); upkeep.Run(working, config.DB, log, upkeepEvery) }()
-	defer func() { stopUpkeep(); <-upkeepEnded }() // before the connections close
+	if err := handler.Prepare(ctx); err != nil {
+		return err
+	}
+	working, stopWork := context.WithCancel(context.WithoutCancel(ctx))
+	var work sync.WaitGroup
+	work.Go(func() { upkeep.Run(working, config.DB, log, upkeepEvery) })
+	work.Go(func() { handler.Work(working) })
+	defer func() { stopWork(); work.Wait() }() // before the connections close
+	defer keys.reloadOnHangup(working, log, handler.SetKeys)()
 	requests, cutOff := context.WithCancel(context.WithoutCancel(ctx))
 	defer cutOff()
 	server := &http.Server{Handler: handler, BaseContext: func(net.Listener) context.Context { return requests }, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelWarn)}

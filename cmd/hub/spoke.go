@@ -54,7 +54,7 @@ A command that fails fails its call, with exit_<code> and the end of its standar
 		Example: "  hub spoke run spoke.yaml",
 		Args:    cobra.ExactArgs(1),
 	}
-	connect := clientFlags(cmd)
+	connect := connectFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		config, err := readSpokeConfig(args[0])
 		if err != nil {
@@ -143,11 +143,22 @@ func (s *spokeRunner) run(ctx context.Context) error {
 		}
 		for err == nil {
 			err = s.takeOnce(ctx)
+			if err != nil && !errors.Is(err, errEnded) && ctx.Err() == nil { // what runs goes on: the connection may hold still
+				s.log.Warn("the hub is not to be had, and is tried again", "cause", err)
+				err = nil
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Second):
+				}
+			}
+			if ctx.Err() != nil {
+				err = ctx.Err()
+			}
 		}
-		s.stopAll() // of another connection
 		if ctx.Err() != nil {
 			break
 		}
+		s.stopAll() // calls of a connection that has ended
 		if !errors.Is(err, errEnded) {
 			s.log.Warn("the hub is not to be had, and is tried again", "cause", err)
 			select {

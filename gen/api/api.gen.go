@@ -286,6 +286,27 @@ func (e RunState) Valid() bool {
 	}
 }
 
+// Defines values for SecretRotationStatus.
+const (
+	SecretRotationStatusCompleted  SecretRotationStatus = "completed"
+	SecretRotationStatusRunning    SecretRotationStatus = "running"
+	SecretRotationStatusSuperseded SecretRotationStatus = "superseded"
+)
+
+// Valid indicates whether the value is a known member of the SecretRotationStatus enum.
+func (e SecretRotationStatus) Valid() bool {
+	switch e {
+	case SecretRotationStatusCompleted:
+		return true
+	case SecretRotationStatusRunning:
+		return true
+	case SecretRotationStatusSuperseded:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SessionImportResult.
 const (
 	SessionImportResultCreated   SessionImportResult = "created"
@@ -776,10 +797,171 @@ type CallsTake struct {
 	WaitSeconds *int32 `json:"waitSeconds,omitempty"`
 }
 
+// ServiceClient defines model for Client.
+type ServiceClient struct {
+	// Config Any JSON object. It comes back with the values that were given.
+	Config      JSONObject `json:"config"`
+	CreatedAt   time.Time  `json:"createdAt"`
+	Description string     `json:"description"`
+
+	// Enabled Whether it may be used.
+	Enabled bool               `json:"enabled"`
+	Id      openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+
+	// Name A short name: lower-case letters and digits in groups joined by dashes.
+	Name     Slug  `json:"name"`
+	Revision int32 `json:"revision"`
+
+	// SchemaVersion The version of the type's schema that the config was written against.
+	SchemaVersion int32     `json:"schemaVersion"`
+	Type          string    `json:"type"`
+	UpdatedAt     time.Time `json:"updatedAt"`
+
+	// Valid Whether the config meets the schema in force. False as well where it was changed past the API and has not been judged since.
+	Valid bool `json:"valid"`
+
+	// ValidatedAt When the present verdict was written; null when never.
+	ValidatedAt *time.Time `json:"validatedAt"`
+}
+
+// ClientCreate defines model for ClientCreate.
+type ClientCreate struct {
+	// Config Any JSON object. It comes back with the values that were given.
+	Config      JSONObject `json:"config"`
+	Description *string    `json:"description,omitempty"`
+	Enabled     *bool      `json:"enabled,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name A short name: lower-case letters and digits in groups joined by dashes.
+	Name Slug `json:"name"`
+
+	// Type One of listClientTypes.
+	Type string `json:"type"`
+}
+
+// ClientPage defines model for ClientPage.
+type ClientPage struct {
+	Items []ServiceClient `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// ClientSecret defines model for ClientSecret.
+type ClientSecret struct {
+	ClientId  openapi_types.UUID `json:"clientId"`
+	CreatedAt time.Time          `json:"createdAt"`
+	Id        openapi_types.UUID `json:"id"`
+
+	// KeyVersion The encryption key that it is under.
+	KeyVersion int32 `json:"keyVersion"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Revision Encrypting the same value under another key does not count.
+	Revision  int32     `json:"revision"`
+	UpdatedAt time.Time `json:"updatedAt"`
+
+	// ValueChangedAt When the value was last put.
+	ValueChangedAt time.Time `json:"valueChangedAt"`
+}
+
+// ClientSecretPage defines model for ClientSecretPage.
+type ClientSecretPage struct {
+	Items []ClientSecret `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// ClientSecretPut defines model for ClientSecretPut.
+type ClientSecretPut struct {
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Value At most 65,536 bytes of UTF-8.
+	Value string `json:"value"`
+}
+
+// ClientType defines model for ClientType.
+type ClientType struct {
+	Description string `json:"description"`
+
+	// Schema Any JSON object. It comes back with the values that were given.
+	Schema JSONObject `json:"schema"`
+
+	// SchemaVersion The version of the schema in force.
+	SchemaVersion int32  `json:"schemaVersion"`
+	Title         string `json:"title"`
+	Type          string `json:"type"`
+}
+
+// ClientTypeList defines model for ClientTypeList.
+type ClientTypeList struct {
+	Items []ClientType `json:"items"`
+}
+
+// ClientUpdate defines model for ClientUpdate.
+type ClientUpdate struct {
+	// Config Any JSON object. It comes back with the values that were given.
+	Config      *JSONObject `json:"config,omitempty"`
+	Description *string     `json:"description,omitempty"`
+	Enabled     *bool       `json:"enabled,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+
+	// Name A short name: lower-case letters and digits in groups joined by dashes.
+	Name *Slug `json:"name,omitempty"`
+}
+
+// ClientValidation defines model for ClientValidation.
+type ClientValidation struct {
+	// Checked How many clients were judged.
+	Checked int64 `json:"checked"`
+
+	// Invalid How many of them are not valid.
+	Invalid int64 `json:"invalid"`
+
+	// Items What is wrong with the first 200 of these.
+	Items []InvalidClient `json:"items"`
+}
+
 // DeactivatedAccount defines model for DeactivatedAccount.
 type DeactivatedAccount struct {
 	Account            Account        `json:"account"`
 	OwnedOrganizations []Organization `json:"ownedOrganizations"`
+}
+
+// EncryptionKey defines model for EncryptionKey.
+type EncryptionKey struct {
+	// CreatedAt When a hub first came with it.
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Fingerprint Tells keys apart and tells nothing of them: SHA-256 in hexadecimal.
+	Fingerprint string `json:"fingerprint"`
+
+	// Held Whether the replica that answers holds the key.
+	Held bool `json:"held"`
+
+	// Primary Whether that replica encrypts with it.
+	Primary bool `json:"primary"`
+
+	// Secrets How many secrets, of all organisations, are under it.
+	Secrets int64 `json:"secrets"`
+	Version int32 `json:"version"`
+}
+
+// EncryptionKeyList defines model for EncryptionKeyList.
+type EncryptionKeyList struct {
+	Items []EncryptionKey `json:"items"`
 }
 
 // FieldError defines model for FieldError.
@@ -806,6 +988,14 @@ type ImportCounts struct {
 	Deleted   int64 `json:"deleted"`
 	Unchanged int64 `json:"unchanged"`
 	Updated   int64 `json:"updated"`
+}
+
+// InvalidClient defines model for InvalidClient.
+type InvalidClient struct {
+	ClientId openapi_types.UUID `json:"clientId"`
+	Errors   []FieldError       `json:"errors"`
+	Name     string             `json:"name"`
+	Type     string             `json:"type"`
 }
 
 // JSONObject Any JSON object. It comes back with the values that were given.
@@ -1331,12 +1521,50 @@ type RetentionPolicyUpdate struct {
 	Metadata *JSONObject `json:"metadata,omitempty"`
 }
 
+// RevealedSecret defines model for RevealedSecret.
+type RevealedSecret struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+
+	// ValueChangedAt When the value was put.
+	ValueChangedAt time.Time `json:"valueChangedAt"`
+}
+
 // RunState How a session is. idle: nothing is going on. running: an agent is at work. waiting: it waits for somebody. errored: the last
 // turn failed, and can be taken up again. ended: over for good; late messages are still taken.
 type RunState string
 
 // Scope noun:read, noun:write, noun:admin; * for all of those; platform:* for admin accounts.
 type Scope = string
+
+// SecretRotation defines model for SecretRotation.
+type SecretRotation struct {
+	CreatedAt time.Time  `json:"createdAt"`
+	EndedAt   *time.Time `json:"endedAt"`
+
+	// Failed Secrets that were left when it completed: their key is missing, or they are damaged.
+	Failed int64              `json:"failed"`
+	Id     openapi_types.UUID `json:"id"`
+
+	// Remaining Secrets that are under other keys now.
+	Remaining int64 `json:"remaining"`
+
+	// Rotated Secrets that the sweep has encrypted anew. Those that were revealed or put meanwhile are not among them.
+	Rotated int64 `json:"rotated"`
+
+	// Status superseded: a rotation to another key was started.
+	Status SecretRotationStatus `json:"status"`
+
+	// TargetVersion The key that all secrets come under.
+	TargetVersion int32 `json:"targetVersion"`
+
+	// Total Secrets under other keys when it started.
+	Total     int64     `json:"total"`
+	UpdatedAt time.Time `json:"updatedAt"`
+}
+
+// SecretRotationStatus superseded: a rotation to another key was started.
+type SecretRotationStatus string
 
 // Session defines model for Session.
 type Session struct {
@@ -1572,6 +1800,9 @@ type ApiKeyId = openapi_types.UUID
 // CallId defines model for CallId.
 type CallId = openapi_types.UUID
 
+// ClientId defines model for ClientId.
+type ClientId = openapi_types.UUID
+
 // Cursor defines model for Cursor.
 type Cursor = string
 
@@ -1592,6 +1823,9 @@ type OrganizationId = openapi_types.UUID
 
 // ProjectId defines model for ProjectId.
 type ProjectId = openapi_types.UUID
+
+// SecretName defines model for SecretName.
+type SecretName = string
 
 // SessionId defines model for SessionId.
 type SessionId = openapi_types.UUID
@@ -1859,6 +2093,78 @@ type GetCallTreeParams struct {
 	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
+// ListClientsParams defines parameters for ListClients.
+type ListClientsParams struct {
+	// Name Only the client with this name.
+	Name *string `form:"name,omitempty" json:"name,omitempty"`
+
+	// Type Only clients of this type.
+	Type *string `form:"type,omitempty" json:"type,omitempty"`
+
+	// Enabled Only clients that may be used, or only the others. Both when absent.
+	Enabled *bool `form:"enabled,omitempty" json:"enabled,omitempty"`
+
+	// Valid Only clients whose config meets the schema in force, or only those whose does not, or has not been judged yet. Both when absent.
+	Valid *bool `form:"valid,omitempty" json:"valid,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateClientParams defines parameters for CreateClient.
+type CreateClientParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ValidateClientsParams defines parameters for ValidateClients.
+type ValidateClientsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteClientParams defines parameters for DeleteClient.
+type DeleteClientParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateClientParams defines parameters for UpdateClient.
+type UpdateClientParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListClientSecretsParams defines parameters for ListClientSecrets.
+type ListClientSecretsParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// DeleteClientSecretParams defines parameters for DeleteClientSecret.
+type DeleteClientSecretParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// RevealClientSecretParams defines parameters for RevealClientSecret.
+type RevealClientSecretParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteEncryptionKeyParams defines parameters for DeleteEncryptionKey.
+type DeleteEncryptionKeyParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -1980,6 +2286,12 @@ type UpdateProjectParams struct {
 type SetRetentionPolicyParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// StartSecretRotationParams defines parameters for StartSecretRotation.
+type StartSecretRotationParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListSessionsParams defines parameters for ListSessions.
@@ -2114,6 +2426,15 @@ type FailCallJSONRequestBody = CallFail
 
 // StartCallJSONRequestBody defines body for StartCall for application/json ContentType.
 type StartCallJSONRequestBody = CallStep
+
+// CreateClientJSONRequestBody defines body for CreateClient for application/json ContentType.
+type CreateClientJSONRequestBody = ClientCreate
+
+// UpdateClientApplicationMergePatchPlusJSONRequestBody defines body for UpdateClient for application/merge-patch+json ContentType.
+type UpdateClientApplicationMergePatchPlusJSONRequestBody = ClientUpdate
+
+// PutClientSecretJSONRequestBody defines body for PutClientSecret for application/json ContentType.
+type PutClientSecretJSONRequestBody = ClientSecretPut
 
 // AddMemberJSONRequestBody defines body for AddMember for application/json ContentType.
 type AddMemberJSONRequestBody = MemberAdd
@@ -2340,6 +2661,9 @@ type ServerInterface interface {
 	// GetHealth Whether the process lives
 	// (GET /healthz)
 	GetHealth(ctx echo.Context) error
+	// GetMetrics Counters and gauges
+	// (GET /metrics)
+	GetMetrics(ctx echo.Context) error
 	// GetReadiness Whether requests can be served
 	// (GET /readyz)
 	GetReadiness(ctx echo.Context) error
@@ -2436,6 +2760,48 @@ type ServerInterface interface {
 	// GetCallTree Get a call and what it led to
 	// (GET /v1/calls/{callId}/tree)
 	GetCallTree(ctx echo.Context, callId CallId, params GetCallTreeParams) error
+	// ListClientTypes List client types
+	// (GET /v1/client-types)
+	ListClientTypes(ctx echo.Context) error
+	// ListClients List clients
+	// (GET /v1/clients)
+	ListClients(ctx echo.Context, params ListClientsParams) error
+	// CreateClient Create a client
+	// (POST /v1/clients)
+	CreateClient(ctx echo.Context, params CreateClientParams) error
+	// ValidateClients Judge all clients' configs anew
+	// (POST /v1/clients/validate)
+	ValidateClients(ctx echo.Context, params ValidateClientsParams) error
+	// DeleteClient Delete a client
+	// (DELETE /v1/clients/{clientId})
+	DeleteClient(ctx echo.Context, clientId ClientId, params DeleteClientParams) error
+	// GetClient Get a client
+	// (GET /v1/clients/{clientId})
+	GetClient(ctx echo.Context, clientId ClientId) error
+	// UpdateClient Change a client
+	// (PATCH /v1/clients/{clientId})
+	UpdateClient(ctx echo.Context, clientId ClientId, params UpdateClientParams) error
+	// ListClientSecrets List a client's secrets
+	// (GET /v1/clients/{clientId}/secrets)
+	ListClientSecrets(ctx echo.Context, clientId ClientId, params ListClientSecretsParams) error
+	// DeleteClientSecret Delete a secret
+	// (DELETE /v1/clients/{clientId}/secrets/{secretName})
+	DeleteClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName, params DeleteClientSecretParams) error
+	// GetClientSecret Get a secret's metadata
+	// (GET /v1/clients/{clientId}/secrets/{secretName})
+	GetClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName) error
+	// PutClientSecret Put a secret
+	// (PUT /v1/clients/{clientId}/secrets/{secretName})
+	PutClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName) error
+	// RevealClientSecret Reveal a secret's value
+	// (POST /v1/clients/{clientId}/secrets/{secretName}/reveal)
+	RevealClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName, params RevealClientSecretParams) error
+	// ListEncryptionKeys List the keys that encrypt secrets
+	// (GET /v1/encryption-keys)
+	ListEncryptionKeys(ctx echo.Context) error
+	// DeleteEncryptionKey Forget a retired key
+	// (DELETE /v1/encryption-keys/{keyVersion})
+	DeleteEncryptionKey(ctx echo.Context, keyVersion int32, params DeleteEncryptionKeyParams) error
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx echo.Context) error
@@ -2502,6 +2868,12 @@ type ServerInterface interface {
 	// SetRetentionPolicy Set the retention policy
 	// (PATCH /v1/retention-policy)
 	SetRetentionPolicy(ctx echo.Context, params SetRetentionPolicyParams) error
+	// StartSecretRotation Encrypt all secrets with the present key
+	// (POST /v1/secret-rotations)
+	StartSecretRotation(ctx echo.Context, params StartSecretRotationParams) error
+	// GetSecretRotation Get a rotation's progress
+	// (GET /v1/secret-rotations/{rotationId})
+	GetSecretRotation(ctx echo.Context, rotationId openapi_types.UUID) error
 	// ListSessions List sessions
 	// (GET /v1/sessions)
 	ListSessions(ctx echo.Context, params ListSessionsParams) error
@@ -2569,6 +2941,15 @@ func (w *ServerInterfaceWrapper) GetHealth(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.GetHealth(ctx)
+	return err
+}
+
+// GetMetrics converts echo context to params.
+func (w *ServerInterfaceWrapper) GetMetrics(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetMetrics(ctx)
 	return err
 }
 
@@ -3709,6 +4090,427 @@ func (w *ServerInterfaceWrapper) GetCallTree(ctx echo.Context) error {
 	return err
 }
 
+// ListClientTypes converts echo context to params.
+func (w *ServerInterfaceWrapper) ListClientTypes(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListClientTypes(ctx)
+	return err
+}
+
+// ListClients converts echo context to params.
+func (w *ServerInterfaceWrapper) ListClients(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListClientsParams
+	// ------------- Optional query parameter "name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "name", ctx.QueryParams(), &params.Name, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// ------------- Optional query parameter "type" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "type", ctx.QueryParams(), &params.Type, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter type: %s", err))
+	}
+
+	// ------------- Optional query parameter "enabled" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "enabled", ctx.QueryParams(), &params.Enabled, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter enabled: %s", err))
+	}
+
+	// ------------- Optional query parameter "valid" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "valid", ctx.QueryParams(), &params.Valid, runtime.BindQueryParameterOptions{Type: "boolean", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter valid: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListClients(ctx, params)
+	return err
+}
+
+// CreateClient converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateClient(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateClientParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateClient(ctx, params)
+	return err
+}
+
+// ValidateClients converts echo context to params.
+func (w *ServerInterfaceWrapper) ValidateClients(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ValidateClientsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ValidateClients(ctx, params)
+	return err
+}
+
+// DeleteClient converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteClient(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "clientId" -------------
+	var clientId ClientId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "clientId", ctx.Param("clientId"), &clientId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter clientId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteClientParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteClient(ctx, clientId, params)
+	return err
+}
+
+// GetClient converts echo context to params.
+func (w *ServerInterfaceWrapper) GetClient(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "clientId" -------------
+	var clientId ClientId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "clientId", ctx.Param("clientId"), &clientId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter clientId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetClient(ctx, clientId)
+	return err
+}
+
+// UpdateClient converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdateClient(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "clientId" -------------
+	var clientId ClientId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "clientId", ctx.Param("clientId"), &clientId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter clientId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateClientParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdateClient(ctx, clientId, params)
+	return err
+}
+
+// ListClientSecrets converts echo context to params.
+func (w *ServerInterfaceWrapper) ListClientSecrets(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "clientId" -------------
+	var clientId ClientId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "clientId", ctx.Param("clientId"), &clientId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter clientId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListClientSecretsParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListClientSecrets(ctx, clientId, params)
+	return err
+}
+
+// DeleteClientSecret converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteClientSecret(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "clientId" -------------
+	var clientId ClientId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "clientId", ctx.Param("clientId"), &clientId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter clientId: %s", err))
+	}
+
+	// ------------- Path parameter "secretName" -------------
+	var secretName SecretName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "secretName", ctx.Param("secretName"), &secretName, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter secretName: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteClientSecretParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteClientSecret(ctx, clientId, secretName, params)
+	return err
+}
+
+// GetClientSecret converts echo context to params.
+func (w *ServerInterfaceWrapper) GetClientSecret(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "clientId" -------------
+	var clientId ClientId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "clientId", ctx.Param("clientId"), &clientId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter clientId: %s", err))
+	}
+
+	// ------------- Path parameter "secretName" -------------
+	var secretName SecretName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "secretName", ctx.Param("secretName"), &secretName, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter secretName: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetClientSecret(ctx, clientId, secretName)
+	return err
+}
+
+// PutClientSecret converts echo context to params.
+func (w *ServerInterfaceWrapper) PutClientSecret(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "clientId" -------------
+	var clientId ClientId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "clientId", ctx.Param("clientId"), &clientId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter clientId: %s", err))
+	}
+
+	// ------------- Path parameter "secretName" -------------
+	var secretName SecretName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "secretName", ctx.Param("secretName"), &secretName, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter secretName: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.PutClientSecret(ctx, clientId, secretName)
+	return err
+}
+
+// RevealClientSecret converts echo context to params.
+func (w *ServerInterfaceWrapper) RevealClientSecret(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "clientId" -------------
+	var clientId ClientId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "clientId", ctx.Param("clientId"), &clientId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter clientId: %s", err))
+	}
+
+	// ------------- Path parameter "secretName" -------------
+	var secretName SecretName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "secretName", ctx.Param("secretName"), &secretName, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter secretName: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RevealClientSecretParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RevealClientSecret(ctx, clientId, secretName, params)
+	return err
+}
+
+// ListEncryptionKeys converts echo context to params.
+func (w *ServerInterfaceWrapper) ListEncryptionKeys(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListEncryptionKeys(ctx)
+	return err
+}
+
+// DeleteEncryptionKey converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteEncryptionKey(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "keyVersion" -------------
+	var keyVersion int32
+
+	err = runtime.BindStyledParameterWithOptions("simple", "keyVersion", ctx.Param("keyVersion"), &keyVersion, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "integer", Format: "int32", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter keyVersion: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteEncryptionKeyParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteEncryptionKey(ctx, keyVersion, params)
+	return err
+}
+
 // GetMe converts echo context to params.
 func (w *ServerInterfaceWrapper) GetMe(ctx echo.Context) error {
 	var err error
@@ -4344,6 +5146,51 @@ func (w *ServerInterfaceWrapper) SetRetentionPolicy(ctx echo.Context) error {
 	return err
 }
 
+// StartSecretRotation converts echo context to params.
+func (w *ServerInterfaceWrapper) StartSecretRotation(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StartSecretRotationParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.StartSecretRotation(ctx, params)
+	return err
+}
+
+// GetSecretRotation converts echo context to params.
+func (w *ServerInterfaceWrapper) GetSecretRotation(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "rotationId" -------------
+	var rotationId openapi_types.UUID
+
+	err = runtime.BindStyledParameterWithOptions("simple", "rotationId", ctx.Param("rotationId"), &rotationId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter rotationId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetSecretRotation(ctx, rotationId)
+	return err
+}
+
 // ListSessions converts echo context to params.
 func (w *ServerInterfaceWrapper) ListSessions(ctx echo.Context) error {
 	var err error
@@ -4926,6 +5773,7 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	}
 
 	router.GET(options.BaseURL+"/healthz", wrapper.GetHealth, options.OperationMiddlewares["getHealth"]...)
+	router.GET(options.BaseURL+"/metrics", wrapper.GetMetrics, options.OperationMiddlewares["getMetrics"]...)
 	router.GET(options.BaseURL+"/readyz", wrapper.GetReadiness, options.OperationMiddlewares["getReadiness"]...)
 	router.GET(options.BaseURL+"/v1/accounts", wrapper.ListAccounts, options.OperationMiddlewares["listAccounts"]...)
 	router.POST(options.BaseURL+"/v1/accounts", wrapper.CreateAccount, options.OperationMiddlewares["createAccount"]...)
@@ -4958,6 +5806,20 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/calls/:callId/fail", wrapper.FailCall, options.OperationMiddlewares["failCall"]...)
 	router.POST(options.BaseURL+"/v1/calls/:callId/start", wrapper.StartCall, options.OperationMiddlewares["startCall"]...)
 	router.GET(options.BaseURL+"/v1/calls/:callId/tree", wrapper.GetCallTree, options.OperationMiddlewares["getCallTree"]...)
+	router.GET(options.BaseURL+"/v1/client-types", wrapper.ListClientTypes, options.OperationMiddlewares["listClientTypes"]...)
+	router.GET(options.BaseURL+"/v1/clients", wrapper.ListClients, options.OperationMiddlewares["listClients"]...)
+	router.POST(options.BaseURL+"/v1/clients", wrapper.CreateClient, options.OperationMiddlewares["createClient"]...)
+	router.POST(options.BaseURL+"/v1/clients/validate", wrapper.ValidateClients, options.OperationMiddlewares["validateClients"]...)
+	router.DELETE(options.BaseURL+"/v1/clients/:clientId", wrapper.DeleteClient, options.OperationMiddlewares["deleteClient"]...)
+	router.GET(options.BaseURL+"/v1/clients/:clientId", wrapper.GetClient, options.OperationMiddlewares["getClient"]...)
+	router.PATCH(options.BaseURL+"/v1/clients/:clientId", wrapper.UpdateClient, options.OperationMiddlewares["updateClient"]...)
+	router.GET(options.BaseURL+"/v1/clients/:clientId/secrets", wrapper.ListClientSecrets, options.OperationMiddlewares["listClientSecrets"]...)
+	router.DELETE(options.BaseURL+"/v1/clients/:clientId/secrets/:secretName", wrapper.DeleteClientSecret, options.OperationMiddlewares["deleteClientSecret"]...)
+	router.GET(options.BaseURL+"/v1/clients/:clientId/secrets/:secretName", wrapper.GetClientSecret, options.OperationMiddlewares["getClientSecret"]...)
+	router.PUT(options.BaseURL+"/v1/clients/:clientId/secrets/:secretName", wrapper.PutClientSecret, options.OperationMiddlewares["putClientSecret"]...)
+	router.POST(options.BaseURL+"/v1/clients/:clientId/secrets/:secretName/reveal", wrapper.RevealClientSecret, options.OperationMiddlewares["revealClientSecret"]...)
+	router.GET(options.BaseURL+"/v1/encryption-keys", wrapper.ListEncryptionKeys, options.OperationMiddlewares["listEncryptionKeys"]...)
+	router.DELETE(options.BaseURL+"/v1/encryption-keys/:keyVersion", wrapper.DeleteEncryptionKey, options.OperationMiddlewares["deleteEncryptionKey"]...)
 	router.GET(options.BaseURL+"/v1/me", wrapper.GetMe, options.OperationMiddlewares["getMe"]...)
 	router.GET(options.BaseURL+"/v1/members", wrapper.ListMembers, options.OperationMiddlewares["listMembers"]...)
 	router.POST(options.BaseURL+"/v1/members", wrapper.AddMember, options.OperationMiddlewares["addMember"]...)
@@ -4980,6 +5842,8 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.PATCH(options.BaseURL+"/v1/projects/:projectId", wrapper.UpdateProject, options.OperationMiddlewares["updateProject"]...)
 	router.GET(options.BaseURL+"/v1/retention-policy", wrapper.GetRetentionPolicy, options.OperationMiddlewares["getRetentionPolicy"]...)
 	router.PATCH(options.BaseURL+"/v1/retention-policy", wrapper.SetRetentionPolicy, options.OperationMiddlewares["setRetentionPolicy"]...)
+	router.POST(options.BaseURL+"/v1/secret-rotations", wrapper.StartSecretRotation, options.OperationMiddlewares["startSecretRotation"]...)
+	router.GET(options.BaseURL+"/v1/secret-rotations/:rotationId", wrapper.GetSecretRotation, options.OperationMiddlewares["getSecretRotation"]...)
 	router.GET(options.BaseURL+"/v1/sessions", wrapper.ListSessions, options.OperationMiddlewares["listSessions"]...)
 	router.POST(options.BaseURL+"/v1/sessions", wrapper.CreateSession, options.OperationMiddlewares["createSession"]...)
 	router.POST(options.BaseURL+"/v1/sessions/import", wrapper.ImportSession, options.OperationMiddlewares["importSession"]...)
@@ -5030,6 +5894,41 @@ type GetHealthdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response GetHealthdefaultApplicationProblemPlusJSONResponse) VisitGetHealthResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetMetricsRequestObject struct {
+}
+
+type GetMetricsResponseObject interface {
+	VisitGetMetricsResponse(w http.ResponseWriter) error
+}
+
+type GetMetrics200TextResponse string
+
+func (response GetMetrics200TextResponse) VisitGetMetricsResponse(w http.ResponseWriter) error {
+
+	w.Header().Set("Content-Type", "text/plain")
+	w.WriteHeader(200)
+
+	_, err := w.Write([]byte(fmt.Sprint(response)))
+	return err
+}
+
+type GetMetricsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetMetricsdefaultApplicationProblemPlusJSONResponse) VisitGetMetricsResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -6535,6 +7434,621 @@ func (response GetCallTreedefaultApplicationProblemPlusJSONResponse) VisitGetCal
 	return err
 }
 
+type ListClientTypesRequestObject struct {
+}
+
+type ListClientTypesResponseObject interface {
+	VisitListClientTypesResponse(w http.ResponseWriter) error
+}
+
+type ListClientTypes200JSONResponse ClientTypeList
+
+func (response ListClientTypes200JSONResponse) VisitListClientTypesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListClientTypesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListClientTypesdefaultApplicationProblemPlusJSONResponse) VisitListClientTypesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListClientsRequestObject struct {
+	Params ListClientsParams
+}
+
+type ListClientsResponseObject interface {
+	VisitListClientsResponse(w http.ResponseWriter) error
+}
+
+type ListClients200JSONResponse ClientPage
+
+func (response ListClients200JSONResponse) VisitListClientsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListClientsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListClientsdefaultApplicationProblemPlusJSONResponse) VisitListClientsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateClientRequestObject struct {
+	Params CreateClientParams
+	Body   *CreateClientJSONRequestBody
+}
+
+type CreateClientResponseObject interface {
+	VisitCreateClientResponse(w http.ResponseWriter) error
+}
+
+type CreateClient201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type CreateClient201JSONResponse struct {
+	Body    ServiceClient
+	Headers CreateClient201ResponseHeaders
+}
+
+func (response CreateClient201JSONResponse) VisitCreateClientResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateClientdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateClientdefaultApplicationProblemPlusJSONResponse) VisitCreateClientResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ValidateClientsRequestObject struct {
+	Params ValidateClientsParams
+}
+
+type ValidateClientsResponseObject interface {
+	VisitValidateClientsResponse(w http.ResponseWriter) error
+}
+
+type ValidateClients200JSONResponse ClientValidation
+
+func (response ValidateClients200JSONResponse) VisitValidateClientsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ValidateClientsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ValidateClientsdefaultApplicationProblemPlusJSONResponse) VisitValidateClientsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteClientRequestObject struct {
+	ClientId ClientId `json:"clientId"`
+	Params   DeleteClientParams
+}
+
+type DeleteClientResponseObject interface {
+	VisitDeleteClientResponse(w http.ResponseWriter) error
+}
+
+type DeleteClient204Response struct {
+}
+
+func (response DeleteClient204Response) VisitDeleteClientResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteClientdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteClientdefaultApplicationProblemPlusJSONResponse) VisitDeleteClientResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetClientRequestObject struct {
+	ClientId ClientId `json:"clientId"`
+}
+
+type GetClientResponseObject interface {
+	VisitGetClientResponse(w http.ResponseWriter) error
+}
+
+type GetClient200ResponseHeaders struct {
+	ETag string
+}
+
+type GetClient200JSONResponse struct {
+	Body    ServiceClient
+	Headers GetClient200ResponseHeaders
+}
+
+func (response GetClient200JSONResponse) VisitGetClientResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetClientdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetClientdefaultApplicationProblemPlusJSONResponse) VisitGetClientResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateClientRequestObject struct {
+	ClientId ClientId `json:"clientId"`
+	Params   UpdateClientParams
+	Body     *UpdateClientApplicationMergePatchPlusJSONRequestBody
+}
+
+type UpdateClientResponseObject interface {
+	VisitUpdateClientResponse(w http.ResponseWriter) error
+}
+
+type UpdateClient200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdateClient200JSONResponse struct {
+	Body    ServiceClient
+	Headers UpdateClient200ResponseHeaders
+}
+
+func (response UpdateClient200JSONResponse) VisitUpdateClientResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateClientdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdateClientdefaultApplicationProblemPlusJSONResponse) VisitUpdateClientResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListClientSecretsRequestObject struct {
+	ClientId ClientId `json:"clientId"`
+	Params   ListClientSecretsParams
+}
+
+type ListClientSecretsResponseObject interface {
+	VisitListClientSecretsResponse(w http.ResponseWriter) error
+}
+
+type ListClientSecrets200JSONResponse ClientSecretPage
+
+func (response ListClientSecrets200JSONResponse) VisitListClientSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListClientSecretsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListClientSecretsdefaultApplicationProblemPlusJSONResponse) VisitListClientSecretsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteClientSecretRequestObject struct {
+	ClientId   ClientId   `json:"clientId"`
+	SecretName SecretName `json:"secretName"`
+	Params     DeleteClientSecretParams
+}
+
+type DeleteClientSecretResponseObject interface {
+	VisitDeleteClientSecretResponse(w http.ResponseWriter) error
+}
+
+type DeleteClientSecret204Response struct {
+}
+
+func (response DeleteClientSecret204Response) VisitDeleteClientSecretResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteClientSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteClientSecretdefaultApplicationProblemPlusJSONResponse) VisitDeleteClientSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetClientSecretRequestObject struct {
+	ClientId   ClientId   `json:"clientId"`
+	SecretName SecretName `json:"secretName"`
+}
+
+type GetClientSecretResponseObject interface {
+	VisitGetClientSecretResponse(w http.ResponseWriter) error
+}
+
+type GetClientSecret200ResponseHeaders struct {
+	ETag string
+}
+
+type GetClientSecret200JSONResponse struct {
+	Body    ClientSecret
+	Headers GetClientSecret200ResponseHeaders
+}
+
+func (response GetClientSecret200JSONResponse) VisitGetClientSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetClientSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetClientSecretdefaultApplicationProblemPlusJSONResponse) VisitGetClientSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutClientSecretRequestObject struct {
+	ClientId   ClientId   `json:"clientId"`
+	SecretName SecretName `json:"secretName"`
+	Body       *PutClientSecretJSONRequestBody
+}
+
+type PutClientSecretResponseObject interface {
+	VisitPutClientSecretResponse(w http.ResponseWriter) error
+}
+
+type PutClientSecret200ResponseHeaders struct {
+	ETag string
+}
+
+type PutClientSecret200JSONResponse struct {
+	Body    ClientSecret
+	Headers PutClientSecret200ResponseHeaders
+}
+
+func (response PutClientSecret200JSONResponse) VisitPutClientSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutClientSecret201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type PutClientSecret201JSONResponse struct {
+	Body    ClientSecret
+	Headers PutClientSecret201ResponseHeaders
+}
+
+func (response PutClientSecret201JSONResponse) VisitPutClientSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutClientSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response PutClientSecretdefaultApplicationProblemPlusJSONResponse) VisitPutClientSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevealClientSecretRequestObject struct {
+	ClientId   ClientId   `json:"clientId"`
+	SecretName SecretName `json:"secretName"`
+	Params     RevealClientSecretParams
+}
+
+type RevealClientSecretResponseObject interface {
+	VisitRevealClientSecretResponse(w http.ResponseWriter) error
+}
+
+type RevealClientSecret200ResponseHeaders struct {
+	CacheControl string
+	Location     string
+}
+
+type RevealClientSecret200JSONResponse struct {
+	Body    RevealedSecret
+	Headers RevealClientSecret200ResponseHeaders
+}
+
+func (response RevealClientSecret200JSONResponse) VisitRevealClientSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", fmt.Sprint(response.Headers.CacheControl))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RevealClientSecretdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RevealClientSecretdefaultApplicationProblemPlusJSONResponse) VisitRevealClientSecretResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListEncryptionKeysRequestObject struct {
+}
+
+type ListEncryptionKeysResponseObject interface {
+	VisitListEncryptionKeysResponse(w http.ResponseWriter) error
+}
+
+type ListEncryptionKeys200JSONResponse EncryptionKeyList
+
+func (response ListEncryptionKeys200JSONResponse) VisitListEncryptionKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListEncryptionKeysdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListEncryptionKeysdefaultApplicationProblemPlusJSONResponse) VisitListEncryptionKeysResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteEncryptionKeyRequestObject struct {
+	KeyVersion int32 `json:"keyVersion"`
+	Params     DeleteEncryptionKeyParams
+}
+
+type DeleteEncryptionKeyResponseObject interface {
+	VisitDeleteEncryptionKeyResponse(w http.ResponseWriter) error
+}
+
+type DeleteEncryptionKey204Response struct {
+}
+
+func (response DeleteEncryptionKey204Response) VisitDeleteEncryptionKeyResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteEncryptionKeydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteEncryptionKeydefaultApplicationProblemPlusJSONResponse) VisitDeleteEncryptionKeyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetMeRequestObject struct {
 }
 
@@ -7514,6 +9028,92 @@ func (response SetRetentionPolicydefaultApplicationProblemPlusJSONResponse) Visi
 	return err
 }
 
+type StartSecretRotationRequestObject struct {
+	Params StartSecretRotationParams
+}
+
+type StartSecretRotationResponseObject interface {
+	VisitStartSecretRotationResponse(w http.ResponseWriter) error
+}
+
+type StartSecretRotation202ResponseHeaders struct {
+	Location string
+}
+
+type StartSecretRotation202JSONResponse struct {
+	Body    SecretRotation
+	Headers StartSecretRotation202ResponseHeaders
+}
+
+func (response StartSecretRotation202JSONResponse) VisitStartSecretRotationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartSecretRotationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response StartSecretRotationdefaultApplicationProblemPlusJSONResponse) VisitStartSecretRotationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSecretRotationRequestObject struct {
+	RotationId openapi_types.UUID `json:"rotationId"`
+}
+
+type GetSecretRotationResponseObject interface {
+	VisitGetSecretRotationResponse(w http.ResponseWriter) error
+}
+
+type GetSecretRotation200JSONResponse SecretRotation
+
+func (response GetSecretRotation200JSONResponse) VisitGetSecretRotationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSecretRotationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetSecretRotationdefaultApplicationProblemPlusJSONResponse) VisitGetSecretRotationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListSessionsRequestObject struct {
 	Params ListSessionsParams
 }
@@ -8305,6 +9905,9 @@ type StrictServerInterface interface {
 	// GetHealth Whether the process lives
 	// (GET /healthz)
 	GetHealth(ctx context.Context, request GetHealthRequestObject) (GetHealthResponseObject, error)
+	// GetMetrics Counters and gauges
+	// (GET /metrics)
+	GetMetrics(ctx context.Context, request GetMetricsRequestObject) (GetMetricsResponseObject, error)
 	// GetReadiness Whether requests can be served
 	// (GET /readyz)
 	GetReadiness(ctx context.Context, request GetReadinessRequestObject) (GetReadinessResponseObject, error)
@@ -8401,6 +10004,48 @@ type StrictServerInterface interface {
 	// GetCallTree Get a call and what it led to
 	// (GET /v1/calls/{callId}/tree)
 	GetCallTree(ctx context.Context, request GetCallTreeRequestObject) (GetCallTreeResponseObject, error)
+	// ListClientTypes List client types
+	// (GET /v1/client-types)
+	ListClientTypes(ctx context.Context, request ListClientTypesRequestObject) (ListClientTypesResponseObject, error)
+	// ListClients List clients
+	// (GET /v1/clients)
+	ListClients(ctx context.Context, request ListClientsRequestObject) (ListClientsResponseObject, error)
+	// CreateClient Create a client
+	// (POST /v1/clients)
+	CreateClient(ctx context.Context, request CreateClientRequestObject) (CreateClientResponseObject, error)
+	// ValidateClients Judge all clients' configs anew
+	// (POST /v1/clients/validate)
+	ValidateClients(ctx context.Context, request ValidateClientsRequestObject) (ValidateClientsResponseObject, error)
+	// DeleteClient Delete a client
+	// (DELETE /v1/clients/{clientId})
+	DeleteClient(ctx context.Context, request DeleteClientRequestObject) (DeleteClientResponseObject, error)
+	// GetClient Get a client
+	// (GET /v1/clients/{clientId})
+	GetClient(ctx context.Context, request GetClientRequestObject) (GetClientResponseObject, error)
+	// UpdateClient Change a client
+	// (PATCH /v1/clients/{clientId})
+	UpdateClient(ctx context.Context, request UpdateClientRequestObject) (UpdateClientResponseObject, error)
+	// ListClientSecrets List a client's secrets
+	// (GET /v1/clients/{clientId}/secrets)
+	ListClientSecrets(ctx context.Context, request ListClientSecretsRequestObject) (ListClientSecretsResponseObject, error)
+	// DeleteClientSecret Delete a secret
+	// (DELETE /v1/clients/{clientId}/secrets/{secretName})
+	DeleteClientSecret(ctx context.Context, request DeleteClientSecretRequestObject) (DeleteClientSecretResponseObject, error)
+	// GetClientSecret Get a secret's metadata
+	// (GET /v1/clients/{clientId}/secrets/{secretName})
+	GetClientSecret(ctx context.Context, request GetClientSecretRequestObject) (GetClientSecretResponseObject, error)
+	// PutClientSecret Put a secret
+	// (PUT /v1/clients/{clientId}/secrets/{secretName})
+	PutClientSecret(ctx context.Context, request PutClientSecretRequestObject) (PutClientSecretResponseObject, error)
+	// RevealClientSecret Reveal a secret's value
+	// (POST /v1/clients/{clientId}/secrets/{secretName}/reveal)
+	RevealClientSecret(ctx context.Context, request RevealClientSecretRequestObject) (RevealClientSecretResponseObject, error)
+	// ListEncryptionKeys List the keys that encrypt secrets
+	// (GET /v1/encryption-keys)
+	ListEncryptionKeys(ctx context.Context, request ListEncryptionKeysRequestObject) (ListEncryptionKeysResponseObject, error)
+	// DeleteEncryptionKey Forget a retired key
+	// (DELETE /v1/encryption-keys/{keyVersion})
+	DeleteEncryptionKey(ctx context.Context, request DeleteEncryptionKeyRequestObject) (DeleteEncryptionKeyResponseObject, error)
 	// GetMe Say who is asking
 	// (GET /v1/me)
 	GetMe(ctx context.Context, request GetMeRequestObject) (GetMeResponseObject, error)
@@ -8467,6 +10112,12 @@ type StrictServerInterface interface {
 	// SetRetentionPolicy Set the retention policy
 	// (PATCH /v1/retention-policy)
 	SetRetentionPolicy(ctx context.Context, request SetRetentionPolicyRequestObject) (SetRetentionPolicyResponseObject, error)
+	// StartSecretRotation Encrypt all secrets with the present key
+	// (POST /v1/secret-rotations)
+	StartSecretRotation(ctx context.Context, request StartSecretRotationRequestObject) (StartSecretRotationResponseObject, error)
+	// GetSecretRotation Get a rotation's progress
+	// (GET /v1/secret-rotations/{rotationId})
+	GetSecretRotation(ctx context.Context, request GetSecretRotationRequestObject) (GetSecretRotationResponseObject, error)
 	// ListSessions List sessions
 	// (GET /v1/sessions)
 	ListSessions(ctx context.Context, request ListSessionsRequestObject) (ListSessionsResponseObject, error)
@@ -8552,6 +10203,29 @@ func (sh *strictHandler) GetHealth(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(GetHealthResponseObject); ok {
 		return validResponse.VisitGetHealthResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetMetrics operation middleware
+func (sh *strictHandler) GetMetrics(ctx echo.Context) error {
+	var request GetMetricsRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetMetrics(ctx.Request().Context(), request.(GetMetricsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetMetrics")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetMetricsResponseObject); ok {
+		return validResponse.VisitGetMetricsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -9629,6 +11303,431 @@ func (sh *strictHandler) GetCallTree(ctx echo.Context, callId CallId, params Get
 	return nil
 }
 
+// ListClientTypes operation middleware
+func (sh *strictHandler) ListClientTypes(ctx echo.Context) error {
+	var request ListClientTypesRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListClientTypes(ctx.Request().Context(), request.(ListClientTypesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListClientTypes")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListClientTypesResponseObject); ok {
+		return validResponse.VisitListClientTypesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListClients operation middleware
+func (sh *strictHandler) ListClients(ctx echo.Context, params ListClientsParams) error {
+	var request ListClientsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListClients(ctx.Request().Context(), request.(ListClientsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListClients")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListClientsResponseObject); ok {
+		return validResponse.VisitListClientsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateClient operation middleware
+func (sh *strictHandler) CreateClient(ctx echo.Context, params CreateClientParams) error {
+	var request CreateClientRequestObject
+
+	request.Params = params
+
+	var body CreateClientJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateClient(ctx.Request().Context(), request.(CreateClientRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateClient")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateClientResponseObject); ok {
+		return validResponse.VisitCreateClientResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ValidateClients operation middleware
+func (sh *strictHandler) ValidateClients(ctx echo.Context, params ValidateClientsParams) error {
+	var request ValidateClientsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ValidateClients(ctx.Request().Context(), request.(ValidateClientsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ValidateClients")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ValidateClientsResponseObject); ok {
+		return validResponse.VisitValidateClientsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteClient operation middleware
+func (sh *strictHandler) DeleteClient(ctx echo.Context, clientId ClientId, params DeleteClientParams) error {
+	var request DeleteClientRequestObject
+
+	request.ClientId = clientId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteClient(ctx.Request().Context(), request.(DeleteClientRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteClient")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteClientResponseObject); ok {
+		return validResponse.VisitDeleteClientResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetClient operation middleware
+func (sh *strictHandler) GetClient(ctx echo.Context, clientId ClientId) error {
+	var request GetClientRequestObject
+
+	request.ClientId = clientId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetClient(ctx.Request().Context(), request.(GetClientRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetClient")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetClientResponseObject); ok {
+		return validResponse.VisitGetClientResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdateClient operation middleware
+func (sh *strictHandler) UpdateClient(ctx echo.Context, clientId ClientId, params UpdateClientParams) error {
+	var request UpdateClientRequestObject
+
+	request.ClientId = clientId
+	request.Params = params
+
+	var body UpdateClientApplicationMergePatchPlusJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateClient(ctx.Request().Context(), request.(UpdateClientRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateClient")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdateClientResponseObject); ok {
+		return validResponse.VisitUpdateClientResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListClientSecrets operation middleware
+func (sh *strictHandler) ListClientSecrets(ctx echo.Context, clientId ClientId, params ListClientSecretsParams) error {
+	var request ListClientSecretsRequestObject
+
+	request.ClientId = clientId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListClientSecrets(ctx.Request().Context(), request.(ListClientSecretsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListClientSecrets")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListClientSecretsResponseObject); ok {
+		return validResponse.VisitListClientSecretsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteClientSecret operation middleware
+func (sh *strictHandler) DeleteClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName, params DeleteClientSecretParams) error {
+	var request DeleteClientSecretRequestObject
+
+	request.ClientId = clientId
+	request.SecretName = secretName
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteClientSecret(ctx.Request().Context(), request.(DeleteClientSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteClientSecret")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteClientSecretResponseObject); ok {
+		return validResponse.VisitDeleteClientSecretResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetClientSecret operation middleware
+func (sh *strictHandler) GetClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName) error {
+	var request GetClientSecretRequestObject
+
+	request.ClientId = clientId
+	request.SecretName = secretName
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetClientSecret(ctx.Request().Context(), request.(GetClientSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetClientSecret")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetClientSecretResponseObject); ok {
+		return validResponse.VisitGetClientSecretResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// PutClientSecret operation middleware
+func (sh *strictHandler) PutClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName) error {
+	var request PutClientSecretRequestObject
+
+	request.ClientId = clientId
+	request.SecretName = secretName
+
+	var body PutClientSecretJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.PutClientSecret(ctx.Request().Context(), request.(PutClientSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PutClientSecret")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(PutClientSecretResponseObject); ok {
+		return validResponse.VisitPutClientSecretResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RevealClientSecret operation middleware
+func (sh *strictHandler) RevealClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName, params RevealClientSecretParams) error {
+	var request RevealClientSecretRequestObject
+
+	request.ClientId = clientId
+	request.SecretName = secretName
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RevealClientSecret(ctx.Request().Context(), request.(RevealClientSecretRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RevealClientSecret")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RevealClientSecretResponseObject); ok {
+		return validResponse.VisitRevealClientSecretResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListEncryptionKeys operation middleware
+func (sh *strictHandler) ListEncryptionKeys(ctx echo.Context) error {
+	var request ListEncryptionKeysRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListEncryptionKeys(ctx.Request().Context(), request.(ListEncryptionKeysRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListEncryptionKeys")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListEncryptionKeysResponseObject); ok {
+		return validResponse.VisitListEncryptionKeysResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteEncryptionKey operation middleware
+func (sh *strictHandler) DeleteEncryptionKey(ctx echo.Context, keyVersion int32, params DeleteEncryptionKeyParams) error {
+	var request DeleteEncryptionKeyRequestObject
+
+	request.KeyVersion = keyVersion
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteEncryptionKey(ctx.Request().Context(), request.(DeleteEncryptionKeyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteEncryptionKey")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteEncryptionKeyResponseObject); ok {
+		return validResponse.VisitDeleteEncryptionKeyResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // GetMe operation middleware
 func (sh *strictHandler) GetMe(ctx echo.Context) error {
 	var request GetMeRequestObject
@@ -10384,6 +12483,56 @@ func (sh *strictHandler) SetRetentionPolicy(ctx echo.Context, params SetRetentio
 		return err
 	} else if validResponse, ok := response.(SetRetentionPolicyResponseObject); ok {
 		return validResponse.VisitSetRetentionPolicyResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// StartSecretRotation operation middleware
+func (sh *strictHandler) StartSecretRotation(ctx echo.Context, params StartSecretRotationParams) error {
+	var request StartSecretRotationRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.StartSecretRotation(ctx.Request().Context(), request.(StartSecretRotationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "StartSecretRotation")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(StartSecretRotationResponseObject); ok {
+		return validResponse.VisitStartSecretRotationResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetSecretRotation operation middleware
+func (sh *strictHandler) GetSecretRotation(ctx echo.Context, rotationId openapi_types.UUID) error {
+	var request GetSecretRotationRequestObject
+
+	request.RotationId = rotationId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSecretRotation(ctx.Request().Context(), request.(GetSecretRotationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSecretRotation")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetSecretRotationResponseObject); ok {
+		return validResponse.VisitGetSecretRotationResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

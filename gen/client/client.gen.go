@@ -286,6 +286,27 @@ func (e RunState) Valid() bool {
 	}
 }
 
+// Defines values for SecretRotationStatus.
+const (
+	SecretRotationStatusCompleted  SecretRotationStatus = "completed"
+	SecretRotationStatusRunning    SecretRotationStatus = "running"
+	SecretRotationStatusSuperseded SecretRotationStatus = "superseded"
+)
+
+// Valid indicates whether the value is a known member of the SecretRotationStatus enum.
+func (e SecretRotationStatus) Valid() bool {
+	switch e {
+	case SecretRotationStatusCompleted:
+		return true
+	case SecretRotationStatusRunning:
+		return true
+	case SecretRotationStatusSuperseded:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for SessionImportResult.
 const (
 	SessionImportResultCreated   SessionImportResult = "created"
@@ -776,10 +797,171 @@ type CallsTake struct {
 	WaitSeconds *int32 `json:"waitSeconds,omitempty"`
 }
 
+// ServiceClient defines model for Client.
+type ServiceClient struct {
+	// Config Any JSON object. It comes back with the values that were given.
+	Config      JSONObject `json:"config"`
+	CreatedAt   time.Time  `json:"createdAt"`
+	Description string     `json:"description"`
+
+	// Enabled Whether it may be used.
+	Enabled bool               `json:"enabled"`
+	Id      openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+
+	// Name A short name: lower-case letters and digits in groups joined by dashes.
+	Name     Slug  `json:"name"`
+	Revision int32 `json:"revision"`
+
+	// SchemaVersion The version of the type's schema that the config was written against.
+	SchemaVersion int32     `json:"schemaVersion"`
+	Type          string    `json:"type"`
+	UpdatedAt     time.Time `json:"updatedAt"`
+
+	// Valid Whether the config meets the schema in force. False as well where it was changed past the API and has not been judged since.
+	Valid bool `json:"valid"`
+
+	// ValidatedAt When the present verdict was written; null when never.
+	ValidatedAt *time.Time `json:"validatedAt"`
+}
+
+// ClientCreate defines model for ClientCreate.
+type ClientCreate struct {
+	// Config Any JSON object. It comes back with the values that were given.
+	Config      JSONObject `json:"config"`
+	Description *string    `json:"description,omitempty"`
+	Enabled     *bool      `json:"enabled,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name A short name: lower-case letters and digits in groups joined by dashes.
+	Name Slug `json:"name"`
+
+	// Type One of listClientTypes.
+	Type string `json:"type"`
+}
+
+// ClientPage defines model for ClientPage.
+type ClientPage struct {
+	Items []ServiceClient `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// ClientSecret defines model for ClientSecret.
+type ClientSecret struct {
+	ClientId  openapi_types.UUID `json:"clientId"`
+	CreatedAt time.Time          `json:"createdAt"`
+	Id        openapi_types.UUID `json:"id"`
+
+	// KeyVersion The encryption key that it is under.
+	KeyVersion int32 `json:"keyVersion"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Revision Encrypting the same value under another key does not count.
+	Revision  int32     `json:"revision"`
+	UpdatedAt time.Time `json:"updatedAt"`
+
+	// ValueChangedAt When the value was last put.
+	ValueChangedAt time.Time `json:"valueChangedAt"`
+}
+
+// ClientSecretPage defines model for ClientSecretPage.
+type ClientSecretPage struct {
+	Items []ClientSecret `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// ClientSecretPut defines model for ClientSecretPut.
+type ClientSecretPut struct {
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Value At most 65,536 bytes of UTF-8.
+	Value string `json:"value"`
+}
+
+// ClientType defines model for ClientType.
+type ClientType struct {
+	Description string `json:"description"`
+
+	// Schema Any JSON object. It comes back with the values that were given.
+	Schema JSONObject `json:"schema"`
+
+	// SchemaVersion The version of the schema in force.
+	SchemaVersion int32  `json:"schemaVersion"`
+	Title         string `json:"title"`
+	Type          string `json:"type"`
+}
+
+// ClientTypeList defines model for ClientTypeList.
+type ClientTypeList struct {
+	Items []ClientType `json:"items"`
+}
+
+// ClientUpdate defines model for ClientUpdate.
+type ClientUpdate struct {
+	// Config Any JSON object. It comes back with the values that were given.
+	Config      *JSONObject `json:"config,omitempty"`
+	Description *string     `json:"description,omitempty"`
+	Enabled     *bool       `json:"enabled,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+
+	// Name A short name: lower-case letters and digits in groups joined by dashes.
+	Name *Slug `json:"name,omitempty"`
+}
+
+// ClientValidation defines model for ClientValidation.
+type ClientValidation struct {
+	// Checked How many clients were judged.
+	Checked int64 `json:"checked"`
+
+	// Invalid How many of them are not valid.
+	Invalid int64 `json:"invalid"`
+
+	// Items What is wrong with the first 200 of these.
+	Items []InvalidClient `json:"items"`
+}
+
 // DeactivatedAccount defines model for DeactivatedAccount.
 type DeactivatedAccount struct {
 	Account            Account        `json:"account"`
 	OwnedOrganizations []Organization `json:"ownedOrganizations"`
+}
+
+// EncryptionKey defines model for EncryptionKey.
+type EncryptionKey struct {
+	// CreatedAt When a hub first came with it.
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Fingerprint Tells keys apart and tells nothing of them: SHA-256 in hexadecimal.
+	Fingerprint string `json:"fingerprint"`
+
+	// Held Whether the replica that answers holds the key.
+	Held bool `json:"held"`
+
+	// Primary Whether that replica encrypts with it.
+	Primary bool `json:"primary"`
+
+	// Secrets How many secrets, of all organisations, are under it.
+	Secrets int64 `json:"secrets"`
+	Version int32 `json:"version"`
+}
+
+// EncryptionKeyList defines model for EncryptionKeyList.
+type EncryptionKeyList struct {
+	Items []EncryptionKey `json:"items"`
 }
 
 // FieldError defines model for FieldError.
@@ -806,6 +988,14 @@ type ImportCounts struct {
 	Deleted   int64 `json:"deleted"`
 	Unchanged int64 `json:"unchanged"`
 	Updated   int64 `json:"updated"`
+}
+
+// InvalidClient defines model for InvalidClient.
+type InvalidClient struct {
+	ClientId openapi_types.UUID `json:"clientId"`
+	Errors   []FieldError       `json:"errors"`
+	Name     string             `json:"name"`
+	Type     string             `json:"type"`
 }
 
 // JSONObject Any JSON object. It comes back with the values that were given.
@@ -1331,12 +1521,50 @@ type RetentionPolicyUpdate struct {
 	Metadata *JSONObject `json:"metadata,omitempty"`
 }
 
+// RevealedSecret defines model for RevealedSecret.
+type RevealedSecret struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
+
+	// ValueChangedAt When the value was put.
+	ValueChangedAt time.Time `json:"valueChangedAt"`
+}
+
 // RunState How a session is. idle: nothing is going on. running: an agent is at work. waiting: it waits for somebody. errored: the last
 // turn failed, and can be taken up again. ended: over for good; late messages are still taken.
 type RunState string
 
 // Scope noun:read, noun:write, noun:admin; * for all of those; platform:* for admin accounts.
 type Scope = string
+
+// SecretRotation defines model for SecretRotation.
+type SecretRotation struct {
+	CreatedAt time.Time  `json:"createdAt"`
+	EndedAt   *time.Time `json:"endedAt"`
+
+	// Failed Secrets that were left when it completed: their key is missing, or they are damaged.
+	Failed int64              `json:"failed"`
+	Id     openapi_types.UUID `json:"id"`
+
+	// Remaining Secrets that are under other keys now.
+	Remaining int64 `json:"remaining"`
+
+	// Rotated Secrets that the sweep has encrypted anew. Those that were revealed or put meanwhile are not among them.
+	Rotated int64 `json:"rotated"`
+
+	// Status superseded: a rotation to another key was started.
+	Status SecretRotationStatus `json:"status"`
+
+	// TargetVersion The key that all secrets come under.
+	TargetVersion int32 `json:"targetVersion"`
+
+	// Total Secrets under other keys when it started.
+	Total     int64     `json:"total"`
+	UpdatedAt time.Time `json:"updatedAt"`
+}
+
+// SecretRotationStatus superseded: a rotation to another key was started.
+type SecretRotationStatus string
 
 // Session defines model for Session.
 type Session struct {
@@ -1572,6 +1800,9 @@ type ApiKeyId = openapi_types.UUID
 // CallId defines model for CallId.
 type CallId = openapi_types.UUID
 
+// ClientId defines model for ClientId.
+type ClientId = openapi_types.UUID
+
 // Cursor defines model for Cursor.
 type Cursor = string
 
@@ -1592,6 +1823,9 @@ type OrganizationId = openapi_types.UUID
 
 // ProjectId defines model for ProjectId.
 type ProjectId = openapi_types.UUID
+
+// SecretName defines model for SecretName.
+type SecretName = string
 
 // SessionId defines model for SessionId.
 type SessionId = openapi_types.UUID
@@ -1859,6 +2093,78 @@ type GetCallTreeParams struct {
 	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
 }
 
+// ListClientsParams defines parameters for ListClients.
+type ListClientsParams struct {
+	// Name Only the client with this name.
+	Name *string `form:"name,omitempty" json:"name,omitempty"`
+
+	// Type Only clients of this type.
+	Type *string `form:"type,omitempty" json:"type,omitempty"`
+
+	// Enabled Only clients that may be used, or only the others. Both when absent.
+	Enabled *bool `form:"enabled,omitempty" json:"enabled,omitempty"`
+
+	// Valid Only clients whose config meets the schema in force, or only those whose does not, or has not been judged yet. Both when absent.
+	Valid *bool `form:"valid,omitempty" json:"valid,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateClientParams defines parameters for CreateClient.
+type CreateClientParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ValidateClientsParams defines parameters for ValidateClients.
+type ValidateClientsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteClientParams defines parameters for DeleteClient.
+type DeleteClientParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateClientParams defines parameters for UpdateClient.
+type UpdateClientParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListClientSecretsParams defines parameters for ListClientSecrets.
+type ListClientSecretsParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// DeleteClientSecretParams defines parameters for DeleteClientSecret.
+type DeleteClientSecretParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// RevealClientSecretParams defines parameters for RevealClientSecret.
+type RevealClientSecretParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteEncryptionKeyParams defines parameters for DeleteEncryptionKey.
+type DeleteEncryptionKeyParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // ListMembersParams defines parameters for ListMembers.
 type ListMembersParams struct {
 	MembershipLevel *MembershipLevel `form:"membershipLevel,omitempty" json:"membershipLevel,omitempty"`
@@ -1980,6 +2286,12 @@ type UpdateProjectParams struct {
 type SetRetentionPolicyParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// StartSecretRotationParams defines parameters for StartSecretRotation.
+type StartSecretRotationParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListSessionsParams defines parameters for ListSessions.
@@ -2114,6 +2426,15 @@ type FailCallJSONRequestBody = CallFail
 
 // StartCallJSONRequestBody defines body for StartCall for application/json ContentType.
 type StartCallJSONRequestBody = CallStep
+
+// CreateClientJSONRequestBody defines body for CreateClient for application/json ContentType.
+type CreateClientJSONRequestBody = ClientCreate
+
+// UpdateClientApplicationMergePatchPlusJSONRequestBody defines body for UpdateClient for application/merge-patch+json ContentType.
+type UpdateClientApplicationMergePatchPlusJSONRequestBody = ClientUpdate
+
+// PutClientSecretJSONRequestBody defines body for PutClientSecret for application/json ContentType.
+type PutClientSecretJSONRequestBody = ClientSecretPut
 
 // AddMemberJSONRequestBody defines body for AddMember for application/json ContentType.
 type AddMemberJSONRequestBody = MemberAdd
@@ -2416,9 +2737,18 @@ type ClientInterface interface {
 	// Corresponds with GET /healthz (the `GetHealth` operationId).
 	GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// GetMetrics Counters and gauges
+	//
+	// In Prometheus' text format. Only for requests from the hub's own machine that came through no proxy, unless HUB_METRICS says `all`.
+	//
+	// Needs no key.
+	//
+	// Corresponds with GET /metrics (the `GetMetrics` operationId).
+	GetMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetReadiness Whether requests can be served
 	//
-	// Asks the database, and compares its schema's version with this hub's.
+	// Asks the database, and compares its schema's version with this hub's. A key that secrets need and this hub lacks is told, and keeps nobody from being served.
 	//
 	// Needs no key.
 	//
@@ -2835,6 +3165,167 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/calls/{callId}/tree (the `GetCallTree` operationId).
 	GetCallTree(ctx context.Context, callId CallId, params *GetCallTreeParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListClientTypes List client types
+	//
+	// The kinds of clients, each with the JSON Schema (2020-12) that its config has to meet. In the order of their names.
+	//
+	// Scope: `clients:read`.
+	//
+	// Corresponds with GET /v1/client-types (the `ListClientTypes` operationId).
+	ListClientTypes(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListClients List clients
+	//
+	// In the order of their names.
+	//
+	// Scope: `clients:read`.
+	//
+	// Corresponds with GET /v1/clients (the `ListClients` operationId).
+	ListClients(ctx context.Context, params *ListClientsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateClientWithBody Create a client
+	//
+	// The config is judged by the type's schema; what is wrong with it is a 422 that points at it.
+	//
+	// Scope: `clients:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/clients (the `CreateClient` operationId).
+	CreateClientWithBody(ctx context.Context, params *CreateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateClient Create a client
+	//
+	// The config is judged by the type's schema; what is wrong with it is a 422 that points at it.
+	//
+	// Scope: `clients:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/clients (the `CreateClient` operationId).
+	CreateClient(ctx context.Context, params *CreateClientParams, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ValidateClients Judge all clients' configs anew
+	//
+	// By the schemas in force, as the hub does at its start, and writes down the verdicts that have changed. Answers with what is wrong with the first 200 that are not valid; `GET /v1/clients?valid=false` lists all.
+	//
+	// Scope: `clients:write`.
+	//
+	// Corresponds with POST /v1/clients/validate (the `ValidateClients` operationId).
+	ValidateClients(ctx context.Context, params *ValidateClientsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteClient Delete a client
+	//
+	// Its secrets go with it.
+	//
+	// Scope: `clients:write`.
+	//
+	// Corresponds with DELETE /v1/clients/{clientId} (the `DeleteClient` operationId).
+	DeleteClient(ctx context.Context, clientId ClientId, params *DeleteClientParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetClient Get a client
+	//
+	// Scope: `clients:read`.
+	//
+	// Corresponds with GET /v1/clients/{clientId} (the `GetClient` operationId).
+	GetClient(ctx context.Context, clientId ClientId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateClientWithBody Change a client
+	//
+	// A config that is given is merged into the present one, and the result is judged. The type stays.
+	//
+	// Scope: `clients:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/clients/{clientId} (the `UpdateClient` operationId).
+	UpdateClientWithBody(ctx context.Context, clientId ClientId, params *UpdateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateClientWithApplicationMergePatchPlusJSONBody Change a client
+	//
+	// A config that is given is merged into the present one, and the result is judged. The type stays.
+	//
+	// Scope: `clients:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /v1/clients/{clientId} (the `UpdateClient` operationId).
+	UpdateClientWithApplicationMergePatchPlusJSONBody(ctx context.Context, clientId ClientId, params *UpdateClientParams, body UpdateClientApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListClientSecrets List a client's secrets
+	//
+	// Without their values. In the order of their names.
+	//
+	// Scope: `secrets:read`.
+	//
+	// Corresponds with GET /v1/clients/{clientId}/secrets (the `ListClientSecrets` operationId).
+	ListClientSecrets(ctx context.Context, clientId ClientId, params *ListClientSecretsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteClientSecret Delete a secret
+	//
+	// Scope: `secrets:write`.
+	//
+	// Corresponds with DELETE /v1/clients/{clientId}/secrets/{secretName} (the `DeleteClientSecret` operationId).
+	DeleteClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, params *DeleteClientSecretParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetClientSecret Get a secret's metadata
+	//
+	// Without its value.
+	//
+	// Scope: `secrets:read`.
+	//
+	// Corresponds with GET /v1/clients/{clientId}/secrets/{secretName} (the `GetClientSecret` operationId).
+	GetClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutClientSecretWithBody Put a secret
+	//
+	// Creates it, or replaces its value. The value is encrypted before it goes to the database, and only `revealClientSecret` gives it out again.
+	//
+	// Scope: `secrets:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/clients/{clientId}/secrets/{secretName} (the `PutClientSecret` operationId).
+	PutClientSecretWithBody(ctx context.Context, clientId ClientId, secretName SecretName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutClientSecret Put a secret
+	//
+	// Creates it, or replaces its value. The value is encrypted before it goes to the database, and only `revealClientSecret` gives it out again.
+	//
+	// Scope: `secrets:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/clients/{clientId}/secrets/{secretName} (the `PutClientSecret` operationId).
+	PutClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, body PutClientSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RevealClientSecret Reveal a secret's value
+	//
+	// The only way to a value, under a scope that serves nothing else. Where the hub lacks the secret's key the answer is 424 `secret_key_unavailable`; where the stored bytes are not what was put there, 424 `secret_damaged`.
+	//
+	// Scope: `secrets:admin`.
+	//
+	// Corresponds with POST /v1/clients/{clientId}/secrets/{secretName}/reveal (the `RevealClientSecret` operationId).
+	RevealClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, params *RevealClientSecretParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListEncryptionKeys List the keys that encrypt secrets
+	//
+	// Of the whole platform, with how many secrets each holds. In the order of their versions. The keys themselves are in no database and no answer.
+	//
+	// Scope: `platform:*`.
+	//
+	// Corresponds with GET /v1/encryption-keys (the `ListEncryptionKeys` operationId).
+	ListEncryptionKeys(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteEncryptionKey Forget a retired key
+	//
+	// Refused while secrets are under it, and while this hub holds it. A key never changes, so its ETag is always `"1"`.
+	//
+	// Scope: `platform:*`.
+	//
+	// Corresponds with DELETE /v1/encryption-keys/{keyVersion} (the `DeleteEncryptionKey` operationId).
+	DeleteEncryptionKey(ctx context.Context, keyVersion int32, params *DeleteEncryptionKeyParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// GetMe Say who is asking
 	//
 	// Any valid key may ask.
@@ -3126,6 +3617,22 @@ type ClientInterface interface {
 	// Corresponds with PATCH /v1/retention-policy (the `SetRetentionPolicy` operationId).
 	SetRetentionPolicyWithApplicationMergePatchPlusJSONBody(ctx context.Context, params *SetRetentionPolicyParams, body SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// StartSecretRotation Encrypt all secrets with the present key
+	//
+	// Starts a sweep over the secrets of all organisations, which all replicas of the hub work on, or joins the one that is running. One to another key ends it. It survives restarts; readers are not disturbed.
+	//
+	// Scope: `platform:*`.
+	//
+	// Corresponds with POST /v1/secret-rotations (the `StartSecretRotation` operationId).
+	StartSecretRotation(ctx context.Context, params *StartSecretRotationParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetSecretRotation Get a rotation's progress
+	//
+	// Scope: `platform:*`.
+	//
+	// Corresponds with GET /v1/secret-rotations/{rotationId} (the `GetSecretRotation` operationId).
+	GetSecretRotation(ctx context.Context, rotationId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListSessions List sessions
 	//
 	// The newest first (by id, that is by creation; imported ones by their original creation).
@@ -3414,9 +3921,28 @@ func (c *Client) GetHealth(ctx context.Context, reqEditors ...RequestEditorFn) (
 	return c.Client.Do(req)
 }
 
+// GetMetrics Counters and gauges
+//
+// In Prometheus' text format. Only for requests from the hub's own machine that came through no proxy, unless HUB_METRICS says `all`.
+//
+// Needs no key.
+//
+// Corresponds with GET /metrics (the `GetMetrics` operationId).
+func (c *Client) GetMetrics(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetMetricsRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetReadiness Whether requests can be served
 //
-// Asks the database, and compares its schema's version with this hub's.
+// Asks the database, and compares its schema's version with this hub's. A key that secrets need and this hub lacks is told, and keeps nobody from being served.
 //
 // Needs no key.
 //
@@ -4263,6 +4789,337 @@ func (c *Client) GetCallTree(ctx context.Context, callId CallId, params *GetCall
 	return c.Client.Do(req)
 }
 
+// ListClientTypes List client types
+//
+// The kinds of clients, each with the JSON Schema (2020-12) that its config has to meet. In the order of their names.
+//
+// Scope: `clients:read`.
+//
+// Corresponds with GET /v1/client-types (the `ListClientTypes` operationId).
+func (c *Client) ListClientTypes(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListClientTypesRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListClients List clients
+//
+// In the order of their names.
+//
+// Scope: `clients:read`.
+//
+// Corresponds with GET /v1/clients (the `ListClients` operationId).
+func (c *Client) ListClients(ctx context.Context, params *ListClientsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListClientsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateClientWithBody Create a client
+//
+// The config is judged by the type's schema; what is wrong with it is a 422 that points at it.
+//
+// Scope: `clients:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/clients (the `CreateClient` operationId).
+func (c *Client) CreateClientWithBody(ctx context.Context, params *CreateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateClientRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateClient Create a client
+//
+// The config is judged by the type's schema; what is wrong with it is a 422 that points at it.
+//
+// Scope: `clients:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/clients (the `CreateClient` operationId).
+func (c *Client) CreateClient(ctx context.Context, params *CreateClientParams, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateClientRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ValidateClients Judge all clients' configs anew
+//
+// By the schemas in force, as the hub does at its start, and writes down the verdicts that have changed. Answers with what is wrong with the first 200 that are not valid; `GET /v1/clients?valid=false` lists all.
+//
+// Scope: `clients:write`.
+//
+// Corresponds with POST /v1/clients/validate (the `ValidateClients` operationId).
+func (c *Client) ValidateClients(ctx context.Context, params *ValidateClientsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewValidateClientsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteClient Delete a client
+//
+// Its secrets go with it.
+//
+// Scope: `clients:write`.
+//
+// Corresponds with DELETE /v1/clients/{clientId} (the `DeleteClient` operationId).
+func (c *Client) DeleteClient(ctx context.Context, clientId ClientId, params *DeleteClientParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteClientRequest(c.Server, clientId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetClient Get a client
+//
+// Scope: `clients:read`.
+//
+// Corresponds with GET /v1/clients/{clientId} (the `GetClient` operationId).
+func (c *Client) GetClient(ctx context.Context, clientId ClientId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetClientRequest(c.Server, clientId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateClientWithBody Change a client
+//
+// A config that is given is merged into the present one, and the result is judged. The type stays.
+//
+// Scope: `clients:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/clients/{clientId} (the `UpdateClient` operationId).
+func (c *Client) UpdateClientWithBody(ctx context.Context, clientId ClientId, params *UpdateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateClientRequestWithBody(c.Server, clientId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateClientWithApplicationMergePatchPlusJSONBody Change a client
+//
+// A config that is given is merged into the present one, and the result is judged. The type stays.
+//
+// Scope: `clients:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /v1/clients/{clientId} (the `UpdateClient` operationId).
+func (c *Client) UpdateClientWithApplicationMergePatchPlusJSONBody(ctx context.Context, clientId ClientId, params *UpdateClientParams, body UpdateClientApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateClientRequestWithApplicationMergePatchPlusJSONBody(c.Server, clientId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListClientSecrets List a client's secrets
+//
+// Without their values. In the order of their names.
+//
+// Scope: `secrets:read`.
+//
+// Corresponds with GET /v1/clients/{clientId}/secrets (the `ListClientSecrets` operationId).
+func (c *Client) ListClientSecrets(ctx context.Context, clientId ClientId, params *ListClientSecretsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListClientSecretsRequest(c.Server, clientId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteClientSecret Delete a secret
+//
+// Scope: `secrets:write`.
+//
+// Corresponds with DELETE /v1/clients/{clientId}/secrets/{secretName} (the `DeleteClientSecret` operationId).
+func (c *Client) DeleteClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, params *DeleteClientSecretParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteClientSecretRequest(c.Server, clientId, secretName, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetClientSecret Get a secret's metadata
+//
+// Without its value.
+//
+// Scope: `secrets:read`.
+//
+// Corresponds with GET /v1/clients/{clientId}/secrets/{secretName} (the `GetClientSecret` operationId).
+func (c *Client) GetClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetClientSecretRequest(c.Server, clientId, secretName)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutClientSecretWithBody Put a secret
+//
+// Creates it, or replaces its value. The value is encrypted before it goes to the database, and only `revealClientSecret` gives it out again.
+//
+// Scope: `secrets:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/clients/{clientId}/secrets/{secretName} (the `PutClientSecret` operationId).
+func (c *Client) PutClientSecretWithBody(ctx context.Context, clientId ClientId, secretName SecretName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutClientSecretRequestWithBody(c.Server, clientId, secretName, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutClientSecret Put a secret
+//
+// Creates it, or replaces its value. The value is encrypted before it goes to the database, and only `revealClientSecret` gives it out again.
+//
+// Scope: `secrets:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/clients/{clientId}/secrets/{secretName} (the `PutClientSecret` operationId).
+func (c *Client) PutClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, body PutClientSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutClientSecretRequest(c.Server, clientId, secretName, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RevealClientSecret Reveal a secret's value
+//
+// The only way to a value, under a scope that serves nothing else. Where the hub lacks the secret's key the answer is 424 `secret_key_unavailable`; where the stored bytes are not what was put there, 424 `secret_damaged`.
+//
+// Scope: `secrets:admin`.
+//
+// Corresponds with POST /v1/clients/{clientId}/secrets/{secretName}/reveal (the `RevealClientSecret` operationId).
+func (c *Client) RevealClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, params *RevealClientSecretParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRevealClientSecretRequest(c.Server, clientId, secretName, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListEncryptionKeys List the keys that encrypt secrets
+//
+// Of the whole platform, with how many secrets each holds. In the order of their versions. The keys themselves are in no database and no answer.
+//
+// Scope: `platform:*`.
+//
+// Corresponds with GET /v1/encryption-keys (the `ListEncryptionKeys` operationId).
+func (c *Client) ListEncryptionKeys(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListEncryptionKeysRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteEncryptionKey Forget a retired key
+//
+// Refused while secrets are under it, and while this hub holds it. A key never changes, so its ETag is always `"1"`.
+//
+// Scope: `platform:*`.
+//
+// Corresponds with DELETE /v1/encryption-keys/{keyVersion} (the `DeleteEncryptionKey` operationId).
+func (c *Client) DeleteEncryptionKey(ctx context.Context, keyVersion int32, params *DeleteEncryptionKeyParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteEncryptionKeyRequest(c.Server, keyVersion, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // GetMe Say who is asking
 //
 // Any valid key may ask.
@@ -4864,6 +5721,42 @@ func (c *Client) SetRetentionPolicyWithApplicationMergePatchPlusJSONBody(ctx con
 	return c.Client.Do(req)
 }
 
+// StartSecretRotation Encrypt all secrets with the present key
+//
+// Starts a sweep over the secrets of all organisations, which all replicas of the hub work on, or joins the one that is running. One to another key ends it. It survives restarts; readers are not disturbed.
+//
+// Scope: `platform:*`.
+//
+// Corresponds with POST /v1/secret-rotations (the `StartSecretRotation` operationId).
+func (c *Client) StartSecretRotation(ctx context.Context, params *StartSecretRotationParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewStartSecretRotationRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetSecretRotation Get a rotation's progress
+//
+// Scope: `platform:*`.
+//
+// Corresponds with GET /v1/secret-rotations/{rotationId} (the `GetSecretRotation` operationId).
+func (c *Client) GetSecretRotation(ctx context.Context, rotationId openapi_types.UUID, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetSecretRotationRequest(c.Server, rotationId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListSessions List sessions
 //
 // The newest first (by id, that is by creation; imported ones by their original creation).
@@ -5414,6 +6307,33 @@ func NewGetHealthRequest(server string) (*http.Request, error) {
 	}
 
 	operationPath := fmt.Sprintf("/healthz")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetMetricsRequest constructs an http.Request for the GetMetrics method
+func NewGetMetricsRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/metrics")
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -7550,6 +8470,745 @@ func NewGetCallTreeRequest(server string, callId CallId, params *GetCallTreePara
 	return req, nil
 }
 
+// NewListClientTypesRequest constructs an http.Request for the ListClientTypes method
+func NewListClientTypesRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/client-types")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewListClientsRequest constructs an http.Request for the ListClients method
+func NewListClientsRequest(server string, params *ListClientsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Name != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "name", *params.Name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Type != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "type", *params.Type, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Enabled != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "enabled", *params.Enabled, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Valid != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "valid", *params.Valid, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "boolean", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateClientRequest calls the generic CreateClient builder with application/json body
+func NewCreateClientRequest(server string, params *CreateClientParams, body CreateClientJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateClientRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateClientRequestWithBody constructs an http.Request for the CreateClient method, with any body, and a specified content type
+func NewCreateClientRequestWithBody(server string, params *CreateClientParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewValidateClientsRequest constructs an http.Request for the ValidateClients method
+func NewValidateClientsRequest(server string, params *ValidateClientsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients/validate")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteClientRequest constructs an http.Request for the DeleteClient method
+func NewDeleteClientRequest(server string, clientId ClientId, params *DeleteClientParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "clientId", clientId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetClientRequest constructs an http.Request for the GetClient method
+func NewGetClientRequest(server string, clientId ClientId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "clientId", clientId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateClientRequestWithApplicationMergePatchPlusJSONBody calls the generic UpdateClient builder with application/merge-patch+json body
+func NewUpdateClientRequestWithApplicationMergePatchPlusJSONBody(server string, clientId ClientId, params *UpdateClientParams, body UpdateClientApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateClientRequestWithBody(server, clientId, params, "application/merge-patch+json", bodyReader)
+}
+
+// NewUpdateClientRequestWithBody constructs an http.Request for the UpdateClient method, with any body, and a specified content type
+func NewUpdateClientRequestWithBody(server string, clientId ClientId, params *UpdateClientParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "clientId", clientId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListClientSecretsRequest constructs an http.Request for the ListClientSecrets method
+func NewListClientSecretsRequest(server string, clientId ClientId, params *ListClientSecretsParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "clientId", clientId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients/%s/secrets", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDeleteClientSecretRequest constructs an http.Request for the DeleteClientSecret method
+func NewDeleteClientSecretRequest(server string, clientId ClientId, secretName SecretName, params *DeleteClientSecretParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "clientId", clientId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "secretName", secretName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients/%s/secrets/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetClientSecretRequest constructs an http.Request for the GetClientSecret method
+func NewGetClientSecretRequest(server string, clientId ClientId, secretName SecretName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "clientId", clientId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "secretName", secretName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients/%s/secrets/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewPutClientSecretRequest calls the generic PutClientSecret builder with application/json body
+func NewPutClientSecretRequest(server string, clientId ClientId, secretName SecretName, body PutClientSecretJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPutClientSecretRequestWithBody(server, clientId, secretName, "application/json", bodyReader)
+}
+
+// NewPutClientSecretRequestWithBody constructs an http.Request for the PutClientSecret method, with any body, and a specified content type
+func NewPutClientSecretRequestWithBody(server string, clientId ClientId, secretName SecretName, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "clientId", clientId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "secretName", secretName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients/%s/secrets/%s", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewRevealClientSecretRequest constructs an http.Request for the RevealClientSecret method
+func NewRevealClientSecretRequest(server string, clientId ClientId, secretName SecretName, params *RevealClientSecretParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "clientId", clientId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	var pathParam1 string
+
+	pathParam1, err = runtime.StyleParamWithOptions("simple", false, "secretName", secretName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/clients/%s/secrets/%s/reveal", pathParam0, pathParam1)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListEncryptionKeysRequest constructs an http.Request for the ListEncryptionKeys method
+func NewListEncryptionKeysRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/encryption-keys")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDeleteEncryptionKeyRequest constructs an http.Request for the DeleteEncryptionKey method
+func NewDeleteEncryptionKeyRequest(server string, keyVersion int32, params *DeleteEncryptionKeyParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "keyVersion", keyVersion, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "integer", Format: "int32"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/encryption-keys/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewGetMeRequest constructs an http.Request for the GetMe method
 func NewGetMeRequest(server string) (*http.Request, error) {
 	var err error
@@ -8765,6 +10424,82 @@ func NewSetRetentionPolicyRequestWithBody(server string, params *SetRetentionPol
 	return req, nil
 }
 
+// NewStartSecretRotationRequest constructs an http.Request for the StartSecretRotation method
+func NewStartSecretRotationRequest(server string, params *StartSecretRotationParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/secret-rotations")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetSecretRotationRequest constructs an http.Request for the GetSecretRotation method
+func NewGetSecretRotationRequest(server string, rotationId openapi_types.UUID) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "rotationId", rotationId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/secret-rotations/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListSessionsRequest constructs an http.Request for the ListSessions method
 func NewListSessionsRequest(server string, params *ListSessionsParams) (*http.Request, error) {
 	var err error
@@ -9880,9 +11615,20 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /healthz (the `GetHealth` operationId).
 	GetHealthWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetHealthResponse, error)
 
+	// GetMetricsWithResponse Counters and gauges
+	//
+	// In Prometheus' text format. Only for requests from the hub's own machine that came through no proxy, unless HUB_METRICS says `all`.
+	//
+	// Needs no key.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /metrics (the `GetMetrics` operationId).
+	GetMetricsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetMetricsResponse, error)
+
 	// GetReadinessWithResponse Whether requests can be served
 	//
-	// Asks the database, and compares its schema's version with this hub's.
+	// Asks the database, and compares its schema's version with this hub's. A key that secrets need and this hub lacks is told, and keeps nobody from being served.
 	//
 	// Needs no key.
 	//
@@ -10341,6 +12087,189 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/calls/{callId}/tree (the `GetCallTree` operationId).
 	GetCallTreeWithResponse(ctx context.Context, callId CallId, params *GetCallTreeParams, reqEditors ...RequestEditorFn) (*GetCallTreeResponse, error)
 
+	// ListClientTypesWithResponse List client types
+	//
+	// The kinds of clients, each with the JSON Schema (2020-12) that its config has to meet. In the order of their names.
+	//
+	// Scope: `clients:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/client-types (the `ListClientTypes` operationId).
+	ListClientTypesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListClientTypesResponse, error)
+
+	// ListClientsWithResponse List clients
+	//
+	// In the order of their names.
+	//
+	// Scope: `clients:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/clients (the `ListClients` operationId).
+	ListClientsWithResponse(ctx context.Context, params *ListClientsParams, reqEditors ...RequestEditorFn) (*ListClientsResponse, error)
+
+	// CreateClientWithBodyWithResponse Create a client
+	//
+	// The config is judged by the type's schema; what is wrong with it is a 422 that points at it.
+	//
+	// Scope: `clients:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/clients (the `CreateClient` operationId).
+	CreateClientWithBodyWithResponse(ctx context.Context, params *CreateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateClientResponse, error)
+
+	// CreateClientWithResponse Create a client
+	//
+	// The config is judged by the type's schema; what is wrong with it is a 422 that points at it.
+	//
+	// Scope: `clients:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/clients (the `CreateClient` operationId).
+	CreateClientWithResponse(ctx context.Context, params *CreateClientParams, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateClientResponse, error)
+
+	// ValidateClientsWithResponse Judge all clients' configs anew
+	//
+	// By the schemas in force, as the hub does at its start, and writes down the verdicts that have changed. Answers with what is wrong with the first 200 that are not valid; `GET /v1/clients?valid=false` lists all.
+	//
+	// Scope: `clients:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/clients/validate (the `ValidateClients` operationId).
+	ValidateClientsWithResponse(ctx context.Context, params *ValidateClientsParams, reqEditors ...RequestEditorFn) (*ValidateClientsResponse, error)
+
+	// DeleteClientWithResponse Delete a client
+	//
+	// Its secrets go with it.
+	//
+	// Scope: `clients:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/clients/{clientId} (the `DeleteClient` operationId).
+	DeleteClientWithResponse(ctx context.Context, clientId ClientId, params *DeleteClientParams, reqEditors ...RequestEditorFn) (*DeleteClientResponse, error)
+
+	// GetClientWithResponse Get a client
+	//
+	// Scope: `clients:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/clients/{clientId} (the `GetClient` operationId).
+	GetClientWithResponse(ctx context.Context, clientId ClientId, reqEditors ...RequestEditorFn) (*GetClientResponse, error)
+
+	// UpdateClientWithBodyWithResponse Change a client
+	//
+	// A config that is given is merged into the present one, and the result is judged. The type stays.
+	//
+	// Scope: `clients:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/clients/{clientId} (the `UpdateClient` operationId).
+	UpdateClientWithBodyWithResponse(ctx context.Context, clientId ClientId, params *UpdateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateClientResponse, error)
+
+	// UpdateClientWithApplicationMergePatchPlusJSONBodyWithResponse Change a client
+	//
+	// A config that is given is merged into the present one, and the result is judged. The type stays.
+	//
+	// Scope: `clients:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/clients/{clientId} (the `UpdateClient` operationId).
+	UpdateClientWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, clientId ClientId, params *UpdateClientParams, body UpdateClientApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateClientResponse, error)
+
+	// ListClientSecretsWithResponse List a client's secrets
+	//
+	// Without their values. In the order of their names.
+	//
+	// Scope: `secrets:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/clients/{clientId}/secrets (the `ListClientSecrets` operationId).
+	ListClientSecretsWithResponse(ctx context.Context, clientId ClientId, params *ListClientSecretsParams, reqEditors ...RequestEditorFn) (*ListClientSecretsResponse, error)
+
+	// DeleteClientSecretWithResponse Delete a secret
+	//
+	// Scope: `secrets:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/clients/{clientId}/secrets/{secretName} (the `DeleteClientSecret` operationId).
+	DeleteClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, params *DeleteClientSecretParams, reqEditors ...RequestEditorFn) (*DeleteClientSecretResponse, error)
+
+	// GetClientSecretWithResponse Get a secret's metadata
+	//
+	// Without its value.
+	//
+	// Scope: `secrets:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/clients/{clientId}/secrets/{secretName} (the `GetClientSecret` operationId).
+	GetClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, reqEditors ...RequestEditorFn) (*GetClientSecretResponse, error)
+
+	// PutClientSecretWithBodyWithResponse Put a secret
+	//
+	// Creates it, or replaces its value. The value is encrypted before it goes to the database, and only `revealClientSecret` gives it out again.
+	//
+	// Scope: `secrets:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/clients/{clientId}/secrets/{secretName} (the `PutClientSecret` operationId).
+	PutClientSecretWithBodyWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutClientSecretResponse, error)
+
+	// PutClientSecretWithResponse Put a secret
+	//
+	// Creates it, or replaces its value. The value is encrypted before it goes to the database, and only `revealClientSecret` gives it out again.
+	//
+	// Scope: `secrets:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/clients/{clientId}/secrets/{secretName} (the `PutClientSecret` operationId).
+	PutClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, body PutClientSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*PutClientSecretResponse, error)
+
+	// RevealClientSecretWithResponse Reveal a secret's value
+	//
+	// The only way to a value, under a scope that serves nothing else. Where the hub lacks the secret's key the answer is 424 `secret_key_unavailable`; where the stored bytes are not what was put there, 424 `secret_damaged`.
+	//
+	// Scope: `secrets:admin`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/clients/{clientId}/secrets/{secretName}/reveal (the `RevealClientSecret` operationId).
+	RevealClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, params *RevealClientSecretParams, reqEditors ...RequestEditorFn) (*RevealClientSecretResponse, error)
+
+	// ListEncryptionKeysWithResponse List the keys that encrypt secrets
+	//
+	// Of the whole platform, with how many secrets each holds. In the order of their versions. The keys themselves are in no database and no answer.
+	//
+	// Scope: `platform:*`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/encryption-keys (the `ListEncryptionKeys` operationId).
+	ListEncryptionKeysWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListEncryptionKeysResponse, error)
+
+	// DeleteEncryptionKeyWithResponse Forget a retired key
+	//
+	// Refused while secrets are under it, and while this hub holds it. A key never changes, so its ETag is always `"1"`.
+	//
+	// Scope: `platform:*`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/encryption-keys/{keyVersion} (the `DeleteEncryptionKey` operationId).
+	DeleteEncryptionKeyWithResponse(ctx context.Context, keyVersion int32, params *DeleteEncryptionKeyParams, reqEditors ...RequestEditorFn) (*DeleteEncryptionKeyResponse, error)
+
 	// GetMeWithResponse Say who is asking
 	//
 	// Any valid key may ask.
@@ -10657,6 +12586,26 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PATCH /v1/retention-policy (the `SetRetentionPolicy` operationId).
 	SetRetentionPolicyWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, params *SetRetentionPolicyParams, body SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*SetRetentionPolicyResponse, error)
+
+	// StartSecretRotationWithResponse Encrypt all secrets with the present key
+	//
+	// Starts a sweep over the secrets of all organisations, which all replicas of the hub work on, or joins the one that is running. One to another key ends it. It survives restarts; readers are not disturbed.
+	//
+	// Scope: `platform:*`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/secret-rotations (the `StartSecretRotation` operationId).
+	StartSecretRotationWithResponse(ctx context.Context, params *StartSecretRotationParams, reqEditors ...RequestEditorFn) (*StartSecretRotationResponse, error)
+
+	// GetSecretRotationWithResponse Get a rotation's progress
+	//
+	// Scope: `platform:*`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/secret-rotations/{rotationId} (the `GetSecretRotation` operationId).
+	GetSecretRotationWithResponse(ctx context.Context, rotationId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetSecretRotationResponse, error)
 
 	// ListSessionsWithResponse List sessions
 	//
@@ -10989,6 +12938,47 @@ func (r GetHealthResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r GetHealthResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetMetricsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetMetricsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetMetricsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetMetricsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetMetricsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetMetricsResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -12675,6 +14665,716 @@ func (r GetCallTreeResponse) ContentType() string {
 	return ""
 }
 
+type ListClientTypesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ClientTypeList
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListClientTypesResponse) GetJSON200() *ClientTypeList {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListClientTypesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListClientTypesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListClientTypesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListClientTypesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListClientTypesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListClientsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ClientPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListClientsResponse) GetJSON200() *ClientPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListClientsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListClientsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListClientsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListClientsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListClientsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateClientResponse201Headers the declared response headers of an HTTP 201 response for CreateClient
+type CreateClientResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type CreateClientResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *ServiceClient
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateClientResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateClientResponse) GetJSON201() *ServiceClient {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateClientResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateClientResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateClientResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateClientResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateClientResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ValidateClientsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ClientValidation
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ValidateClientsResponse) GetJSON200() *ClientValidation {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ValidateClientsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ValidateClientsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ValidateClientsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ValidateClientsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ValidateClientsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteClientResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteClientResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteClientResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteClientResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteClientResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteClientResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetClientResponse200Headers the declared response headers of an HTTP 200 response for GetClient
+type GetClientResponse200Headers struct {
+	ETag string
+}
+
+type GetClientResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ServiceClient
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetClientResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetClientResponse) GetJSON200() *ServiceClient {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetClientResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetClientResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetClientResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetClientResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetClientResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UpdateClientResponse200Headers the declared response headers of an HTTP 200 response for UpdateClient
+type UpdateClientResponse200Headers struct {
+	ETag string
+}
+
+type UpdateClientResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ServiceClient
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UpdateClientResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateClientResponse) GetJSON200() *ServiceClient {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateClientResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateClientResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateClientResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateClientResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateClientResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListClientSecretsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ClientSecretPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListClientSecretsResponse) GetJSON200() *ClientSecretPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListClientSecretsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListClientSecretsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListClientSecretsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListClientSecretsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListClientSecretsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteClientSecretResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteClientSecretResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteClientSecretResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteClientSecretResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteClientSecretResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteClientSecretResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetClientSecretResponse200Headers the declared response headers of an HTTP 200 response for GetClientSecret
+type GetClientSecretResponse200Headers struct {
+	ETag string
+}
+
+type GetClientSecretResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ClientSecret
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetClientSecretResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetClientSecretResponse) GetJSON200() *ClientSecret {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetClientSecretResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetClientSecretResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetClientSecretResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetClientSecretResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetClientSecretResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// PutClientSecretResponse200Headers the declared response headers of an HTTP 200 response for PutClientSecret
+type PutClientSecretResponse200Headers struct {
+	ETag string
+}
+
+// PutClientSecretResponse201Headers the declared response headers of an HTTP 201 response for PutClientSecret
+type PutClientSecretResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type PutClientSecretResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *ClientSecret
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *ClientSecret
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *PutClientSecretResponse200Headers
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *PutClientSecretResponse201Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PutClientSecretResponse) GetJSON200() *ClientSecret {
+	return r.JSON200
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r PutClientSecretResponse) GetJSON201() *ClientSecret {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PutClientSecretResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PutClientSecretResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PutClientSecretResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PutClientSecretResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PutClientSecretResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RevealClientSecretResponse200Headers the declared response headers of an HTTP 200 response for RevealClientSecret
+type RevealClientSecretResponse200Headers struct {
+	CacheControl string
+	Location     string
+}
+
+type RevealClientSecretResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *RevealedSecret
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RevealClientSecretResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RevealClientSecretResponse) GetJSON200() *RevealedSecret {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RevealClientSecretResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RevealClientSecretResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RevealClientSecretResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RevealClientSecretResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RevealClientSecretResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListEncryptionKeysResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *EncryptionKeyList
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListEncryptionKeysResponse) GetJSON200() *EncryptionKeyList {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListEncryptionKeysResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListEncryptionKeysResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListEncryptionKeysResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListEncryptionKeysResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListEncryptionKeysResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteEncryptionKeyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteEncryptionKeyResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteEncryptionKeyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteEncryptionKeyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteEncryptionKeyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteEncryptionKeyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type GetMeResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -13811,6 +16511,109 @@ func (r SetRetentionPolicyResponse) ContentType() string {
 	return ""
 }
 
+// StartSecretRotationResponse202Headers the declared response headers of an HTTP 202 response for StartSecretRotation
+type StartSecretRotationResponse202Headers struct {
+	Location string
+}
+
+type StartSecretRotationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *SecretRotation
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers202 the parsed response headers for an HTTP 202 response
+	Headers202 *StartSecretRotationResponse202Headers
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r StartSecretRotationResponse) GetJSON202() *SecretRotation {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r StartSecretRotationResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r StartSecretRotationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r StartSecretRotationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r StartSecretRotationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r StartSecretRotationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetSecretRotationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SecretRotation
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetSecretRotationResponse) GetJSON200() *SecretRotation {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetSecretRotationResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetSecretRotationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetSecretRotationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetSecretRotationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetSecretRotationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListSessionsResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -14741,9 +17544,26 @@ func (c *ClientWithResponses) GetHealthWithResponse(ctx context.Context, reqEdit
 	return ParseGetHealthResponse(rsp)
 }
 
+// GetMetricsWithResponse Counters and gauges
+//
+// In Prometheus' text format. Only for requests from the hub's own machine that came through no proxy, unless HUB_METRICS says `all`.
+//
+// Needs no key.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /metrics (the `GetMetrics` operationId).
+func (c *ClientWithResponses) GetMetricsWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetMetricsResponse, error) {
+	rsp, err := c.GetMetrics(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetMetricsResponse(rsp)
+}
+
 // GetReadinessWithResponse Whether requests can be served
 //
-// Asks the database, and compares its schema's version with this hub's.
+// Asks the database, and compares its schema's version with this hub's. A key that secrets need and this hub lacks is told, and keeps nobody from being served.
 //
 // Needs no key.
 //
@@ -15460,6 +18280,291 @@ func (c *ClientWithResponses) GetCallTreeWithResponse(ctx context.Context, callI
 	return ParseGetCallTreeResponse(rsp)
 }
 
+// ListClientTypesWithResponse List client types
+//
+// The kinds of clients, each with the JSON Schema (2020-12) that its config has to meet. In the order of their names.
+//
+// Scope: `clients:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/client-types (the `ListClientTypes` operationId).
+func (c *ClientWithResponses) ListClientTypesWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListClientTypesResponse, error) {
+	rsp, err := c.ListClientTypes(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListClientTypesResponse(rsp)
+}
+
+// ListClientsWithResponse List clients
+//
+// In the order of their names.
+//
+// Scope: `clients:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/clients (the `ListClients` operationId).
+func (c *ClientWithResponses) ListClientsWithResponse(ctx context.Context, params *ListClientsParams, reqEditors ...RequestEditorFn) (*ListClientsResponse, error) {
+	rsp, err := c.ListClients(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListClientsResponse(rsp)
+}
+
+// CreateClientWithBodyWithResponse Create a client
+//
+// The config is judged by the type's schema; what is wrong with it is a 422 that points at it.
+//
+// Scope: `clients:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/clients (the `CreateClient` operationId).
+func (c *ClientWithResponses) CreateClientWithBodyWithResponse(ctx context.Context, params *CreateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateClientResponse, error) {
+	rsp, err := c.CreateClientWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateClientResponse(rsp)
+}
+
+// CreateClientWithResponse Create a client
+//
+// The config is judged by the type's schema; what is wrong with it is a 422 that points at it.
+//
+// Scope: `clients:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/clients (the `CreateClient` operationId).
+func (c *ClientWithResponses) CreateClientWithResponse(ctx context.Context, params *CreateClientParams, body CreateClientJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateClientResponse, error) {
+	rsp, err := c.CreateClient(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateClientResponse(rsp)
+}
+
+// ValidateClientsWithResponse Judge all clients' configs anew
+//
+// By the schemas in force, as the hub does at its start, and writes down the verdicts that have changed. Answers with what is wrong with the first 200 that are not valid; `GET /v1/clients?valid=false` lists all.
+//
+// Scope: `clients:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/clients/validate (the `ValidateClients` operationId).
+func (c *ClientWithResponses) ValidateClientsWithResponse(ctx context.Context, params *ValidateClientsParams, reqEditors ...RequestEditorFn) (*ValidateClientsResponse, error) {
+	rsp, err := c.ValidateClients(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseValidateClientsResponse(rsp)
+}
+
+// DeleteClientWithResponse Delete a client
+//
+// Its secrets go with it.
+//
+// Scope: `clients:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/clients/{clientId} (the `DeleteClient` operationId).
+func (c *ClientWithResponses) DeleteClientWithResponse(ctx context.Context, clientId ClientId, params *DeleteClientParams, reqEditors ...RequestEditorFn) (*DeleteClientResponse, error) {
+	rsp, err := c.DeleteClient(ctx, clientId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteClientResponse(rsp)
+}
+
+// GetClientWithResponse Get a client
+//
+// Scope: `clients:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/clients/{clientId} (the `GetClient` operationId).
+func (c *ClientWithResponses) GetClientWithResponse(ctx context.Context, clientId ClientId, reqEditors ...RequestEditorFn) (*GetClientResponse, error) {
+	rsp, err := c.GetClient(ctx, clientId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetClientResponse(rsp)
+}
+
+// UpdateClientWithBodyWithResponse Change a client
+//
+// A config that is given is merged into the present one, and the result is judged. The type stays.
+//
+// Scope: `clients:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/clients/{clientId} (the `UpdateClient` operationId).
+func (c *ClientWithResponses) UpdateClientWithBodyWithResponse(ctx context.Context, clientId ClientId, params *UpdateClientParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateClientResponse, error) {
+	rsp, err := c.UpdateClientWithBody(ctx, clientId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateClientResponse(rsp)
+}
+
+// UpdateClientWithApplicationMergePatchPlusJSONBodyWithResponse Change a client
+//
+// A config that is given is merged into the present one, and the result is judged. The type stays.
+//
+// Scope: `clients:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/clients/{clientId} (the `UpdateClient` operationId).
+func (c *ClientWithResponses) UpdateClientWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, clientId ClientId, params *UpdateClientParams, body UpdateClientApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateClientResponse, error) {
+	rsp, err := c.UpdateClientWithApplicationMergePatchPlusJSONBody(ctx, clientId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateClientResponse(rsp)
+}
+
+// ListClientSecretsWithResponse List a client's secrets
+//
+// Without their values. In the order of their names.
+//
+// Scope: `secrets:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/clients/{clientId}/secrets (the `ListClientSecrets` operationId).
+func (c *ClientWithResponses) ListClientSecretsWithResponse(ctx context.Context, clientId ClientId, params *ListClientSecretsParams, reqEditors ...RequestEditorFn) (*ListClientSecretsResponse, error) {
+	rsp, err := c.ListClientSecrets(ctx, clientId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListClientSecretsResponse(rsp)
+}
+
+// DeleteClientSecretWithResponse Delete a secret
+//
+// Scope: `secrets:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/clients/{clientId}/secrets/{secretName} (the `DeleteClientSecret` operationId).
+func (c *ClientWithResponses) DeleteClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, params *DeleteClientSecretParams, reqEditors ...RequestEditorFn) (*DeleteClientSecretResponse, error) {
+	rsp, err := c.DeleteClientSecret(ctx, clientId, secretName, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteClientSecretResponse(rsp)
+}
+
+// GetClientSecretWithResponse Get a secret's metadata
+//
+// Without its value.
+//
+// Scope: `secrets:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/clients/{clientId}/secrets/{secretName} (the `GetClientSecret` operationId).
+func (c *ClientWithResponses) GetClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, reqEditors ...RequestEditorFn) (*GetClientSecretResponse, error) {
+	rsp, err := c.GetClientSecret(ctx, clientId, secretName, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetClientSecretResponse(rsp)
+}
+
+// PutClientSecretWithBodyWithResponse Put a secret
+//
+// Creates it, or replaces its value. The value is encrypted before it goes to the database, and only `revealClientSecret` gives it out again.
+//
+// Scope: `secrets:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/clients/{clientId}/secrets/{secretName} (the `PutClientSecret` operationId).
+func (c *ClientWithResponses) PutClientSecretWithBodyWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutClientSecretResponse, error) {
+	rsp, err := c.PutClientSecretWithBody(ctx, clientId, secretName, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutClientSecretResponse(rsp)
+}
+
+// PutClientSecretWithResponse Put a secret
+//
+// Creates it, or replaces its value. The value is encrypted before it goes to the database, and only `revealClientSecret` gives it out again.
+//
+// Scope: `secrets:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/clients/{clientId}/secrets/{secretName} (the `PutClientSecret` operationId).
+func (c *ClientWithResponses) PutClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, body PutClientSecretJSONRequestBody, reqEditors ...RequestEditorFn) (*PutClientSecretResponse, error) {
+	rsp, err := c.PutClientSecret(ctx, clientId, secretName, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutClientSecretResponse(rsp)
+}
+
+// RevealClientSecretWithResponse Reveal a secret's value
+//
+// The only way to a value, under a scope that serves nothing else. Where the hub lacks the secret's key the answer is 424 `secret_key_unavailable`; where the stored bytes are not what was put there, 424 `secret_damaged`.
+//
+// Scope: `secrets:admin`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/clients/{clientId}/secrets/{secretName}/reveal (the `RevealClientSecret` operationId).
+func (c *ClientWithResponses) RevealClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, params *RevealClientSecretParams, reqEditors ...RequestEditorFn) (*RevealClientSecretResponse, error) {
+	rsp, err := c.RevealClientSecret(ctx, clientId, secretName, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRevealClientSecretResponse(rsp)
+}
+
+// ListEncryptionKeysWithResponse List the keys that encrypt secrets
+//
+// Of the whole platform, with how many secrets each holds. In the order of their versions. The keys themselves are in no database and no answer.
+//
+// Scope: `platform:*`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/encryption-keys (the `ListEncryptionKeys` operationId).
+func (c *ClientWithResponses) ListEncryptionKeysWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*ListEncryptionKeysResponse, error) {
+	rsp, err := c.ListEncryptionKeys(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListEncryptionKeysResponse(rsp)
+}
+
+// DeleteEncryptionKeyWithResponse Forget a retired key
+//
+// Refused while secrets are under it, and while this hub holds it. A key never changes, so its ETag is always `"1"`.
+//
+// Scope: `platform:*`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/encryption-keys/{keyVersion} (the `DeleteEncryptionKey` operationId).
+func (c *ClientWithResponses) DeleteEncryptionKeyWithResponse(ctx context.Context, keyVersion int32, params *DeleteEncryptionKeyParams, reqEditors ...RequestEditorFn) (*DeleteEncryptionKeyResponse, error) {
+	rsp, err := c.DeleteEncryptionKey(ctx, keyVersion, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteEncryptionKeyResponse(rsp)
+}
+
 // GetMeWithResponse Say who is asking
 //
 // Any valid key may ask.
@@ -15963,6 +19068,38 @@ func (c *ClientWithResponses) SetRetentionPolicyWithApplicationMergePatchPlusJSO
 	return ParseSetRetentionPolicyResponse(rsp)
 }
 
+// StartSecretRotationWithResponse Encrypt all secrets with the present key
+//
+// Starts a sweep over the secrets of all organisations, which all replicas of the hub work on, or joins the one that is running. One to another key ends it. It survives restarts; readers are not disturbed.
+//
+// Scope: `platform:*`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/secret-rotations (the `StartSecretRotation` operationId).
+func (c *ClientWithResponses) StartSecretRotationWithResponse(ctx context.Context, params *StartSecretRotationParams, reqEditors ...RequestEditorFn) (*StartSecretRotationResponse, error) {
+	rsp, err := c.StartSecretRotation(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseStartSecretRotationResponse(rsp)
+}
+
+// GetSecretRotationWithResponse Get a rotation's progress
+//
+// Scope: `platform:*`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/secret-rotations/{rotationId} (the `GetSecretRotation` operationId).
+func (c *ClientWithResponses) GetSecretRotationWithResponse(ctx context.Context, rotationId openapi_types.UUID, reqEditors ...RequestEditorFn) (*GetSecretRotationResponse, error) {
+	rsp, err := c.GetSecretRotation(ctx, rotationId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetSecretRotationResponse(rsp)
+}
+
 // ListSessionsWithResponse List sessions
 //
 // The newest first (by id, that is by creation; imported ones by their original creation).
@@ -16434,6 +19571,32 @@ func ParseGetHealthResponse(rsp *http.Response) (*GetHealthResponse, error) {
 		}
 		response.JSON200 = &dest
 
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetMetricsResponse parses an HTTP response from a GetMetricsWithResponse call
+func ParseGetMetricsResponse(rsp *http.Response) (*GetMetricsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetMetricsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
 		var dest Error
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
@@ -17790,6 +20953,572 @@ func ParseGetCallTreeResponse(rsp *http.Response) (*GetCallTreeResponse, error) 
 	return response, nil
 }
 
+// ParseListClientTypesResponse parses an HTTP response from a ListClientTypesWithResponse call
+func ParseListClientTypesResponse(rsp *http.Response) (*ListClientTypesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListClientTypesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ClientTypeList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListClientsResponse parses an HTTP response from a ListClientsWithResponse call
+func ParseListClientsResponse(rsp *http.Response) (*ListClientsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListClientsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ClientPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateClientResponse parses an HTTP response from a CreateClientWithResponse call
+func ParseCreateClientResponse(rsp *http.Response) (*CreateClientResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateClientResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest ServiceClient
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateClientResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseValidateClientsResponse parses an HTTP response from a ValidateClientsWithResponse call
+func ParseValidateClientsResponse(rsp *http.Response) (*ValidateClientsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ValidateClientsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ClientValidation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteClientResponse parses an HTTP response from a DeleteClientWithResponse call
+func ParseDeleteClientResponse(rsp *http.Response) (*DeleteClientResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteClientResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetClientResponse parses an HTTP response from a GetClientWithResponse call
+func ParseGetClientResponse(rsp *http.Response) (*GetClientResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetClientResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ServiceClient
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetClientResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdateClientResponse parses an HTTP response from a UpdateClientWithResponse call
+func ParseUpdateClientResponse(rsp *http.Response) (*UpdateClientResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateClientResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ServiceClient
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UpdateClientResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListClientSecretsResponse parses an HTTP response from a ListClientSecretsWithResponse call
+func ParseListClientSecretsResponse(rsp *http.Response) (*ListClientSecretsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListClientSecretsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ClientSecretPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteClientSecretResponse parses an HTTP response from a DeleteClientSecretWithResponse call
+func ParseDeleteClientSecretResponse(rsp *http.Response) (*DeleteClientSecretResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteClientSecretResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetClientSecretResponse parses an HTTP response from a GetClientSecretWithResponse call
+func ParseGetClientSecretResponse(rsp *http.Response) (*GetClientSecretResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetClientSecretResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ClientSecret
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetClientSecretResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParsePutClientSecretResponse parses an HTTP response from a PutClientSecretWithResponse call
+func ParsePutClientSecretResponse(rsp *http.Response) (*PutClientSecretResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PutClientSecretResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest ClientSecret
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest ClientSecret
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers PutClientSecretResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 201:
+		var headers PutClientSecretResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseRevealClientSecretResponse parses an HTTP response from a RevealClientSecretWithResponse call
+func ParseRevealClientSecretResponse(rsp *http.Response) (*RevealClientSecretResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RevealClientSecretResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest RevealedSecret
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RevealClientSecretResponse200Headers
+		if values := rsp.Header.Values("Cache-Control"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Cache-Control", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.CacheControl = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListEncryptionKeysResponse parses an HTTP response from a ListEncryptionKeysWithResponse call
+func ParseListEncryptionKeysResponse(rsp *http.Response) (*ListEncryptionKeysResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListEncryptionKeysResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest EncryptionKeyList
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseDeleteEncryptionKeyResponse parses an HTTP response from a DeleteEncryptionKeyWithResponse call
+func ParseDeleteEncryptionKeyResponse(rsp *http.Response) (*DeleteEncryptionKeyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteEncryptionKeyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseGetMeResponse parses an HTTP response from a GetMeWithResponse call
 func ParseGetMeResponse(rsp *http.Response) (*GetMeResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -18696,6 +22425,85 @@ func ParseSetRetentionPolicyResponse(rsp *http.Response) (*SetRetentionPolicyRes
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseStartSecretRotationResponse parses an HTTP response from a StartSecretRotationWithResponse call
+func ParseStartSecretRotationResponse(rsp *http.Response) (*StartSecretRotationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &StartSecretRotationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest SecretRotation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 202:
+		var headers StartSecretRotationResponse202Headers
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers202 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetSecretRotationResponse parses an HTTP response from a GetSecretRotationWithResponse call
+func ParseGetSecretRotationResponse(rsp *http.Response) (*GetSecretRotationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetSecretRotationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SecretRotation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
 	}
 
 	return response, nil

@@ -130,6 +130,32 @@ type Call struct {
 	UpdatedAt time.Time
 }
 
+// What an organisation's agents talk to: model providers, MCP servers, git forges, buckets, webhooks, HTTP APIs. What is secret about one is in client_secrets.
+type Client struct {
+	OrgID uuid.UUID
+	ID    uuid.UUID
+	// C12: the kind, of client_types. Immutable.
+	Type string
+	// C12: the version of the type's schema that config was written against.
+	SchemaVersion int32
+	// Short name, unique in the organisation.
+	Name        string
+	Description string
+	Enabled     bool
+	// C12: validated against the type's schema when it is written through the API. Names secrets, never holds them. Strings are escaped (X07).
+	Config json.RawMessage
+	// C12: the verdict on config of the schema in force. False as well while nobody has judged it: what is written past the API is judged at the next start, or by validateClients.
+	Valid bool
+	// C12: when config was last judged and the verdict written; NULL when never.
+	ValidatedAt *time.Time
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
 // What connected spokes offer. C03: gone with the connection; calls keep what they need of it.
 type OperationSpec struct {
 	OrgID   uuid.UUID
@@ -245,6 +271,23 @@ type RetentionPolicy struct {
 	CallPayloadDays *int32
 	// W18: bytes of a payload that are written down, where the operation does not say otherwise.
 	CallPayloadLimit int32
+}
+
+// C11: sweeps that encrypt all secrets, of all organisations, under one key. The replicas of the hub work on the running one together; what is left to do is what the secrets themselves say, so any of them may be killed.
+type SecretRotation struct {
+	ID            uuid.UUID
+	TargetVersion int32
+	// running; completed: no secret that can be decrypted is left under another key; superseded: a rotation to another key was started.
+	Status string
+	// Secrets under other keys when it started.
+	Total int64
+	// Secrets that the sweep has encrypted anew. Those that were revealed or put meanwhile are not among them.
+	Rotated int64
+	// Secrets that were left when it completed: their key is missing, or they are damaged.
+	Failed    int64
+	EndedAt   *time.Time
+	CreatedAt time.Time
+	UpdatedAt time.Time
 }
 
 // One conversation of an agent: its messages and their parts hang below it.

@@ -4,6 +4,7 @@ package db
 
 // The rules of the schema: what PostgreSQL names when it refuses.
 const (
+	AccountIsDeactivated                         = "account_is_deactivated"
 	AccountStatusTransitionsPkey                 = "account_status_transitions_pkey"
 	AccountsAccessLevelByPlatformAdmin           = "accounts_access_level_by_platform_admin"
 	AccountsAccessLevelCheck                     = "accounts_access_level_check"
@@ -98,6 +99,8 @@ const (
 	CallPayloadsCallIDFkeyInUse                  = "call_payloads_call_id_fkey_in_use"
 	CallPayloadsDirectionCheck                   = "call_payloads_direction_check"
 	CallPayloadsIDVersionCheck                   = "call_payloads_id_version_check"
+	CallPayloadsKeyVersionFkey                   = "call_payloads_key_version_fkey"
+	CallPayloadsKeyVersionFkeyInUse              = "call_payloads_key_version_fkey_in_use"
 	CallPayloadsPkey                             = "call_payloads_pkey"
 	CallPayloadsSizeCheck                        = "call_payloads_size_check"
 	CallStartedOnce                              = "call_started_once"
@@ -143,6 +146,41 @@ const (
 	CallsStatusFkeyInUse                         = "calls_status_fkey_in_use"
 	CallsStatusTransition                        = "calls_status_transition"
 	CallsStorageUrlLengthCheck                   = "calls_storage_url_length_check"
+	ClientSecretsCiphertextLengthCheck           = "client_secrets_ciphertext_length_check"
+	ClientSecretsClientIDFkey                    = "client_secrets_client_id_fkey"
+	ClientSecretsClientIDFkeyInUse               = "client_secrets_client_id_fkey_in_use"
+	ClientSecretsIDVersionCheck                  = "client_secrets_id_version_check"
+	ClientSecretsIdentityImmutable               = "client_secrets_identity_immutable"
+	ClientSecretsKeyVersionFkey                  = "client_secrets_key_version_fkey"
+	ClientSecretsKeyVersionFkeyInUse             = "client_secrets_key_version_fkey_in_use"
+	ClientSecretsMetadataCheck                   = "client_secrets_metadata_check"
+	ClientSecretsNameKey                         = "client_secrets_name_key"
+	ClientSecretsNameShapeCheck                  = "client_secrets_name_shape_check"
+	ClientSecretsPkey                            = "client_secrets_pkey"
+	ClientTypesPkey                              = "client_types_pkey"
+	ClientTypesSchemaFrozen                      = "client_types_schema_frozen"
+	ClientTypesSchemaObjectCheck                 = "client_types_schema_object_check"
+	ClientTypesSchemaVersionCheck                = "client_types_schema_version_check"
+	ClientTypesTypeShapeCheck                    = "client_types_type_shape_check"
+	ClientsConfigObjectCheck                     = "clients_config_object_check"
+	ClientsDescriptionLengthCheck                = "clients_description_length_check"
+	ClientsIDVersionCheck                        = "clients_id_version_check"
+	ClientsIdentityImmutable                     = "clients_identity_immutable"
+	ClientsMetadataCheck                         = "clients_metadata_check"
+	ClientsNameKey                               = "clients_name_key"
+	ClientsNameShapeCheck                        = "clients_name_shape_check"
+	ClientsOrgIDFkey                             = "clients_org_id_fkey"
+	ClientsOrgIDFkeyInUse                        = "clients_org_id_fkey_in_use"
+	ClientsPkey                                  = "clients_pkey"
+	ClientsTypeFkey                              = "clients_type_fkey"
+	ClientsTypeFkeyInUse                         = "clients_type_fkey_in_use"
+	ClientsValidIsValidatedCheck                 = "clients_valid_is_validated_check"
+	EncryptionKeysFingerprintKey                 = "encryption_keys_fingerprint_key"
+	EncryptionKeysFingerprintKnown               = "encryption_keys_fingerprint_known"
+	EncryptionKeysFingerprintLengthCheck         = "encryption_keys_fingerprint_length_check"
+	EncryptionKeysForAdmins                      = "encryption_keys_for_admins"
+	EncryptionKeysPkey                           = "encryption_keys_pkey"
+	EncryptionKeysVersionCheck                   = "encryption_keys_version_check"
 	IdempotencyKeysAccountIDFkey                 = "idempotency_keys_account_id_fkey"
 	IdempotencyKeysAccountIDFkeyInUse            = "idempotency_keys_account_id_fkey_in_use"
 	IdempotencyKeysIDVersionCheck                = "idempotency_keys_id_version_check"
@@ -270,6 +308,15 @@ const (
 	RolesOrgIDFkeyInUse                          = "roles_org_id_fkey_in_use"
 	RolesOriginCheck                             = "roles_origin_check"
 	RolesPkey                                    = "roles_pkey"
+	SecretRotationsCountsCheck                   = "secret_rotations_counts_check"
+	SecretRotationsEndedFixed                    = "secret_rotations_ended_fixed"
+	SecretRotationsEndedHasTimeCheck             = "secret_rotations_ended_has_time_check"
+	SecretRotationsIDVersionCheck                = "secret_rotations_id_version_check"
+	SecretRotationsPkey                          = "secret_rotations_pkey"
+	SecretRotationsRunningKey                    = "secret_rotations_running_key"
+	SecretRotationsStatusCheck                   = "secret_rotations_status_check"
+	SecretRotationsTargetVersionFkey             = "secret_rotations_target_version_fkey"
+	SecretRotationsTargetVersionFkeyInUse        = "secret_rotations_target_version_fkey_in_use"
 	SensitiveNamesPkey                           = "sensitive_names_pkey"
 	SensitiveNamesShapeCheck                     = "sensitive_names_shape_check"
 	SessionRunStateTransitionsFromStateFkey      = "session_run_state_transitions_from_state_fkey"
@@ -344,6 +391,7 @@ const (
 // Rules are all of them. A foreign key has two: its name for a write that refers to nothing, and _in_use for deleting what is
 // referred to.
 var Rules = []string{
+	AccountIsDeactivated,
 	AccountStatusTransitionsPkey,
 	AccountsAccessLevelByPlatformAdmin,
 	AccountsAccessLevelCheck,
@@ -438,6 +486,8 @@ var Rules = []string{
 	CallPayloadsCallIDFkeyInUse,
 	CallPayloadsDirectionCheck,
 	CallPayloadsIDVersionCheck,
+	CallPayloadsKeyVersionFkey,
+	CallPayloadsKeyVersionFkeyInUse,
 	CallPayloadsPkey,
 	CallPayloadsSizeCheck,
 	CallStartedOnce,
@@ -483,6 +533,41 @@ var Rules = []string{
 	CallsStatusFkeyInUse,
 	CallsStatusTransition,
 	CallsStorageUrlLengthCheck,
+	ClientSecretsCiphertextLengthCheck,
+	ClientSecretsClientIDFkey,
+	ClientSecretsClientIDFkeyInUse,
+	ClientSecretsIDVersionCheck,
+	ClientSecretsIdentityImmutable,
+	ClientSecretsKeyVersionFkey,
+	ClientSecretsKeyVersionFkeyInUse,
+	ClientSecretsMetadataCheck,
+	ClientSecretsNameKey,
+	ClientSecretsNameShapeCheck,
+	ClientSecretsPkey,
+	ClientTypesPkey,
+	ClientTypesSchemaFrozen,
+	ClientTypesSchemaObjectCheck,
+	ClientTypesSchemaVersionCheck,
+	ClientTypesTypeShapeCheck,
+	ClientsConfigObjectCheck,
+	ClientsDescriptionLengthCheck,
+	ClientsIDVersionCheck,
+	ClientsIdentityImmutable,
+	ClientsMetadataCheck,
+	ClientsNameKey,
+	ClientsNameShapeCheck,
+	ClientsOrgIDFkey,
+	ClientsOrgIDFkeyInUse,
+	ClientsPkey,
+	ClientsTypeFkey,
+	ClientsTypeFkeyInUse,
+	ClientsValidIsValidatedCheck,
+	EncryptionKeysFingerprintKey,
+	EncryptionKeysFingerprintKnown,
+	EncryptionKeysFingerprintLengthCheck,
+	EncryptionKeysForAdmins,
+	EncryptionKeysPkey,
+	EncryptionKeysVersionCheck,
 	IdempotencyKeysAccountIDFkey,
 	IdempotencyKeysAccountIDFkeyInUse,
 	IdempotencyKeysIDVersionCheck,
@@ -610,6 +695,15 @@ var Rules = []string{
 	RolesOrgIDFkeyInUse,
 	RolesOriginCheck,
 	RolesPkey,
+	SecretRotationsCountsCheck,
+	SecretRotationsEndedFixed,
+	SecretRotationsEndedHasTimeCheck,
+	SecretRotationsIDVersionCheck,
+	SecretRotationsPkey,
+	SecretRotationsRunningKey,
+	SecretRotationsStatusCheck,
+	SecretRotationsTargetVersionFkey,
+	SecretRotationsTargetVersionFkeyInUse,
 	SensitiveNamesPkey,
 	SensitiveNamesShapeCheck,
 	SessionRunStateTransitionsFromStateFkey,

@@ -38,6 +38,9 @@ func TestEveryOperationIsPublicOrHasScopes(t *testing.T) {
 		}
 		for _, scope := range op.scopes {
 			noun, verb, _ := strings.Cut(scope, ":")
+			if noun == "platform" && verb == "*" {
+				continue
+			}
 			if noun == "" || !slices.Contains([]string{"read", "write", "admin"}, verb) {
 				t.Errorf("%s: the scope %q", op.id, scope)
 			}
@@ -79,7 +82,7 @@ func TestS05_EveryWayToFailIsTheSame401(t *testing.T) {
 		h.exec(t, sql, c.account)
 		spoilt[name] = c
 	}
-	good := h.newCaller(t, uuid.Nil, "*")
+	good := h.newCaller(t, uuid.Nil, "*", "platform:*")
 	mistyped := []byte(good.key)
 	mistyped[10] ^= 1
 	headers := map[string]string{
@@ -154,6 +157,9 @@ func TestS05_EveryWayToFailIsTheSame401(t *testing.T) {
 				}
 			}
 		}
+		if op.id == "startSecretRotation" { // without a body it is in order, and does something
+			continue
+		}
 		// The twin: the same request with the key spelled right is not refused for its key, whatever the scheme's case.
 		for _, scheme := range []string{"Bearer", "bearer", "BEARER"} {
 			if a := h.as(t, caller{}, op.method, path, map[bool]any{true: nil, false: "{}"}[op.media == ""], "Authorization", scheme+" "+good.key); a.status == 401 || a.status == 403 || a.status >= 500 {
@@ -214,9 +220,14 @@ func TestScopesOfEveryOperation(t *testing.T) {
 			}
 			noun, _, _ := strings.Cut(op.scopes[0], ":")
 			without := slices.DeleteFunc(slices.Clone(scopes), func(scope string) bool { return slices.Contains(op.scopes, scope) })
-			lacking := []caller{with(t), with(t, without...), with(t, noun+":admin"), with(t, "platform:*")}
-			if !slices.Contains(op.scopes, noun+":read") {
-				lacking = append(lacking, with(t, noun+":read"))
+			lacking, enough := []caller{with(t), with(t, without...)}, []caller{with(t, op.scopes...), all}
+			for _, scope := range []string{noun + ":admin", noun + ":read", "platform:*"} {
+				if noun != "platform" && !slices.Contains(op.scopes, scope) {
+					lacking = append(lacking, with(t, scope))
+				}
+			}
+			if noun == "platform" {
+				lacking, enough = append(lacking, all), []caller{with(t, op.scopes...), h.admin}
 			}
 			before := h.tables(t)
 			for i, c := range lacking {
@@ -237,7 +248,7 @@ func TestScopesOfEveryOperation(t *testing.T) {
 				}
 			}
 			h.unchanged(t, before, "requests without their scope")
-			for _, c := range []caller{with(t, op.scopes...), all} {
+			for _, c := range enough {
 				if op.method == "DELETE" {
 					f = h.newFamily(t, h.admin)
 				}

@@ -15,17 +15,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/alkdev/hub/internal/api"
-	"github.com/alkdev/hub/internal/keyring"
 )
-
-// callKeys encrypt payloads on their way.
-var callKeys = func() *keyring.Ring {
-	ring, err := keyring.Parse(keyring.Generate(1))
-	if err != nil {
-		panic(err)
-	}
-	return ring
-}()
 
 type taken struct {
 	ID, Operation string
@@ -107,7 +97,7 @@ func TestW18_PayloadsOnTheirWayAreEncrypted(t *testing.T) {
 	}
 	without := newHub(t, func(c *api.Config, _ *pgxpool.Config) { c.Keys = nil })
 	without.newSpoke(t, without.admin, "builder", readFile)
-	without.do(t, "POST", "/v1/operations/fs.read/call", `{}`).refused(t, 503, "encryption_not_configured")
+	without.do(t, "POST", "/v1/operations/fs.read/call", `{}`).refused(t, 424, "encryption_not_configured")
 }
 
 // What the operation takes is asked for before anybody is bothered; what it puts out before anybody gets it.
@@ -264,7 +254,7 @@ func TestTakesWaitWithoutHoldingConnections(t *testing.T) {
 	}
 	for _, pair := range ids {
 		context := append(append(append([]byte("hub/call-payload\x00"), pair[0][:]...), pair[1][:]...), "input"...)
-		sealed, err := callKeys.Seal(1, []byte(`{}`), context)
+		sealed, err := testKeys.Seal(1, []byte(`{}`), context)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -32,6 +32,14 @@ const authenticateFirst = 64 << 10
 
 func init() {
 	openapi3.DefineStringFormatValidator("uuid", openapi3.NewRegexpFormatValidator(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`))
+	// What time.Time reads: it knows no leap seconds.
+	openapi3.DefineStringFormatValidator("date-time", openapi3.NewCallbackValidator(func(text string) error {
+		at, err := time.Parse(time.RFC3339, text)
+		if err == nil {
+			_, err = at.MarshalText() // a cursor says it again
+		}
+		return err
+	}))
 }
 
 // operation is what the contract says of one method of one path, ready for use.
@@ -46,6 +54,7 @@ type operation struct {
 	body     *openapi3.Schema
 	optional bool // the request body
 	streamed bool // x-body: stream
+	loopback bool // x-loopback: true: only for requests from this machine
 	long     bool // x-long: takes as long as an import may
 	secret   bool // x-secret: its answer holds a secret
 }
@@ -67,6 +76,7 @@ func loadContract(document []byte) (ops contract, version string, err error) {
 				public:   spec.Security != nil && len(*spec.Security) == 0,
 				level:    "member",
 				streamed: spec.Extensions["x-body"] == "stream",
+				loopback: spec.Extensions["x-loopback"] == true,
 				long:     spec.Extensions["x-long"] == true,
 				secret:   spec.Extensions["x-secret"] == true,
 			}
@@ -133,6 +143,9 @@ func (s *Server) conform(ops contract) echo.MiddlewareFunc {
 				cancel()
 			}()
 
+			if op.loopback && !s.MetricsOpen && !fromThisMachine(r) {
+				return refuse("loopback_only")
+			}
 			caller := &store.Caller{Scopes: op.scopes, Level: op.level}
 			if !op.public {
 				if caller.KeyHash, err = bearer(r.Header); err != nil {

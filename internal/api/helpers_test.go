@@ -100,9 +100,16 @@ func allScopes(t testing.TB) []string {
 
 // family is what most operations are about: a project, a session in it and a message in that.
 type family struct {
-	project, emptyProject, session, message string
-	spoke                                   string // its epoch is 1; it offers fs.read, and holds runningCall and heldCall
-	call, heldCall, runningCall             string
+	project, emptyProject, session, message  string
+	spoke                                    string // its epoch is 1; it offers fs.read, and holds runningCall and heldCall
+	call, heldCall, runningCall, failingCall string
+	leavingSpoke                             string
+	client, rotation                         string
+}
+
+// ids are those of an organisation.
+func (f family) ids() []string {
+	return []string{f.project, f.emptyProject, f.session, f.message, f.client, f.spoke, f.leavingSpoke, f.call, f.heldCall, f.runningCall, f.failingCall}
 }
 
 // newFamily makes one as this caller, whose key needs *.
@@ -116,15 +123,23 @@ func (h *hub) newFamily(t testing.TB, c caller) family {
 	var list struct{ Items []struct{ ID string } }
 	create("/v1/sessions/"+f.session+"/messages", `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"hello"}}]}]}`).into(t, &list)
 	f.message = list.Items[0].ID
+
+	f.client = create("/v1/clients", `{"name":"c-`+uuid.NewString()+`","type":"webhook","config":{"url":"https://example.com/"}}`).id(t)
+	h.as(t, c, "PUT", "/v1/clients/"+f.client+"/secrets/token", `{"value":"hush"}`).wants(t, http.StatusCreated)
+	h.exec(t, "INSERT INTO encryption_keys (version, fingerprint) VALUES (1000000, sha256('retired')) ON CONFLICT DO NOTHING")
+	f.rotation = h.do(t, "POST", "/v1/secret-rotations", nil).wants(t, http.StatusAccepted).id(t)
 	f.spoke = h.as(t, c, "POST", "/v1/spokes", `{"name":"f-`+uuid.NewString()+`"}`).wants(t, http.StatusOK).id(t)
 	h.as(t, c, "PUT", "/v1/spokes/"+f.spoke+"/operations", `{"epoch":1,"operations":[{"namespace":"fs","name":"read","kind":"query"}]}`).wants(t, http.StatusOK)
-	for _, into := range []*string{&f.runningCall, &f.heldCall, &f.call} {
+	f.leavingSpoke = h.as(t, c, "POST", "/v1/spokes", `{"name":"l-`+uuid.NewString()+`"}`).wants(t, http.StatusOK).id(t)
+	for _, into := range []*string{&f.runningCall, &f.failingCall, &f.heldCall, &f.call} {
 		var made struct{ Call struct{ ID string } }
 		h.as(t, c, "POST", "/v1/operations/fs."+f.spoke+".read/call", `{"waitSeconds":0}`).wants(t, http.StatusAccepted).into(t, &made)
 		*into = made.Call.ID
 	}
-	h.as(t, c, "POST", "/v1/spokes/"+f.spoke+"/take", `{"epoch":1,"maxCalls":2,"waitSeconds":0}`).wants(t, http.StatusOK)
-	h.as(t, c, "POST", "/v1/calls/"+f.runningCall+"/start", `{"epoch":1,"spokeId":"`+f.spoke+`"}`).wants(t, http.StatusOK)
+	h.as(t, c, "POST", "/v1/spokes/"+f.spoke+"/take", `{"epoch":1,"maxCalls":3,"waitSeconds":0}`).wants(t, http.StatusOK)
+	for _, call := range []string{f.runningCall, f.failingCall} {
+		h.as(t, c, "POST", "/v1/calls/"+call+"/start", `{"epoch":1,"spokeId":"`+f.spoke+`"}`).wants(t, http.StatusOK)
+	}
 	return f
 }
 
@@ -151,10 +166,29 @@ func (f family) samples() map[string]sample {
 	)
 	session := "/v1/sessions/" + f.session
 	spoke := "/v1/spokes/" + f.spoke
+	client := "/v1/clients/" + f.client
 	return map[string]sample{
 		"getHealth":    {"GET", "/healthz", "", "", 200},
 		"getReadiness": {"GET", "/readyz", "", "", 200},
 		"getVersion":   {"GET", "/v1/version", "", "", 200},
+		"getMetrics":   {"GET", "/metrics", "", "", 200},
+
+		"listClientTypes":     {"GET", "/v1/client-types", "", "", 200},
+		"createClient":        {"POST", "/v1/clients", plain, `{"name":"s-` + uuid.NewString() + `","type":"llm-provider","config":{"provider":"openai"}}`, 201},
+		"listClients":         {"GET", "/v1/clients", "", "", 200},
+		"validateClients":     {"POST", "/v1/clients/validate", "", "", 200},
+		"getClient":           {"GET", client, "", "", 200},
+		"updateClient":        {"PATCH", client, merge, `{"config":{"timeoutSeconds":5}}`, 200},
+		"deleteClient":        {"DELETE", client, "", "", 204},
+		"listClientSecrets":   {"GET", client + "/secrets", "", "", 200},
+		"putClientSecret":     {"PUT", client + "/secrets/token", plain, `{"value":"another"}`, 200},
+		"getClientSecret":     {"GET", client + "/secrets/token", "", "", 200},
+		"deleteClientSecret":  {"DELETE", client + "/secrets/token", "", "", 204},
+		"revealClientSecret":  {"POST", client + "/secrets/token/reveal", "", "", 200},
+		"listEncryptionKeys":  {"GET", "/v1/encryption-keys", "", "", 200},
+		"deleteEncryptionKey": {"DELETE", "/v1/encryption-keys/1000000", "", "", 204},
+		"startSecretRotation": {"POST", "/v1/secret-rotations", "", "", 202},
+		"getSecretRotation":   {"GET", "/v1/secret-rotations/" + f.rotation, "", "", 200},
 
 		"createProject": {"POST", "/v1/projects", plain, `{"slug":"s-` + uuid.NewString() + `","name":"sample"}`, 201},
 		"listProjects":  {"GET", "/v1/projects", "", "", 200},
@@ -166,14 +200,14 @@ func (f family) samples() map[string]sample {
 		"listSpokes":      {"GET", "/v1/spokes", "", "", 200},
 		"getSpoke":        {"GET", spoke, "", "", 200},
 		"heartbeatSpoke":  {"POST", spoke + "/heartbeat", plain, `{"epoch":1}`, 200},
-		"disconnectSpoke": {"POST", spoke + "/disconnect", plain, `{"epoch":1}`, 200},
+		"disconnectSpoke": {"POST", "/v1/spokes/" + f.leavingSpoke + "/disconnect", plain, `{"epoch":1}`, 200},
 		"putOperations":   {"PUT", spoke + "/operations", plain, `{"epoch":1,"operations":[{"namespace":"fs","name":"read","kind":"query"}]}`, 200},
-		"callOperation":   {"POST", "/v1/operations/fs." + f.spoke + ".read/call", plain, `{"waitSeconds":0}`, 202},
+		"callOperation":   {"POST", "/v1/operations/fs.read/call", plain, `{"waitSeconds":0}`, 202},
 		"takeCalls":       {"POST", spoke + "/take", plain, `{"epoch":1,"waitSeconds":0}`, 200},
 		"startCall":       {"POST", "/v1/calls/" + f.heldCall + "/start", plain, `{"epoch":1,"spokeId":"` + f.spoke + `"}`, 200},
 		"completeCall":    {"POST", "/v1/calls/" + f.runningCall + "/complete", plain, `{"epoch":1,"spokeId":"` + f.spoke + `","output":{}}`, 200},
-		"failCall":        {"POST", "/v1/calls/" + f.runningCall + "/fail", plain, `{"epoch":1,"spokeId":"` + f.spoke + `","code":"x"}`, 200},
-		"abortCall":       {"POST", "/v1/calls/" + f.call + "/abort", plain, `{}`, 200},
+		"failCall":        {"POST", "/v1/calls/" + f.failingCall + "/fail", plain, `{"epoch":1,"spokeId":"` + f.spoke + `","code":"x"}`, 200},
+		"abortCall":       {"POST", "/v1/calls/" + f.call + "/abort", plain, `{"reason":"enough"}`, 200},
 		"recordCall":      {"POST", "/v1/calls", plain, `{"requestId":"s-` + uuid.NewString() + `","operation":"x.y","status":"running","parentId":"` + f.call + `"}`, 201},
 		"listCalls":       {"GET", "/v1/calls", "", "", 200},
 		"getCall":         {"GET", "/v1/calls/" + f.call, "", "", 200},
@@ -182,7 +216,7 @@ func (f family) samples() map[string]sample {
 		"addCallEdges":    {"POST", "/v1/calls/" + f.call + "/edges", plain, `{"edges":[{"targetCallId":"` + f.heldCall + `","type":"depends_on"}]}`, 200},
 		"listCallEdges":   {"GET", "/v1/calls/" + f.call + "/edges", "", "", 200},
 		"listOperations":  {"GET", "/v1/operations", "", "", 200},
-		"getOperation":    {"GET", "/v1/operations/fs." + f.spoke + ".read", "", "", 200},
+		"getOperation":    {"GET", "/v1/operations/fs.read", "", "", 200},
 
 		"createSession": {"POST", "/v1/sessions", plain, `{"projectId":"` + f.project + `","parentId":"` + f.session + `"}`, 201},
 		"listSessions":  {"GET", "/v1/sessions", "", "", 200},

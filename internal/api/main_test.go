@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,6 +40,8 @@ type hub struct {
 	admin caller
 	owner *pgx.Conn // a superuser's connection to the same database: for what the API does not offer, and to look behind it
 	log   *bytes.Buffer
+	db    *store.DB
+	*api.Server
 }
 
 // caller is one key, and whom it belongs to.
@@ -52,25 +55,9 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 	t.Helper()
 	ctx := t.Context()
 	h := &hub{log: &bytes.Buffer{}}
-	log := slog.New(slog.NewJSONHandler(&syncWriter{w: h.log}, nil))
-	config := api.Config{Log: log, Version: "test", Keys: callKeys}
-	url := pgtest.Database(t)
-	database, err := store.Open(ctx, store.Config{URL: url, Log: log, Configure: func(c *pgxpool.Config) {
-		for _, change := range configure {
-			change(&config, c)
-		}
-	}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.DB = database
-	handler, err := api.New(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := httptest.NewServer(handler)
-	t.Cleanup(func() { server.Close(); database.Close() })
-	h.url = server.URL
+	h.serve(t, pgtest.Database(t), configure...)
+	h.prepare(t)
+	var err error
 	h.owner, err = pgx.Connect(ctx, pgtest.URL(t, "hub"))
 	if err != nil {
 		t.Fatal(err)
@@ -89,6 +76,37 @@ func newHub(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub 
 	return h
 }
 
+// serve starts the server on a database.
+func (h *hub) serve(t testing.TB, url string, configure ...func(*api.Config, *pgxpool.Config)) {
+	t.Helper()
+	log := slog.New(slog.NewJSONHandler(&syncWriter{w: h.log}, nil))
+	config := api.Config{Log: log, Version: "test", Keys: testKeys}
+	database, err := store.Open(t.Context(), store.Config{URL: url, Log: log, Configure: func(c *pgxpool.Config) {
+		for _, change := range configure {
+			change(&config, c)
+		}
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	config.DB = database
+	handler, err := api.New(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewServer(handler)
+	t.Cleanup(func() { server.Close(); database.Close() })
+	h.url, h.db, h.Server = server.URL, database, handler
+}
+
+// replica is another server on the same database.
+func (h *hub) replica(t testing.TB, configure ...func(*api.Config, *pgxpool.Config)) *hub {
+	t.Helper()
+	other := &hub{admin: h.admin, owner: h.owner, log: &bytes.Buffer{}}
+	other.serve(t, pgtest.URL(t, "hub_app"), configure...)
+	return other
+}
+
 // newCaller makes a key with these scopes for a new account in org; a nil org is a new organisation.
 func (h *hub) newCaller(t testing.TB, org uuid.UUID, scopes ...string) caller {
 	t.Helper()
@@ -99,6 +117,9 @@ func (h *hub) newCaller(t testing.TB, org uuid.UUID, scopes ...string) caller {
 	}
 	h.exec(t, "BEGIN; SET CONSTRAINTS ALL DEFERRED")
 	h.scan(t, &c.account, "INSERT INTO accounts (kind, display_name) VALUES ('llm', 'somebody') RETURNING id")
+	if slices.Contains(scopes, "platform:*") {
+		h.exec(t, "UPDATE accounts SET access_level = 'admin' WHERE id = $1", c.account)
+	}
 	level := "member"
 	if org == uuid.Nil {
 		level = "owner"

@@ -71,6 +71,7 @@ var codes = map[string]rule{
 	"not_permitted":          {status: http.StatusForbidden, detail: "The key is limited to other projects, or the database does not permit this."},
 	"route_not_found":        {status: http.StatusNotFound, detail: "There is nothing at this path. See /docs."},
 	"method_not_allowed":     {status: http.StatusMethodNotAllowed, detail: "The path is right, the method is not. See the Allow header."},
+	"loopback_only":          {status: http.StatusForbidden, detail: "This is only for requests from the hub's own machine, and not through a proxy."},
 	"precondition_failed":    {status: http.StatusPreconditionFailed, detail: "The resource has changed: its ETag is no longer the one in If-Match."},
 	"body_incomplete":        {status: http.StatusBadRequest, detail: "The body ended before it was complete, or did not arrive in time."},
 	"body_too_large":         {status: http.StatusRequestEntityTooLarge, detail: "The body is larger than the server takes."},
@@ -96,15 +97,24 @@ var codes = map[string]rule{
 	"operation_twice":          {status: invalid, detail: "An operation is offered twice."},
 	"operation_schema_invalid": {status: invalid, detail: "This is no JSON Schema (2020-12) that refers to nothing outside of itself."},
 
-	"call_not_found":            {status: http.StatusNotFound, detail: "There is no such call, or it is not yours to see."},
-	"call_input_invalid":        {status: invalid, detail: "The input is not what the operation takes."},
-	"call_output_invalid":       {status: invalid, detail: "The output is not what the operation says that it puts out."},
-	"encryption_not_configured": {status: http.StatusServiceUnavailable, detail: "This hub has no encryption key, so it keeps no payloads on their way: set HUB_ENCRYPTION_KEYS."},
+	"call_not_found":      {status: http.StatusNotFound, detail: "There is no such call, or it is not yours to see."},
+	"call_input_invalid":  {status: invalid, detail: "The input is not what the operation takes."},
+	"call_output_invalid": {status: invalid, detail: "The output is not what the operation says that it puts out."},
 
 	"session_born_here": {status: conflict, detail: "The session was born in this hub and is here still."},
 	"project_not_found": {status: http.StatusNotFound, detail: "There is no such project, or it is not yours."},
 	"session_not_found": {status: http.StatusNotFound, detail: "There is no such session, or it is not yours."},
 	"message_not_found": {status: http.StatusNotFound, detail: "There is no such message in the session, or it is not yours."},
+
+	"client_not_found":          {status: http.StatusNotFound, detail: "There is no such client, or it is not yours."},
+	"client_config_invalid":     {status: invalid, detail: "The config is not what the type's schema asks for."},
+	"secret_not_found":          {status: http.StatusNotFound, detail: "The client has no such secret, or it is not yours."},
+	"secret_key_unavailable":    {status: http.StatusFailedDependency, detail: "The secret is under a key that this hub does not hold. It can be revealed once the key is back, or put anew."},
+	"secret_damaged":            {status: http.StatusFailedDependency, detail: "What is stored is not what was put: it was altered, or copied here from another place. Put the secret anew."},
+	"encryption_not_configured": {status: http.StatusFailedDependency, detail: "This hub holds no key to encrypt with: set HUB_ENCRYPTION_KEYS."},
+	"encryption_key_not_found":  {status: http.StatusNotFound, detail: "There is no such key."},
+	"encryption_key_held":       {status: conflict, detail: "This hub still holds the key: take it out of HUB_ENCRYPTION_KEYS first, everywhere."},
+	"secret_rotation_not_found": {status: http.StatusNotFound, detail: "There is no such rotation."},
 }
 
 // rules is the one table from a rule's name to what the client is told. A rule of the database that is missing here fails
@@ -116,6 +126,8 @@ var rules = map[string]rule{
 	db.InsufficientLevel: {status: http.StatusForbidden, detail: "The account has not the membership level that the operation needs."},
 
 	db.ActingSessionNotFound: {status: invalid, detail: "There is no such session.", pointer: "header:Hub-Session"},
+
+	db.AccountIsDeactivated: {status: invalid, detail: "The account is deactivated.", pointer: "/accountId"},
 
 	db.AccountsAccessLevelByPlatformAdmin: {status: http.StatusForbidden, detail: "Only a platform admin gives or takes an access level.", pointer: "/accessLevel"},
 	db.AccountsDeletedByPlatformAdmin:     {status: http.StatusForbidden, detail: "Only a platform admin deletes an account."},
@@ -143,6 +155,39 @@ var rules = map[string]rule{
 	db.ApiKeysMemberFkeyInUse:       {status: conflict, detail: "The member still has keys."},
 	db.ApiKeysNameLengthCheck:       {status: invalid, detail: "A key's name has 1 to 200 characters.", pointer: "/name"},
 	db.ApiKeysScopesKnownShapeCheck: {status: invalid, detail: "A scope is noun:read, noun:write, noun:admin, * or platform:*.", pointer: "/scopes"},
+
+	db.ClientSecretsCiphertextLengthCheck:    {status: invalid, detail: "A secret's value has 1 to 65,536 bytes.", pointer: "/value"},
+	db.ClientSecretsClientIDFkey:             {status: invalid, detail: "There is no such client.", pointer: "/clientId"},
+	db.ClientSecretsClientIDFkeyInUse:        {status: conflict, detail: "The client still has secrets."},
+	db.ClientSecretsKeyVersionFkey:           {status: invalid, detail: "The key that this hub encrypts with is not known to the database any more: load the keys anew."},
+	db.ClientSecretsKeyVersionFkeyInUse:      {status: conflict, detail: "Secrets are still under this key; rotate them first."},
+	db.ClientSecretsNameKey:                  {status: conflict, detail: "The client has a secret with this name."},
+	db.ClientSecretsNameShapeCheck:           {status: invalid, detail: "A secret's name has letters, digits, dots, dashes and underscores, at most 100."},
+	db.ClientTypesSchemaFrozen:               {status: conflict, detail: "A registered schema never changes; a change is a new version."},
+	db.ClientTypesSchemaObjectCheck:          {status: invalid, detail: "A schema is a JSON object."},
+	db.ClientTypesSchemaVersionCheck:         {status: invalid, detail: "A schema's version is a number above zero."},
+	db.ClientTypesTypeShapeCheck:             {status: invalid, detail: "A client type has lower-case letters and digits in groups joined by dashes."},
+	db.ClientsConfigObjectCheck:              {status: invalid, detail: "A config is a JSON object.", pointer: "/config"},
+	db.ClientsDescriptionLengthCheck:         {status: invalid, detail: "A description has at most 10,000 characters.", pointer: "/description"},
+	db.ClientsNameKey:                        {status: conflict, detail: "Another client has this name.", pointer: "/name"},
+	db.ClientsNameShapeCheck:                 {status: invalid, detail: slugShape, pointer: "/name"},
+	db.ClientsOrgIDFkey:                      {status: invalid, detail: "There is no such organisation."},
+	db.ClientsOrgIDFkeyInUse:                 {status: conflict, detail: "The organisation still has clients."},
+	db.ClientsTypeFkey:                       {status: invalid, detail: "There is no such client type.", pointer: "/type"},
+	db.ClientsTypeFkeyInUse:                  {status: conflict, detail: "Clients still are of this type."},
+	db.ClientsValidIsValidatedCheck:          {status: invalid, detail: "What was not validated is not valid."},
+	db.EncryptionKeysForAdmins:               {status: http.StatusForbidden, detail: "The keys of the platform are for its admins: they take the scope platform:*."},
+	db.EncryptionKeysFingerprintKey:          {status: conflict, detail: "This key is known under another version."},
+	db.EncryptionKeysFingerprintKnown:        {status: conflict, detail: "Another key is known under this version."},
+	db.EncryptionKeysFingerprintLengthCheck:  {status: invalid, detail: "A fingerprint has 32 bytes."},
+	db.EncryptionKeysVersionCheck:            {status: invalid, detail: "A key's version is a number above zero."},
+	db.SecretRotationsCountsCheck:            {status: invalid, detail: "Counts are not negative."},
+	db.SecretRotationsEndedFixed:             {status: conflict, detail: "A rotation that has ended stays as it is."},
+	db.SecretRotationsEndedHasTimeCheck:      {status: invalid, detail: "A rotation has an end exactly when it is not running."},
+	db.SecretRotationsRunningKey:             {status: conflict, detail: "A rotation is running already."},
+	db.SecretRotationsStatusCheck:            {status: invalid, detail: "A rotation is running, completed or superseded."},
+	db.SecretRotationsTargetVersionFkey:      {status: invalid, detail: "There is no such key."},
+	db.SecretRotationsTargetVersionFkeyInUse: {status: conflict, detail: "Rotations still refer to the key."},
 
 	db.ApiKeysExpiresAfterCreationCheck: {status: invalid, detail: "A key ends after it was made.", pointer: "/expiresAt"},
 	db.ApiKeysExpiresInReachCheck:       {status: invalid, detail: "A key ends before the year 9999 does.", pointer: "/expiresAt"},
@@ -274,6 +319,8 @@ var rules = map[string]rule{
 	db.CallPayloadsCallIDDirectionKey:           {status: conflict, detail: "The call has this payload already."},
 	db.CallPayloadsCallIDFkey:                   {status: invalid, detail: "There is no such call."},
 	db.CallPayloadsCallIDFkeyInUse:              {status: conflict, detail: "The call still has payloads."},
+	db.CallPayloadsKeyVersionFkey:               {status: invalid, detail: "There is no such encryption key."},
+	db.CallPayloadsKeyVersionFkeyInUse:          {status: conflict, detail: "Payloads on their way are encrypted with this key."},
 	db.CallPayloadsDirectionCheck:               {status: invalid, detail: "A payload is an input or an output."},
 	db.CallPayloadsSizeCheck:                    {status: invalid, detail: "An input, and an output, has at most 8 MiB."},
 	db.CallStatusTransitionsFromStatusFkey:      {status: invalid, detail: "There is no such status."},
@@ -423,7 +470,9 @@ func (s *Server) writeProblem(err error, c echo.Context) {
 	}
 	p := asProblem(c.Request(), err)
 	requestID := c.Response().Header().Get(echo.HeaderXRequestID)
-	if p.Status >= http.StatusInternalServerError {
+	var pgErr *pgconn.PgError
+	forgotten := p.Code == "not_permitted" && errors.As(err, &pgErr) && pgErr.Routine != "ExecWithCheckOptions" // policies refuse clients; a privilege that is missing is our mistake
+	if p.Status >= http.StatusInternalServerError || forgotten {
 		s.Log.LogAttrs(c.Request().Context(), slog.LevelError, "request failed", slog.String("requestId", requestID), slog.String("code", p.Code), slog.Any("cause", logged(err)))
 	}
 	switch p.Status {

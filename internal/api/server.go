@@ -41,7 +41,10 @@ type Config struct {
 	RateLimit      int           // requests per minute and key, on this server; 60000; below zero: no limit
 	TempDir        string        // where imports are spooled; the system's
 
-	Keys     *keyring.Ring   // what payloads on their way are encrypted with; nil where there is none
+	Keys         *keyring.Ring // what secrets are encrypted with; nil where there is none
+	RotationRate int           // secrets that a rotation encrypts anew in a second, here; 500
+	MetricsOpen  bool          // /metrics is for requests from everywhere
+
 	Stopping <-chan struct{} // closed when the server is to end: who waits for something gets an answer
 }
 
@@ -52,22 +55,29 @@ type Server struct {
 	transfers       chan struct{} // holds one element per import or export that is using the database
 	limits          *limits
 	store           *store.DB
+	db              *db.Queries // runs each query as the caller of its context, in one round trip
+	echo            *echo.Echo
 	keys            atomic.Pointer[keyring.Ring]
+	orgs            orgsOfKeys
+	metrics         *metrics
+	rotate          chan struct{} // wakes the sweep
 	waiters         waiters
 	schemas         *lru.Cache[schemaKey, *schemas.Schema] // of operations called lately
-	db              *db.Queries                            // runs each query as the caller of its context, in one round trip
 }
 
-// New returns the handler for all routes.
-func New(cfg Config) (http.Handler, error) {
+// New returns the handler for all routes. Prepare comes before its first request.
+func New(cfg Config) (*Server, error) {
 	cfg.MaxBody = defaultTo(cfg.MaxBody, 16<<20)
 	cfg.MaxImport = defaultTo(cfg.MaxImport, 256<<20)
 	cfg.Transfers = defaultTo(cfg.Transfers, 8)
 	cfg.RateLimit = defaultTo(cfg.RateLimit, 60_000)
 	cfg.RequestTimeout = defaultTo(cfg.RequestTimeout, 30*time.Second)
 	cfg.ImportTimeout = defaultTo(cfg.ImportTimeout, 10*time.Minute)
-	s := &Server{Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers), limits: newLimits(cfg.RateLimit)}
-
+	cfg.RotationRate = defaultTo(cfg.RotationRate, 500)
+	s := &Server{
+		Config: cfg, store: cfg.DB, db: db.New(cfg.DB), transfers: make(chan struct{}, cfg.Transfers), limits: newLimits(cfg.RateLimit),
+		metrics: newMetrics(), rotate: make(chan struct{}, 1),
+	}
 	s.keys.Store(cfg.Keys)
 	var err error
 	if s.schemas, err = lru.New[schemaKey, *schemas.Schema](1000); err != nil {
@@ -91,8 +101,12 @@ func New(cfg Config) (http.Handler, error) {
 	docs := swagger.NewWithConfig(swgui.Config{HideCurl: false, SettingsUI: map[string]string{"persistAuthorization": "true"}})("hub", "/openapi.json", "/docs/")
 	e.GET("/docs", func(c echo.Context) error { return c.Redirect(http.StatusMovedPermanently, "/docs/") })
 	e.GET("/docs/*", echo.WrapHandler(docs))
-	return e, nil
+	s.echo = e
+	return s, nil
 }
+
+// ServeHTTP implements http.Handler.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) { s.echo.ServeHTTP(w, r) }
 
 func defaultTo[T comparable](value, otherwise T) T {
 	var zero T

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/alkdev/hub/gen/api"
+	"github.com/alkdev/hub/gen/db"
 	"github.com/alkdev/hub/internal/migrate"
 )
 
@@ -21,12 +22,26 @@ func (s *Server) GetReadiness(ctx context.Context, _ api.GetReadinessRequestObje
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	health := api.Health{Status: api.HealthStatusOk, Checks: map[string]string{"database": "ok"}}
-	err := s.store.Conn(ctx, func(conn *pgx.Conn) error { return migrate.Check(ctx, conn) })
+	var lacking []db.ListOtherEncryptionKeysRow
+	err := s.store.Conn(ctx, func(conn *pgx.Conn) error {
+		if err := migrate.Check(ctx, conn); err != nil {
+			return err
+		}
+		var err error
+		lacking, err = db.New(conn).ListOtherEncryptionKeys(ctx, held(s.keys.Load()))
+		return err
+	})
 	if err != nil {
 		s.Log.ErrorContext(ctx, "not ready", "cause", logged(err))
 		health.Status = api.HealthStatusUnavailable
 		health.Checks["database"] = "does not answer, or its schema is not this hub's"
 		return api.GetReadiness503JSONResponse(health), nil
+	}
+	health.Checks["encryption"] = "ok"
+	if text := missingKeys(lacking); text != "" { // these secrets answer 424; everything else is served
+		health.Checks["encryption"] = text
+	} else if s.keys.Load().Primary() == 0 {
+		health.Checks["encryption"] = "there is no key: secrets cannot be put"
 	}
 	return api.GetReadiness200JSONResponse(health), nil
 }

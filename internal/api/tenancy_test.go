@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -25,11 +26,11 @@ func TestX01_NothingOfAnotherOrganisation(t *testing.T) {
 		t.Run(op.id, func(t *testing.T) {
 			before := h.tables(t)
 			a := h.send(t, stranger, s)
-			usesOurs := strings.Contains(s.path+s.body, ours.project) || strings.Contains(s.path+s.body, ours.session) || strings.Contains(s.path+s.body, ours.emptyProject)
+			usesOurs := slices.ContainsFunc(ours.ids(), func(id string) bool { return strings.Contains(s.path+s.body, id) })
 			switch {
 			case !usesOurs && op.method == "GET":
 				a.wants(t, 200)
-				for _, id := range []string{ours.project, ours.emptyProject, ours.session, ours.message} {
+				for _, id := range ours.ids() {
 					if strings.Contains(string(a.body), id) {
 						t.Errorf("the list has our %s: %s", id, a.body)
 					}
@@ -37,14 +38,14 @@ func TestX01_NothingOfAnotherOrganisation(t *testing.T) {
 			case !usesOurs:
 				a.wants(t, s.status) // the stranger's own
 				return
-			case strings.Contains(s.path, "/"+ours.session) || strings.Contains(s.path, "/"+ours.project) || strings.Contains(s.path, "/"+ours.emptyProject):
+			case slices.ContainsFunc(ours.ids(), func(id string) bool { return strings.Contains(s.path, "/"+id) }):
 				a.refused(t, 404, a.problem(t).Code)
 				if !strings.HasSuffix(a.problem(t).Code, "_not_found") {
 					t.Errorf("%s", a.body)
 				}
 				// Exactly as if it were nowhere.
 				nowhere := s
-				for _, id := range []string{ours.project, ours.emptyProject, ours.session, ours.message} {
+				for _, id := range ours.ids() {
 					nowhere.path = strings.ReplaceAll(nowhere.path, id, "01a20700-0000-7000-8000-000000000001")
 				}
 				b := h.send(t, stranger, nowhere).wants(t, 404)
@@ -118,7 +119,7 @@ func TestX01_MembersOfOneOrganisationShareIt(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
 	f := h.newFamily(t, h.admin)
-	colleague := h.newCaller(t, h.admin.org, "*")
+	colleague := h.newCaller(t, h.admin.org, "*", "platform:*")
 	for _, op := range operations(t) {
 		if s, ok := f.sampleOf(t, op); ok && op.method != "DELETE" {
 			h.send(t, colleague, s).wants(t, s.status)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"net"
+	"strings"
 	"sync"
 	"testing"
 
@@ -96,11 +97,24 @@ func TestRoundTripsPerOperation(t *testing.T) {
 	var appended struct{ Items []struct{ ID string } }
 	h.do(t, "POST", messages, body).wants(t, 201).into(t, &appended)
 
+	client := h.newClient(t)
+	h.put(t, client, "s", "hush").wants(t, 201)
+
 	for _, op := range []struct {
 		name, method, path, body string
 		status                   int
 		trips, statements        int
 	}{
+		{"createClient", "POST", "/v1/clients", `{"name":"x","type":"webhook","config":{"url":"https://x/"}}`, 409, 1, 2},
+		{"getClient", "GET", "/v1/clients/" + client, "", 200, 1, 2},
+		{"listClients", "GET", "/v1/clients?type=http-api", "", 200, 1, 2},
+		{"updateClient", "PATCH", "/v1/clients/" + client, `{"description":"x"}`, 200, 1, 2},
+		{"updateClient with a config", "PATCH", "/v1/clients/" + client, `{"config":{"timeoutSeconds":1}}`, 200, 2, 4},
+		{"putClientSecret", "PUT", secretPath(client, "s"), `{"value":"x"}`, 200, 1, 2},
+		{"getClientSecret", "GET", secretPath(client, "s"), "", 200, 1, 2},
+		{"listClientSecrets", "GET", "/v1/clients/" + client + "/secrets", "", 200, 1, 2},
+		{"revealClientSecret", "POST", secretPath(client, "s") + "/reveal", "", 200, 1, 2},
+		{"deleteClient", "DELETE", "/v1/clients/" + client, "", 204, 1, 2},
 		{"getHealth", "GET", "/healthz", "", 200, 0, 0},
 		{"getVersion", "GET", "/v1/version", "", 200, 0, 0},
 		{"listProjects", "GET", "/v1/projects", "", 200, 1, 2},
@@ -125,7 +139,7 @@ func TestRoundTripsPerOperation(t *testing.T) {
 		if op.method != "DELETE" {
 			h.do(t, op.method, op.path, body) // the first time a connection also prepares the statement
 		} else {
-			h.do(t, op.method, "/v1/sessions/"+project, nil).wants(t, 404)
+			h.do(t, op.method, op.path[:strings.LastIndexByte(op.path, '/')+1]+project, nil).wants(t, 404)
 		}
 		w.reset()
 		h.do(t, op.method, op.path, body).wants(t, op.status)

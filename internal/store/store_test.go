@@ -150,3 +150,63 @@ func TestTransactionsAreWholeOrNothing(t *testing.T) {
 		t.Errorf("the passing twin: %v, %d projects", err, count())
 	}
 }
+
+// The hub's own work sees one organisation, or none, as hub_app, and leaves nothing behind.
+func TestX01_TheHubWorksWithinOneOrganisation(t *testing.T) {
+	t.Parallel()
+	for _, login := range []string{"hub_app", "hub"} {
+		t.Run(login, func(t *testing.T) {
+			t.Parallel()
+			d, _ := open(t, login)
+			ctx := t.Context()
+			var org uuid.UUID
+			owner, err := pgx.Connect(ctx, pgtest.URL(t, "hub"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer owner.Close(context.Background())
+			if err := owner.QueryRow(ctx, "SELECT id FROM organizations").Scan(&org); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := owner.Exec(ctx, "INSERT INTO projects (org_id, slug, name) VALUES ($1, 'p', 'P')", org); err != nil {
+				t.Fatal(err)
+			}
+			stranger := uuid.Must(uuid.NewV7())
+			for within, want := range map[uuid.UUID]int{org: 1, uuid.Nil: 0, stranger: 0} {
+				for range 2 { // on the same connection
+					err := d.AsHub(ctx, within, func(q *db.Queries) error {
+						rows, err := q.ListProjects(ctx, db.ListProjectsParams{RowLimit: 10})
+						if err == nil && len(rows) != want {
+							t.Errorf("within %v: %d projects, want %d", within, len(rows), want)
+						}
+						return err
+					})
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			failed := errors.New("failed")
+			err = d.AsHub(ctx, org, func(q *db.Queries) error {
+				if _, err := q.CreateProject(ctx, db.CreateProjectParams{Slug: "q", Name: "Q", Data: []byte("{}"), Metadata: []byte("{}")}); err != nil {
+					return err
+				}
+				return failed
+			})
+			if !errors.Is(err, failed) {
+				t.Error(err)
+			}
+			var left string
+			err = d.Conn(ctx, func(conn *pgx.Conn) error {
+				return conn.QueryRow(ctx, "SELECT concat(current_setting('hub.org_id', true), current_setting('plan_cache_mode'), CASE WHEN current_user <> session_user THEN current_user END)").Scan(&left)
+			})
+			if err != nil || left != "auto" {
+				t.Errorf("left on the connection: %q %v", left, err)
+			}
+			var projects int
+			if err := owner.QueryRow(ctx, "SELECT count(*) FROM projects").Scan(&projects); err != nil || projects != 1 {
+				t.Errorf("%d projects: what failed was not rolled back (%v)", projects, err)
+			}
+		})
+	}
+}

@@ -398,6 +398,13 @@ BEGIN
     IF 'platform:*' = ANY (v_added) AND NOT EXISTS (SELECT FROM accounts a WHERE a.id = NEW.account_id AND a.access_level = 'admin') THEN
         PERFORM raise_rule('api_keys_platform_scope_for_admins', 'platform:* is for keys of admin accounts.');
     END IF;
+    IF TG_OP = 'INSERT' THEN -- the lock makes a deactivation wait, which then revokes this key too
+        PERFORM FROM accounts a WHERE a.id = NEW.account_id FOR SHARE;
+        PERFORM FROM accounts a WHERE a.id = NEW.account_id AND a.status = 'deactivated';
+        IF FOUND AND current_account_id() IS NOT NULL THEN
+            PERFORM raise_rule('account_is_deactivated', 'The account is deactivated.');
+        END IF;
+    END IF;
     -- What a platform admin's function does in another organisation is judged there; hub_app itself reaches no other one.
     IF current_account_id() IS NULL OR NEW.org_id <> current_org_id() THEN
         RETURN NEW;
@@ -636,6 +643,10 @@ BEGIN
     UPDATE organization_members m SET membership_level = 'owner' WHERE (m.org_id, m.account_id) = (p_org_id, p_account_id);
     IF NOT FOUND THEN
         PERFORM raise_rule('organizations_new_owner_is_member', 'The new owner is no member of the organisation.');
+    END IF;
+    PERFORM FROM accounts a WHERE a.id = p_account_id AND a.status = 'deactivated';
+    IF FOUND THEN
+        PERFORM raise_rule('account_is_deactivated', 'The account is deactivated.');
     END IF;
     RETURN QUERY UPDATE organizations o SET owner_id = p_account_id WHERE o.id = p_org_id RETURNING o.*;
 END $$;

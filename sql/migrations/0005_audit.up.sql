@@ -205,7 +205,7 @@ BEGIN
                ELSE jsonb_strip_nulls(jsonb_build_object('before', v_old -> k.name, 'after', v_new -> k.name)) END), '{}')
     INTO v_changes
     FROM jsonb_object_keys(v_row) k(name)
-    WHERE k.name NOT IN ('id', 'org_id', 'created_at', 'updated_at', 'revision', 'owner_level', 'last_used_at', 'key_hash')
+    WHERE k.name NOT IN ('id', 'org_id', 'created_at', 'updated_at', 'revision', 'owner_level', 'last_used_at', 'key_hash', 'ciphertext', 'key_version', 'rotated')
       AND coalesce(v_old -> k.name, 'null') <> coalesce(v_new -> k.name, 'null')
       AND (TG_OP = 'UPDATE' OR v_row -> k.name NOT IN ('{}', '[]', '""'));
     IF TG_OP = 'UPDATE' AND v_changes = '{}' THEN
@@ -226,7 +226,7 @@ BEGIN
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION record_audit() IS
-    'W12: writes the audit entry of a row''s change, into the chain of the row''s organisation. Arguments: the noun of its actions, then columns whose values are personal or long and only named as changed.';
+    'W12: writes the audit entry of a row''s change, into the chain of the row''s organisation. What is bookkeeping or secret by itself leaves none: when a key was used, under which key a secret is, how far a rotation has come. Arguments: the noun of its actions, then columns whose values are personal or long and only named as changed.';
 
 -- Deferred: an immediate one would hold the chain for the rest of the transaction, and two transactions each other's.
 CREATE CONSTRAINT TRIGGER accounts_audit AFTER INSERT OR UPDATE OR DELETE ON accounts DEFERRABLE INITIALLY DEFERRED

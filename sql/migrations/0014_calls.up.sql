@@ -433,6 +433,7 @@ CREATE TABLE call_payloads (
     CONSTRAINT call_payloads_pkey PRIMARY KEY (org_id, id),
     CONSTRAINT call_payloads_call_id_direction_key UNIQUE (org_id, call_id, direction),
     CONSTRAINT call_payloads_call_id_fkey FOREIGN KEY (org_id, call_id) REFERENCES calls (org_id, id) ON DELETE CASCADE,
+    CONSTRAINT call_payloads_key_version_fkey FOREIGN KEY (key_version) REFERENCES encryption_keys (version) ON DELETE RESTRICT,
     CONSTRAINT call_payloads_id_version_check CHECK (is_uuidv7(id)),
     CONSTRAINT call_payloads_direction_check CHECK (direction IN ('input', 'output')),
     CONSTRAINT call_payloads_size_check CHECK (octet_length(ciphertext) <= 8388608 + 29)
@@ -443,6 +444,8 @@ COMMENT ON COLUMN call_payloads.ciphertext IS 'At most 8 MiB, encrypted as inter
 COMMENT ON CONSTRAINT call_payloads_id_version_check ON call_payloads IS 'C02';
 ALTER TABLE call_payloads ALTER COLUMN ciphertext SET STORAGE EXTERNAL; -- what is encrypted does not compress
 CREATE INDEX call_payloads_created_at_idx ON call_payloads (org_id, created_at);
+CREATE INDEX call_payloads_key_version_idx ON call_payloads (key_version, org_id, id);
+COMMENT ON INDEX call_payloads_key_version_idx IS 'C11: for that foreign key.';
 
 
 -- What follows from an end ---------------------------------------------------------------------------------------

@@ -1,0 +1,18 @@
+DROP FUNCTION record_secret_reveal(uuid, uuid, text);
+DROP FUNCTION remove_encryption_key(integer);
+DROP FUNCTION count_secrets_under(integer);
+DROP FUNCTION orgs_with_clients();
+DROP FUNCTION orgs_with_secrets_under(integer);
+DROP FUNCTION complete_secret_rotation(uuid, bigint);
+DROP FUNCTION advance_secret_rotation(uuid, bigint);
+DROP FUNCTION start_secret_rotation(integer);
+DROP TABLE secret_rotations;
+DROP TABLE client_secrets;
+DROP FUNCTION note_secret_value_change();
+DROP FUNCTION register_encryption_keys(integer[], bytea[]);
+DROP TABLE encryption_keys;
+DROP TABLE clients;
+DROP FUNCTION doubt_client_config();
+DROP FUNCTION register_client_types(text[], integer[], jsonb[]);
+DROP TABLE client_types;
+DROP FUNCTION acts_for_platform();
