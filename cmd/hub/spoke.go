@@ -321,7 +321,7 @@ func (s *spokeRunner) do(ctx context.Context, id uuid.UUID, epoch int32, call cl
 		}
 		code, fault = "output_invalid", done.Body
 	}
-	failed, err := s.hub.FailCallWithResponse(report, call.Id, nil, client.CallFail{SpokeId: id, Epoch: epoch, Code: code, Error: (*client.JSONValue)(&fault)})
+	failed, err := s.hub.FailCallWithResponse(report, call.Id, nil, client.CallFail{SpokeId: id, Epoch: epoch, Code: code, Error: &fault})
 	if err != nil || failed.JSON200 != nil {
 		return err
 	}

@@ -112,7 +112,7 @@ func TestSpokeConfigIsChecked(t *testing.T) {
 	for text, want := range map[string]string{
 		"operations: []": "at least one operation",
 		"operations: [{namespace: a, name: b, kind: query}]":                  "has no command",
-		"operations: [{namespace: a, name: b, kind: query, run: x, nmae: y}]": "nmae",
+		"operations: [{namespace: a, name: b, kind: query, run: x, colour: y}]": "colour",
 		"name: [": "yaml",
 	} {
 		file := filepath.Join(t.TempDir(), "spoke.yaml")

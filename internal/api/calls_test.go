@@ -284,7 +284,7 @@ func TestCallsEndExactlyOnceUnderChaos(t *testing.T) {
 					return
 				default:
 				}
-				switch rand.IntN(10) { //nolint:gosec // no secret
+				switch rand.IntN(10) {
 				case 0: // it dies, and comes back as another connection
 					s.register(t, `,"leaseSeconds":3600`)
 					continue
@@ -295,14 +295,14 @@ func TestCallsEndExactlyOnceUnderChaos(t *testing.T) {
 				}
 				taken, _ := s.take(t, 1)
 				for _, c := range taken {
-					if rand.IntN(6) == 0 { //nolint:gosec // no secret
+					if rand.IntN(6) == 0 {
 						continue // it dies before it starts
 					}
 					if a := s.step(t, c.ID, "start", ""); a.status != 200 {
 						t.Errorf("start: %s", a.body)
 						continue
 					}
-					if rand.IntN(6) == 0 { //nolint:gosec // no secret
+					if rand.IntN(6) == 0 {
 						s.register(t, `,"leaseSeconds":3600`) // it dies while it works, and has lost what it took
 						break
 					}
@@ -314,7 +314,7 @@ func TestCallsEndExactlyOnceUnderChaos(t *testing.T) {
 						t.Errorf("complete: %s", a.body)
 					}
 				}
-				if rand.IntN(4) == 0 { //nolint:gosec // no secret
+				if rand.IntN(4) == 0 {
 					h.as(t, h.admin, "POST", "/v1/spokes", `{"name":"`+s.name+`"}`).wants(t, http.StatusOK).into(t, s) // what it took and did not start goes back
 				}
 			}
