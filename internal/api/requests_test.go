@@ -323,7 +323,7 @@ func TestRoutesThatAreNone(t *testing.T) {
 	}
 	for _, op := range operations(t) {
 		path, method := op.anyPath(), "PUT"
-		if op.path == "/v1/clients/{clientId}/secrets/{secretName}" { // the one that can be put
+		if op.path == "/v1/clients/{clientId}/secrets/{secretName}" || op.path == "/v1/spokes/{spokeId}/operations" { // what can be put
 			method = "PATCH"
 		}
 		a := h.do(t, method, path, nil)

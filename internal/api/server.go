@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	lru "github.com/hashicorp/golang-lru/v2"
 	"github.com/labstack/echo/v4"
 	"github.com/swaggest/swgui"
 	swagger "github.com/swaggest/swgui/v5emb"
@@ -24,6 +25,7 @@ import (
 	"github.com/alkdev/hub/gen/api"
 	"github.com/alkdev/hub/gen/db"
 	"github.com/alkdev/hub/internal/keyring"
+	"github.com/alkdev/hub/internal/schemas"
 	"github.com/alkdev/hub/internal/store"
 )
 
@@ -44,7 +46,7 @@ type Config struct {
 	Keys         *keyring.Ring   // what secrets are encrypted with; nil where there is none
 	RotationRate int             // secrets that a rotation encrypts anew in a second, here; 500
 	MetricsOpen  bool            // /metrics is for requests from everywhere
-	Stopping     <-chan struct{} // closed when the server stops: event streams would go on while it waits for its last requests
+	Stopping     <-chan struct{} // closed when the server stops: who waits for something gets an answer, and event streams end
 	Heartbeat    time.Duration   // of event streams; 15 s
 	SlowReader   time.Duration   // how long the reader of an event stream may take for what it was sent; 20 s
 }
@@ -64,6 +66,8 @@ type Server struct {
 	orgs            orgsOfKeys
 	metrics         *metrics
 	rotate          chan struct{} // wakes the sweep
+	waiters         waiters
+	schemas         *lru.Cache[schemaKey, *schemas.Schema] // of operations called lately
 }
 
 // New returns the handler for all routes. Prepare comes before its first request.
@@ -82,7 +86,10 @@ func New(cfg Config) (*Server, error) {
 		metrics: newMetrics(), rotate: make(chan struct{}, 1),
 	}
 	s.keys.Store(cfg.Keys)
-
+	var err error
+	if s.schemas, err = lru.New[schemaKey, *schemas.Schema](1000); err != nil {
+		return nil, err
+	}
 	contract, version, err := loadContract(api.Contract)
 	if err != nil {
 		return nil, err
