@@ -67,7 +67,7 @@ var callsRules = []ruleCase{
 	{rule: "calls_request_id_key", sql: fmt.Sprintf(newRecord, "request_id"), bad: []string{"'r1'"}, good: []string{"'r2'", "NULL"}},
 	{rule: "calls_org_id_fkey", hub: true, sql: "INSERT INTO calls (org_id, routed, operation) VALUES (??, false, 'x')", bad: []string{"@new"}, good: []string{"@org"}},
 	{
-		rule: "calls_org_id_fkey_in_use", hub: true, before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM projects; DELETE FROM roles; DELETE FROM spokes; DELETE FROM idempotency_keys; DELETE FROM calls WHERE org_id = @other_org",
+		rule: "calls_org_id_fkey_in_use", hub: true, before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles; DELETE FROM spokes; DELETE FROM idempotency_keys; DELETE FROM calls WHERE org_id = @other_org",
 		sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"},
 	},
 	{rule: "calls_parent_id_fkey", sql: fmt.Sprintf(newRecord, "parent_id"), bad: []string{"@new", "@other_call"}, good: []string{"@call", "NULL"}},

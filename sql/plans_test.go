@@ -113,7 +113,7 @@ var arguments = map[string]string{
 	"max_calls": "5", "max_bytes": "1000", "wait_seconds": "0", "call_id": "@call", "operation": "NULL", "caller_account_id": "NULL", "redact_paths": "'{}'",
 	"payload_limit": "NULL", "ended_by": "NULL", "started_at": "now()", "ended_at": "NULL", "max_depth": "20", "target_call_ids": "ARRAY[@child_call]::uuid[]", "source_call_id": "@call", "after_source": "@zero", "after_target": "@zero",
 	"after_type": "''", "set_call_days": "false", "call_days": "NULL", "set_call_payload_days": "false", "call_payload_days": "NULL", "call_payload_limit": "NULL",
-	"spoke_id": "@spoke", "epoch": "1", "operations": "'[]'", "namespace": "NULL", 
+	"spoke_id": "@spoke", "epoch": "1", "operations": "'[]'", "namespace": "NULL",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
 

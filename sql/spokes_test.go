@@ -45,7 +45,7 @@ var spokesRules = []ruleCase{
 	{rule: "spokes_name_key", sql: "INSERT INTO spokes (org_id, name, lease_expires_at) VALUES (@org, ??, now())", bad: []string{"'builder'"}, good: []string{"'Builder'"}},
 	{rule: "spokes_org_id_fkey", hub: true, sql: "INSERT INTO spokes (org_id, name, lease_expires_at) VALUES (??, 'x', now())", bad: []string{"@new"}, good: []string{"@org"}},
 	{
-		rule: "spokes_org_id_fkey_in_use", hub: true, before: "DELETE FROM calls; DELETE FROM idempotency_keys; DELETE FROM sessions; DELETE FROM clients; DELETE FROM projects; DELETE FROM roles; DELETE FROM spokes WHERE org_id = @other_org",
+		rule: "spokes_org_id_fkey_in_use", hub: true, before: "DELETE FROM calls; DELETE FROM idempotency_keys; DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles; DELETE FROM spokes WHERE org_id = @other_org",
 		sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"},
 	},
 	{rule: "spokes_account_id_fkey", sql: "INSERT INTO spokes (org_id, name, lease_expires_at, account_id) VALUES (@org, 'x', now(), ??)", bad: []string{"@other_owner", "@nobody", "@new"}, good: []string{"@member", "NULL"}},

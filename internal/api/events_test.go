@@ -279,8 +279,8 @@ func TestX05_FiltersAndWhereTheStreamBegins(t *testing.T) {
 	t.Parallel()
 	h := newHub(t, live(t), func(c *api.Config, _ *pgxpool.Config) { c.Heartbeat = 50 * time.Millisecond })
 	h.sequence(t)
-	a, b := h.newFamily(t, h.admin), h.newFamily(t, h.admin)
-	stranger := h.newFamily(t, h.newCaller(t, uuid.Nil, "*"))
+	a, b := h.newWork(t, h.admin), h.newWork(t, h.admin)
+	stranger := h.newWork(t, h.newCaller(t, uuid.Nil, "*"))
 	_ = stranger
 	settled := func() string {
 		eventually(t, "all changes are numbered", func() bool { return h.count(t, "SELECT count(*) FROM pending_events") == 0 })
@@ -355,7 +355,7 @@ func TestX05_Reset(t *testing.T) {
 	t.Parallel()
 	h := newHub(t, live(t))
 	h.sequence(t)
-	f := h.newFamily(t, h.admin)
+	f := h.newWork(t, h.admin)
 	eventually(t, "all changes are numbered", func() bool { return h.count(t, "SELECT count(*) FROM pending_events") == 0 })
 	h.exec(t, "ALTER TABLE events DISABLE TRIGGER events_append_only")
 	h.exec(t, "UPDATE events SET created_at = created_at - interval '8 days' WHERE position <= 2")

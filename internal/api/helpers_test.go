@@ -140,7 +140,7 @@ type family struct {
 	call, heldCall, runningCall, failingCall string
 	leavingSpoke                             string
 	client, rotation                         string
-	part, agentRole                          string
+	part, agentRole, shelf                   string // the shelf is a session to archive
 	self, account, leaver, heir, outsider    string // accounts: the holder of the keys, and members, but for the outsider
 	removed                                  string // the one that removeMember removes
 	key, lostKey, oldKey                     string // keys to change, to revoke, to rotate
@@ -152,8 +152,8 @@ type family struct {
 // held is a task in progress, and its claim.
 type held struct{ task, mapping string }
 
-// newFamily makes one as this caller, an owner whose key needs *. Where a holder is given, its self and the keys are the holder's.
-func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
+// newWork makes a family's project, session and message as this caller, an owner whose key needs *.
+func (h *hub) newWork(t testing.TB, c caller) family {
 	t.Helper()
 	f := family{org: c.org.String(), self: c.account.String(), emptyOrg: c.org.String()}
 	create := func(path, body string) answer { return h.as(t, c, "POST", path, body).wants(t, http.StatusCreated) }
@@ -168,7 +168,16 @@ func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 		}
 	}
 	create("/v1/sessions/"+f.session+"/messages", `{"messages":[{"role":"user","parts":[{"type":"text","data":{"text":"hello"}}]}]}`).into(t, &list)
-	f.message = list.Items[0].ID
+	f.message, f.part = list.Items[0].ID, list.Items[0].Parts[0].ID
+	return f
+}
+
+// newFamily makes one as this caller, an owner whose key needs *. Where a holder is given, its self and the keys are the holder's.
+func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
+	t.Helper()
+	f := h.newWork(t, c)
+	create := func(path, body string) answer { return h.as(t, c, "POST", path, body).wants(t, http.StatusCreated) }
+	f.shelf = create("/v1/sessions", `{"projectId":"`+f.project+`"}`).id(t)
 	id := func() string { return uuid.Must(uuid.NewV7()).String() }
 	f.task, f.waiting, f.delegation = id(), id(), id()
 	h.exec(t, `INSERT INTO tasks (org_id, id, project_id, slug, name, path) SELECT org_id, unnest($2::uuid[]), id, unnest('{task,waiting}'::text[]), 't', 't.md' FROM projects WHERE id = $1`, f.project, []string{f.task, f.waiting})
@@ -205,8 +214,6 @@ func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 		h.as(t, c, "POST", "/v1/calls/"+call+"/start", `{"epoch":1,"spokeId":"`+f.spoke+`"}`).wants(t, http.StatusOK)
 	}
 
-	f.message, f.part = list.Items[0].ID, list.Items[0].Parts[0].ID
-
 	for _, account := range []*string{&f.account, &f.leaver, &f.heir, &f.outsider} {
 		*account = create("/v1/accounts", `{"kind":"human","displayName":"family"}`).id(t)
 	}
@@ -238,8 +245,8 @@ func (h *hub) isPlatformAdmin(t testing.TB, c caller) (is bool) {
 // ids are all of the family's.
 func (f family) ids() []string {
 	all := []string{
-		f.org, f.project, f.emptyProject, f.session, f.message, f.part, f.agentRole, f.self, f.account, f.leaver, f.heir, f.outsider, f.key, f.lostKey, f.oldKey, f.emptyOrg, f.client,
-		f.task, f.waiting, f.delegation, f.coordinator,
+		f.org, f.project, f.emptyProject, f.session, f.message, f.part, f.agentRole, f.shelf, f.self, f.account, f.leaver, f.heir, f.outsider, f.key, f.lostKey, f.oldKey, f.emptyOrg, f.client,
+		f.task, f.waiting, f.delegation, f.coordinator, f.spoke, f.leavingSpoke, f.call, f.heldCall, f.runningCall, f.failingCall,
 	}
 	for _, verb := range slices.Sorted(maps.Keys(f.held)) {
 		all = append(all, f.held[verb].task, f.held[verb].mapping)
@@ -372,8 +379,8 @@ func (f family) samples() map[string]sample {
 		"deleteMessage":     {"DELETE", session + "/messages/" + f.message, "", "", 204},
 		"searchSessions":    {"GET", "/v1/sessions/search?q=hello", "", "", 200},
 		"getUIMessages":     {"GET", session + "/ui-messages", "", "", 200},
-		"archiveSession":    {"POST", session + "/archive", "", "", 200},
-		"unarchiveSession":  {"POST", session + "/unarchive", "", "", 200},
+		"archiveSession":    {"POST", "/v1/sessions/" + f.shelf + "/archive", "", "", 200},
+		"unarchiveSession":  {"POST", "/v1/sessions/" + f.shelf + "/unarchive", "", "", 200},
 		"forkSession":       {"POST", session + "/fork", plain, `{"title":"forked"}`, 201},
 		"listChildSessions": {"GET", session + "/children", "", "", 200},
 		"getSessionUsage":   {"GET", session + "/usage", "", "", 200},

@@ -64,7 +64,7 @@ func (s *Server) idempotently(c echo.Context, op *operation, next echo.HandlerFu
 			}
 			note := db.RecordIdempotentAnswerParams{Key: key, Request: request.Sum(nil), Status: int32(answer.status), Headers: headers}
 			if !op.secret {
-				note.Body = answer.body.Bytes()
+				note.Body = append([]byte{}, answer.body.Bytes()...) // not NULL: an empty answer is no secret
 			}
 			return s.db.RecordIdempotentAnswer(ctx, note)
 		})

@@ -437,7 +437,7 @@ func (h *hub) projectID(t testing.TB, slug string) (id string) {
 func TestListLimits(t *testing.T) {
 	t.Parallel()
 	h := newHub(t)
-	f := h.newFamily(t, h.admin)
+	f := h.newWork(t, h.admin)
 	h.exec(t, "DELETE FROM projects WHERE id = $1", f.emptyProject)
 	h.exec(t, "INSERT INTO projects (org_id, slug, name) SELECT $1, 'p-' || n, 'n' FROM generate_series(1, 200) n", h.admin.org)
 	h.exec(t, "INSERT INTO sessions (org_id, project_id) SELECT $1, $2 FROM generate_series(1, 200)", h.admin.org, f.project)
