@@ -109,14 +109,14 @@ const inSession = "SELECT set_config('hub.session_id', @session, true); UPDATE r
 
 var auditDeletes = []deleteCase{
 	{
-		fk: "audit_logs_org_id_fkey", before: inSession + "DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles", delete: "DELETE FROM organizations WHERE id = @org",
+		fk: "audit_logs_org_id_fkey", before: inSession + "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles", delete: "DELETE FROM organizations WHERE id = @org",
 		gone: "SELECT bool_and(org_id IS NULL) AND (SELECT broken_how IS NULL FROM verify_audit_chain(@org)) FROM audit_logs WHERE chain_id = @org",
 	},
 	{
 		fk: "audit_logs_session_id_fkey", before: inSession, delete: "DELETE FROM sessions WHERE id = @session",
 		gone: "SELECT session_id IS NULL AND acting_session_id = @session AND org_id = @org AND (SELECT broken_how IS NULL FROM verify_audit_chain(@org)) FROM audit_logs WHERE acting_session_id = @session AND action = 'role.update'",
 	},
-	{fk: "retention_policies_org_id_fkey", before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles", delete: "DELETE FROM organizations WHERE id = @org", gone: "SELECT NOT EXISTS (SELECT FROM retention_policies WHERE org_id = @org)"},
+	{fk: "retention_policies_org_id_fkey", before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles", delete: "DELETE FROM organizations WHERE id = @org", gone: "SELECT NOT EXISTS (SELECT FROM retention_policies WHERE org_id = @org)"},
 }
 
 func TestX03_AuditRules(t *testing.T) {

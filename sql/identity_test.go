@@ -387,7 +387,7 @@ const platformKey = "UPDATE accounts SET access_level = 'admin' WHERE id = @memb
 
 var identityDeletes = []deleteCase{
 	{
-		fk: "organization_members_org_id_fkey", before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles",
+		fk: "organization_members_org_id_fkey", before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles",
 		delete: "DELETE FROM organizations WHERE id = @org", gone: "SELECT NOT EXISTS (SELECT FROM organization_members WHERE org_id = @org)",
 	},
 	{fk: "organization_members_account_id_fkey", delete: "DELETE FROM accounts WHERE id = @member", gone: "SELECT NOT EXISTS (SELECT FROM organization_members WHERE account_id = @member)"},
@@ -398,7 +398,7 @@ var identityDeletes = []deleteCase{
 		gone: "SELECT rotated_to_id IS NULL AND revoked_at IS NOT NULL FROM api_keys WHERE id = @key",
 	},
 	{
-		fk: "accounts_home_org_id_fkey", before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles",
+		fk: "accounts_home_org_id_fkey", before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles",
 		delete: "DELETE FROM organizations WHERE id = @org", gone: "SELECT home_org_id IS NULL FROM accounts WHERE id = @member",
 	},
 }
@@ -871,7 +871,7 @@ func TestX09_BootstrapHappensOnce(t *testing.T) {
 		t.Errorf("bootstrapped again: %s", *got)
 	}
 
-	exec(t, w.hub, "DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles; DELETE FROM organizations")
+	exec(t, w.hub, "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles; DELETE FROM organizations")
 	if get[bool](t, w.app, "SELECT hub_is_bootstrapped()") {
 		t.Error("there is no organisation")
 	}

@@ -77,6 +77,15 @@ const crowd = `
 	INSERT INTO mappings (org_id, kind, project_id, session_id, parent_session_id) SELECT s.org_id, 'delegation', s.project_id, s.id, p.id FROM sessions s
 		JOIN LATERAL (SELECT id FROM sessions x WHERE x.org_id = s.org_id AND x.project_id = s.project_id AND x.id <> s.id AND x.archived_at IS NULL ORDER BY id LIMIT 1) p ON true WHERE s.archived_at IS NULL AND s.source_id LIKE 'crowd-%';
 	SELECT number_events(@new, 1000000);
+	SET session_replication_role = replica;
+	INSERT INTO spokes (org_id, name, account_id, lease_expires_at) SELECT o.id, 'crowd-' || n, o.owner_id, now() + interval '1 day' FROM organizations o, generate_series(1, 60) n;
+	INSERT INTO operation_specs (org_id, spoke_id, namespace, name, kind) SELECT s.org_id, s.id, 'crowd', 'op-' || n, 'query' FROM spokes s, generate_series(1, 10) n WHERE s.name LIKE 'crowd-%';
+	INSERT INTO calls (org_id, request_id, routed, operation, status, session_id, caller_account_id, spoke_id, started_at, ended_at, ended_by, deadline_at)
+		SELECT s.org_id, s.id::text || '/' || n, true, 'crowd.op-' || n, 'completed', NULL, s.account_id, s.id, now(), now(), 'spoke', now() FROM spokes s, generate_series(1, 10) n WHERE s.name LIKE 'crowd-%';
+	UPDATE calls c SET parent_id = (SELECT p.id FROM calls p WHERE p.org_id = c.org_id AND p.operation = 'crowd.op-1' ORDER BY p.id LIMIT 1) WHERE operation = 'crowd.op-2';
+	INSERT INTO call_edge_rows (org_id, source_call_id, target_call_id, type) SELECT a.org_id, a.id, b.id, 'depends_on' FROM calls a JOIN calls b ON a.org_id = b.org_id AND a.spoke_id = b.spoke_id AND b.operation = 'crowd.op-3' WHERE a.operation = 'crowd.op-4';
+	INSERT INTO call_payloads (org_id, call_id, direction, key_version, ciphertext) SELECT org_id, id, 'output', 1, 'x' FROM calls WHERE operation = 'crowd.op-5';
+	SET session_replication_role = origin;
 	ANALYZE;`
 
 // arguments are what the queries' parameters are, by name; NULL for the filters that are not asked for.
@@ -100,6 +109,11 @@ var arguments = map[string]string{
 	"set_scope": "false", "set_risk": "false", "set_impact": "false", "set_level": "false", "set_priority": "false", "set_assignee": "false", "set_due": "false", "slugs": "'{a}'", "reason": "''",
 	"depends_on_task_id": "@task", "mapping_id": "@mapping", "lease_seconds": "300", "task_id": "NULL", "parent_session_id": "NULL", "dependent_ids": "ARRAY[@waiting_task]::uuid[]", "prerequisite_ids": "ARRAY[@task]::uuid[]",
 	"org_ids": "ARRAY[@org]::uuid[]", "key_ids": "ARRAY[@key]::uuid[]", "times": "ARRAY[now()]",
+	"spec_id": "@spec", "spec_revision": "1", "pinned": "false", "request_id": "NULL", "timeout_seconds": "60", "input": "'{}'", "output": "'{}'", "error": "'{}'", "error_code": "'x'",
+	"max_calls": "5", "max_bytes": "1000", "wait_seconds": "0", "call_id": "@call", "operation": "NULL", "caller_account_id": "NULL", "redact_paths": "'{}'",
+	"payload_limit": "NULL", "ended_by": "NULL", "started_at": "now()", "ended_at": "NULL", "max_depth": "20", "target_call_ids": "ARRAY[@child_call]::uuid[]", "source_call_id": "@call", "after_source": "@zero", "after_target": "@zero",
+	"after_type": "''", "set_call_days": "false", "call_days": "NULL", "set_call_payload_days": "false", "call_payload_days": "NULL", "call_payload_limit": "NULL",
+	"spoke_id": "@spoke", "epoch": "1", "operations": "'[]'", "namespace": "NULL",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
 
@@ -117,6 +131,15 @@ var argumentsOf = map[string]map[string]string{
 	"SyncRoles":          {"file_set": "'x'", "data": `'{"{}"}'`},
 	"ForkSession":        {"message_id": "@message"},
 	"PurgeDeletedSource": {"source_id": "'crowd-7'"},
+	"EnqueueCall":        {"id": "@new", "session_id": "@session"}, "FindOperation": {"name": "'fs.read'"}, "StepCall": {"id": "@call", "status": "'running'"}, "GetOutputSchema": {"id": "@call"}, "AbortCall": {"id": "@call"},
+	"FindWork": {"ids": "ARRAY[@call]::uuid[]"}, "GetCall": {"id": "@call"}, "GetCallByRequest": {"request_id": "'r1'"}, "GetCallTree": {"id": "@call"}, "ListCalls": {"session_id": "NULL", "spoke_id": "NULL"},
+	"RecordCall":   {"request_id": "'r2'", "operation": "'x.y'", "status": "'running'", "session_id": "@session", "error": "NULL", "output": "NULL", "error_code": "NULL"},
+	"AddCallEdges": {"types": "'{requested_by}'"}, "GetCallStats": {"since": "now() - interval '1 day'", "until": "now()"},
+	"HeartbeatSpoke":     {"id": "@spoke"},
+	"DisconnectSpoke":    {"id": "@spoke"},
+	"GetSpoke":           {"id": "@spoke"},
+	"GetOperation":       {"name": "'fs.read'"},
+	"ListOperations":     {"name": "NULL"},
 	"GetSessionBySource": {"source_id": "'crowd-7'"},
 
 	"CreateClient":           {"type": "'http-api'", "enabled": "true"},
@@ -276,7 +299,7 @@ func TestX09_ClaimingAKeyUsesTheIndex(t *testing.T) {
 	}
 }
 
-var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(sessions|messages|parts|part_deltas|events|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations|tasks|task_dependencies|task_notes|task_status_changes|mappings)\b`)
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(calls|spokes|operation_specs|call_payloads|call_edge_rows|sessions|messages|parts|part_deltas|events|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations|tasks|task_dependencies|task_notes|task_status_changes|mappings)\b`)
 
 // onlyCustomPlans are queries whose generic plan, which PostgreSQL turns to after five executions, reads more than they ask for.
 // They run in store.Tx, which has its statements planned for their arguments.

@@ -22,7 +22,7 @@ var projectsRules = []ruleCase{
 		bad: []string{"id = @new", "org_id = @other_org", "created_at = created_at - interval '1 hour'"}, good: []string{"slug = 'x', name = 'x'", "org_id = @org"},
 	},
 	{rule: "projects_org_id_fkey", hub: true, sql: "INSERT INTO projects (org_id, slug, name) VALUES (??, 'x', 'x')", bad: []string{"@new"}, good: []string{"@org", "@other_org"}},
-	{rule: "projects_org_id_fkey_in_use", hub: true, before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM roles; DELETE FROM projects WHERE org_id = @other_org", sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"}},
+	{rule: "projects_org_id_fkey_in_use", hub: true, before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM roles; DELETE FROM projects WHERE org_id = @other_org", sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"}},
 }
 
 var projectsDeletes []deleteCase

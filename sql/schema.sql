@@ -67,6 +67,258 @@ CREATE TYPE public.task_status AS ENUM (
     'blocked'
 );
 
+-- Name: are_redact_paths(text[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.are_redact_paths(p_paths text[]) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ((cardinality(p_paths) <= 100) AND (array_position(p_paths, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(p_paths, '
+'::text), '
+'::text)) = cardinality(p_paths)) AND (array_to_string(p_paths, '
+'::text) ~ '^(/[^\n]*(\n(?!$)|$))*$'::text) AND (octet_length(array_to_string(p_paths, ''::text)) <= 50000));
+
+-- Name: FUNCTION are_redact_paths(p_paths text[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.are_redact_paths(p_paths text[]) IS 'Up to 100 JSON pointers (RFC 6901); the segment * stands for every member and element.';
+
+-- Name: hub_uuidv7_at(bigint); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hub_uuidv7_at(p_clock bigint) RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    RETURN (encode((int8send(((((p_clock >> 12) << 16) | (28672)::bigint) | (p_clock & (4095)::bigint))) || SUBSTRING(uuid_send(gen_random_uuid()) FROM 9)), 'hex'::text))::uuid;
+
+-- Name: FUNCTION hub_uuidv7_at(p_clock bigint); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hub_uuidv7_at(p_clock bigint) IS 'A UUIDv7 (RFC 9562, method 3) for a clock value: milliseconds since the epoch times 4096 plus the fraction of the millisecond. The other 62 bits are random.';
+
+-- Name: hub_uuidv7(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hub_uuidv7() RETURNS uuid
+    LANGUAGE sql PARALLEL SAFE
+    RETURN public.hub_uuidv7_at(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint);
+
+-- Name: FUNCTION hub_uuidv7(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hub_uuidv7() IS 'C02: the default of every id: a UUIDv7 of now, with the fraction of the millisecond in rand_a, so that ids sort by time alone.';
+
+-- Name: is_metadata(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.is_metadata(p_metadata jsonb) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $_$
+BEGIN
+    IF p_metadata = '{}' THEN
+        RETURN true;
+    END IF;
+    RETURN jsonb_typeof(p_metadata) = 'object' AND NOT EXISTS (
+        SELECT FROM jsonb_each(CASE jsonb_typeof(p_metadata) WHEN 'object' THEN p_metadata ELSE '{}' END) e
+        WHERE e.key !~ '^_[a-z][a-z0-9_]*$' OR jsonb_typeof(e.value) <> 'object');
+END $_$;
+
+-- Name: FUNCTION is_metadata(p_metadata jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.is_metadata(p_metadata jsonb) IS 'W01: metadata is opaque to the hub and holds one object per subsystem, under a key of the form _subsystem. Known fields live in columns or in data.';
+
+-- Name: is_uuidv7(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.is_uuidv7(p_id uuid) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN (((get_byte(uuid_send(p_id), 6) >> 4) = 7) AND ((get_byte(uuid_send(p_id), 8) >> 6) = 2));
+
+-- Name: FUNCTION is_uuidv7(p_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.is_uuidv7(p_id uuid) IS 'C02: version 7, RFC variant. The CHECK of every id column.';
+
+-- Name: calls; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.calls (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    request_id text,
+    routed boolean NOT NULL,
+    operation text NOT NULL,
+    kind text,
+    status text DEFAULT 'pending'::text NOT NULL,
+    parent_id uuid,
+    session_id uuid,
+    caller_account_id uuid,
+    identity jsonb DEFAULT '{}'::jsonb NOT NULL,
+    spoke_id uuid,
+    spoke_epoch integer,
+    pinned boolean DEFAULT false NOT NULL,
+    attempts integer DEFAULT 0 NOT NULL,
+    max_attempts integer DEFAULT 1 NOT NULL,
+    redact_paths text[] DEFAULT '{}'::text[] NOT NULL,
+    payload_limit integer,
+    input jsonb,
+    output jsonb,
+    error jsonb,
+    error_code text,
+    ended_by text,
+    stop_pending boolean DEFAULT false NOT NULL,
+    deadline_at timestamp with time zone,
+    dispatched_at timestamp with time zone,
+    dispatch_expires_at timestamp with time zone,
+    started_at timestamp with time zone,
+    ended_at timestamp with time zone,
+    payloads_expired_at timestamp with time zone,
+    storage_url text,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT calls_attempts_check CHECK ((((attempts >= 0) AND (attempts <= max_attempts)) AND ((max_attempts >= 1) AND (max_attempts <= 10)))),
+    CONSTRAINT calls_ended_by_check CHECK ((ended_by = ANY (ARRAY['spoke'::text, 'caller'::text, 'deadline'::text, 'parent'::text, 'spoke_loss'::text, 'recorder'::text]))),
+    CONSTRAINT calls_ended_whole_check CHECK ((((status = ANY (ARRAY['completed'::text, 'failed'::text, 'aborted'::text])) = (ended_at IS NOT NULL)) AND ((ended_at IS NULL) = (ended_by IS NULL)))),
+    CONSTRAINT calls_error_code_length_check CHECK (((char_length(error_code) >= 1) AND (char_length(error_code) <= 200))),
+    CONSTRAINT calls_held_whole_check CHECK (((NOT routed) OR ((status = ANY (ARRAY['dispatched'::text, 'running'::text])) <= ((spoke_epoch IS NOT NULL) AND (dispatched_at IS NOT NULL))))),
+    CONSTRAINT calls_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT calls_identity_object_check CHECK ((jsonb_typeof(identity) = 'object'::text)),
+    CONSTRAINT calls_kind_check CHECK ((kind = ANY (ARRAY['query'::text, 'mutation'::text, 'subscription'::text]))),
+    CONSTRAINT calls_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT calls_not_own_parent_check CHECK ((parent_id <> id)),
+    CONSTRAINT calls_operation_length_check CHECK (((char_length(operation) >= 1) AND (char_length(operation) <= 200))),
+    CONSTRAINT calls_payload_limit_check CHECK (((payload_limit >= 0) AND (payload_limit <= 1048576))),
+    CONSTRAINT calls_redact_paths_shape_check CHECK (public.are_redact_paths(redact_paths)),
+    CONSTRAINT calls_request_id_length_check CHECK (((octet_length(request_id) >= 1) AND (octet_length(request_id) <= 255))),
+    CONSTRAINT calls_routed_has_deadline_check CHECK (((NOT routed) OR (deadline_at IS NOT NULL))),
+    CONSTRAINT calls_started_before_ended_check CHECK ((started_at <= ended_at)),
+    CONSTRAINT calls_storage_url_length_check CHECK ((char_length(storage_url) <= 2000))
+);
+
+ALTER TABLE ONLY public.calls FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE calls; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.calls IS 'Calls of operations: the nodes of the call graph. What they say of payloads is redacted (W08) and truncated (W18), by whatever way it was written.';
+
+-- Name: COLUMN calls.request_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.request_id IS 'The caller''s own id: a call that is made or recorded again under it is the same.';
+
+-- Name: COLUMN calls.routed; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.routed IS 'Whether the hub routes it, or a runtime that routes by itself records it.';
+
+-- Name: COLUMN calls.operation; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.operation IS 'namespace.name. A snapshot: the operation may be gone (C03).';
+
+-- Name: COLUMN calls.parent_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.parent_id IS 'C10: the call that made this one while it ran, and the only statement of that.';
+
+-- Name: COLUMN calls.caller_account_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.caller_account_id IS 'W19: who called. NULL once that account has left.';
+
+-- Name: COLUMN calls.identity; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.identity IS 'W19: account, key, scopes, level and projects of the caller, as they were.';
+
+-- Name: COLUMN calls.spoke_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.spoke_id IS 'Who does it, or did it last.';
+
+-- Name: COLUMN calls.spoke_epoch; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.spoke_epoch IS 'W06: the connection that took it. No other one says anything of it.';
+
+-- Name: COLUMN calls.pinned; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.pinned IS 'W04: called by its qualified name: no other spoke will do.';
+
+-- Name: COLUMN calls.attempts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.attempts IS 'How often it was started.';
+
+-- Name: COLUMN calls.redact_paths; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.redact_paths IS 'C03, W08: of the operation, as they were.';
+
+-- Name: COLUMN calls.payload_limit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.payload_limit IS 'C03, W18: of the operation or the organisation, as it was.';
+
+-- Name: COLUMN calls.input; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.input IS 'W08, W18: as it may be kept. Strings are escaped (X07).';
+
+-- Name: COLUMN calls.output; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.output IS 'W08, W18: as it may be kept. Strings are escaped (X07).';
+
+-- Name: COLUMN calls.error; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.error IS 'W08, W18: details, as they may be kept. Strings are escaped (X07).';
+
+-- Name: COLUMN calls.error_code; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.error_code IS 'What went wrong, in a word: deadline_exceeded, spoke_lost, parent_ended, or the operation''s own.';
+
+-- Name: COLUMN calls.ended_by; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.ended_by IS 'spoke; caller, who aborted it; deadline; parent, that ended first; spoke_loss; recorder, of a call that is recorded.';
+
+-- Name: COLUMN calls.stop_pending; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.stop_pending IS 'Whether its spoke is still to be told that it ended.';
+
+-- Name: COLUMN calls.dispatch_expires_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.dispatch_expires_at IS 'Until when its spoke must have started it: else it is given out again.';
+
+-- Name: COLUMN calls.payloads_expired_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.payloads_expired_at IS 'W09: when its payloads went.';
+
+-- Name: COLUMN calls.storage_url; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.storage_url IS 'W18: reserved for payloads in object storage.';
+
+-- Name: COLUMN calls.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.metadata IS 'W01: opaque, one object per subsystem. Redacted and truncated as well.';
+
+-- Name: COLUMN calls.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT calls_id_version_check ON calls; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT calls_id_version_check ON public.calls IS 'C02';
+
+-- Name: CONSTRAINT calls_metadata_check ON calls; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT calls_metadata_check ON public.calls IS 'W01';
+
+-- Name: abort_call(uuid, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.abort_call(p_call_id uuid, p_reason text) RETURNS SETOF public.calls
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_call calls;
+BEGIN
+    SELECT * INTO v_call FROM calls c WHERE c.org_id = current_org_id() AND c.id = p_call_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF v_call.caller_account_id IS DISTINCT FROM current_account_id() AND current_membership_rank() < 2 AND NOT is_platform_admin() THEN
+        PERFORM raise_rule('call_aborted_by_caller', 'A call is aborted by its caller, by its spoke, or by an admin.', '42501');
+    END IF;
+    IF v_call.ended_at IS NOT NULL THEN
+        PERFORM raise_rule('call_not_over', format('The call is over: it is %s.', v_call.status));
+    END IF;
+    RETURN QUERY UPDATE calls c SET status = 'aborted', error_code = 'aborted', error = CASE WHEN p_reason IS NULL THEN NULL ELSE jsonb_build_object('message', p_reason) END,
+            ended_by = CASE WHEN c.routed THEN 'caller' ELSE 'recorder' END, ended_at = clock_timestamp(), stop_pending = c.routed AND c.status IN ('dispatched', 'running')
+        WHERE c.org_id = v_call.org_id AND c.id = v_call.id RETURNING c.*;
+END $$;
+
+-- Name: FUNCTION abort_call(p_call_id uuid, p_reason text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.abort_call(p_call_id uuid, p_reason text) IS 'The caller''s abort. The spoke is told with its next take; what it says of the call afterwards is refused.';
+
 -- Name: current_account_id(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.current_account_id() RETURNS uuid
@@ -188,36 +440,6 @@ END $$;
 
 COMMENT ON FUNCTION public.admin_set_account_status(p_account_id uuid, p_status text) IS '`hub admin deactivate`, the break-glass, and `activate`. Returns the organisations that the account owns, which want another owner (W02); NULL where there is no such account.';
 
--- Name: hub_uuidv7_at(bigint); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.hub_uuidv7_at(p_clock bigint) RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    RETURN (encode((int8send(((((p_clock >> 12) << 16) | (28672)::bigint) | (p_clock & (4095)::bigint))) || SUBSTRING(uuid_send(gen_random_uuid()) FROM 9)), 'hex'::text))::uuid;
-
--- Name: FUNCTION hub_uuidv7_at(p_clock bigint); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.hub_uuidv7_at(p_clock bigint) IS 'A UUIDv7 (RFC 9562, method 3) for a clock value: milliseconds since the epoch times 4096 plus the fraction of the millisecond. The other 62 bits are random.';
-
--- Name: hub_uuidv7(); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.hub_uuidv7() RETURNS uuid
-    LANGUAGE sql PARALLEL SAFE
-    RETURN public.hub_uuidv7_at(((EXTRACT(epoch FROM clock_timestamp()) * (4096000)::numeric))::bigint);
-
--- Name: FUNCTION hub_uuidv7(); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.hub_uuidv7() IS 'C02: the default of every id: a UUIDv7 of now, with the fraction of the millisecond in rand_a, so that ids sort by time alone.';
-
--- Name: is_uuidv7(uuid); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.is_uuidv7(p_id uuid) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE
-    RETURN (((get_byte(uuid_send(p_id), 6) >> 4) = 7) AND ((get_byte(uuid_send(p_id), 8) >> 6) = 2));
-
--- Name: FUNCTION is_uuidv7(p_id uuid); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.is_uuidv7(p_id uuid) IS 'C02: version 7, RFC variant. The CHECK of every id column.';
-
 -- Name: secret_rotations; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.secret_rotations (
@@ -319,6 +541,16 @@ END $$;
 -- Name: FUNCTION append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.append_audit(p_org_id uuid, p_action text, p_target_type text, p_target_id uuid, p_changes jsonb) IS 'X03: adds an entry to the organisation''s chain, or to the platform''s for NULL. Whoever appends to a chain waits for those before it to commit: so this is called last in a transaction, by deferred triggers, or alone.';
+
+-- Name: are_scopes(text[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.are_scopes(p_scopes text[]) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ((cardinality(p_scopes) <= 50) AND (array_position(p_scopes, NULL::text) IS NULL) AND (cardinality(string_to_array(array_to_string(p_scopes, ' '::text), ' '::text)) = cardinality(p_scopes)) AND (array_to_string(p_scopes, ' '::text) ~ '^((?!platform:)[a-z]+:(read|write|admin)( (?!$)|$))*$'::text));
+
+-- Name: FUNCTION are_scopes(p_scopes text[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.are_scopes(p_scopes text[]) IS 'Up to 50 scopes of the organisation: noun:read, noun:write, noun:admin.';
 
 -- Name: audit_chain_of(boolean); Type: FUNCTION; Schema: public; Owner: -
 
@@ -518,6 +750,16 @@ END $$;
 
 COMMENT ON FUNCTION public.authenticate(p_key_hash bytea, p_scopes text[], p_level text, p_session_id uuid, OUT org_id uuid, OUT account_id uuid, OUT key_id uuid) IS 'Finds the key, checks that it, its account and its organisation are in force, that it covers the scopes and its holder has the membership level, and sets the caller for this transaction. It rides in front of each request''s first statement, so a revoked key fails on the next request, on every replica. S05: every way to fail is the same 28000 unauthenticated.';
 
+-- Name: bare_name(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.bare_name(p_name text) RETURNS text
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN regexp_replace(lower(p_name), '\x10(0|\x10|u[0-9a-f]{4})|[^a-z0-9]'::text, ''::text, 'g'::text);
+
+-- Name: FUNCTION bare_name(p_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.bare_name(p_name text) IS 'W08: a name in lower case, without what stands between its letters and digits, and without what stands for NUL and lone surrogates (X07).';
+
 -- Name: begin_mapping(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.begin_mapping() RETURNS trigger
@@ -668,6 +910,62 @@ END $$;
 
 COMMENT ON FUNCTION public.check_audit_chain() IS 'X03: head and anchor are those of entries, and go forward.';
 
+-- Name: check_call_parent(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_call_parent() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_parent calls;
+BEGIN
+    -- With a lock: whoever ends the parent waits, and then finds this child.
+    SELECT * INTO v_parent FROM calls c WHERE (c.org_id, c.id) = (NEW.org_id, NEW.parent_id) FOR SHARE;
+    IF v_parent.ended_at IS NOT NULL THEN
+        PERFORM raise_rule(TG_NAME, 'The call that makes this one is over.');
+    END IF;
+    NEW.deadline_at := least(NEW.deadline_at, v_parent.deadline_at);
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_call_parent(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_call_parent() IS 'A call that the hub routes ends no later than the one that makes it.';
+
+-- Name: check_call_recorder(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_call_recorder() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF public.current_account_id() IS NOT NULL AND OLD.caller_account_id IS DISTINCT FROM public.current_account_id()
+       AND public.current_membership_rank() < 2 AND NOT public.is_platform_admin() THEN
+        PERFORM public.raise_rule(TG_NAME, 'A call is recorded by who made it, or by admins.', '42501');
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_call_recorder(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_call_recorder() IS 'Nobody writes over what another account recorded.';
+
+-- Name: check_call_status(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_call_status() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM call_status_transitions t WHERE (t.routed, t.from_status, t.to_status) = (NEW.routed, OLD.status, NEW.status)) THEN
+        PERFORM raise_rule(TG_NAME, format('A call that is %s cannot become %s.', OLD.status, NEW.status));
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_call_status(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_call_status() IS 'X06: the steps are rows of call_status_transitions.';
+
 -- Name: check_key_grant(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.check_key_grant() RETURNS trigger
@@ -781,6 +1079,44 @@ END $$;
 
 COMMENT ON FUNCTION public.check_new_task_status() IS 'C07: a new task may take completed, failed or blocked from its file, never afterwards.';
 
+-- Name: check_operation_namespace(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_operation_namespace() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM reserved_namespaces r WHERE r.namespace = lower(NEW.namespace)) THEN
+        PERFORM raise_rule(TG_NAME, format('The namespace %s is the hub''s own.', NEW.namespace));
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_operation_namespace(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_operation_namespace() IS 'W04: namespaces of the hub''s own operations are reserved, in any spelling.';
+
+-- Name: check_operation_spoke(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_operation_spoke() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_status text;
+BEGIN
+    -- With a lock: whoever disconnects the spoke waits, and then finds this operation.
+    SELECT s.status INTO v_status FROM spokes s WHERE (s.org_id, s.id) = (NEW.org_id, NEW.spoke_id) FOR SHARE;
+    IF v_status = 'disconnected' THEN
+        PERFORM raise_rule(TG_NAME, 'A spoke that is disconnected offers nothing.');
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_operation_spoke(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_operation_spoke() IS 'C03: there are no operations of disconnected spokes, whoever writes them.';
+
 -- Name: check_organization_transfer(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.check_organization_transfer() RETURNS trigger
@@ -853,6 +1189,40 @@ END $$;
 -- Name: FUNCTION check_session_run_state(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.check_session_run_state() IS 'X06, X10: legal steps are rows of session_run_state_transitions.';
+
+-- Name: check_spoke_account(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_spoke_account() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF public.current_account_id() IS NOT NULL AND OLD.account_id IS DISTINCT FROM public.current_account_id()
+       AND public.current_membership_rank() < 2 AND NOT public.is_platform_admin() THEN
+        PERFORM public.raise_rule(TG_NAME, 'A spoke is its account''s: nobody else speaks for it, but admins.', '42501');
+    END IF;
+    RETURN coalesce(NEW, OLD);
+END $$;
+
+-- Name: FUNCTION check_spoke_account(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_spoke_account() IS 'W06: who took a spoke''s name would get its calls.';
+
+-- Name: check_spoke_status(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_spoke_status() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM spoke_status_transitions t WHERE (t.from_status, t.to_status) = (OLD.status, NEW.status)) THEN
+        PERFORM raise_rule(TG_NAME, format('A spoke that is %s cannot become %s.', OLD.status, NEW.status));
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_spoke_status(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_spoke_status() IS 'X06, W06: the steps are rows of spoke_status_transitions.';
 
 -- Name: check_task_is_assigned(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -934,24 +1304,6 @@ END $$;
 -- Name: FUNCTION claim_idempotency_key(p_key text, OUT claimed boolean, OUT id uuid, OUT request bytea, OUT status integer, OUT headers jsonb, OUT body bytea); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.claim_idempotency_key(p_key text, OUT claimed boolean, OUT id uuid, OUT request bytea, OUT status integer, OUT headers jsonb, OUT body bytea) IS 'X09: takes the key for this transaction, and finds the answer that was given to it. Neither: another request with the key is under way.';
-
--- Name: is_metadata(jsonb); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.is_metadata(p_metadata jsonb) RETURNS boolean
-    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
-    AS $_$
-BEGIN
-    IF p_metadata = '{}' THEN
-        RETURN true;
-    END IF;
-    RETURN jsonb_typeof(p_metadata) = 'object' AND NOT EXISTS (
-        SELECT FROM jsonb_each(CASE jsonb_typeof(p_metadata) WHEN 'object' THEN p_metadata ELSE '{}' END) e
-        WHERE e.key !~ '^_[a-z][a-z0-9_]*$' OR jsonb_typeof(e.value) <> 'object');
-END $_$;
-
--- Name: FUNCTION is_metadata(p_metadata jsonb); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.is_metadata(p_metadata jsonb) IS 'W01: metadata is opaque to the hub and holds one object per subsystem, under a key of the form _subsystem. Known fields live in columns or in data.';
 
 -- Name: mappings; Type: TABLE; Schema: public; Owner: -
 
@@ -1295,6 +1647,136 @@ END $$;
 
 COMMENT ON FUNCTION public.claim_task(p_task_id uuid, p_session_id uuid, p_lease_seconds integer) IS 'X04: makes a session the one that works on a task.';
 
+-- Name: clean_call(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.clean_call() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        NEW.payload_limit := coalesce(NEW.payload_limit, (SELECT r.call_payload_limit FROM retention_policies r WHERE r.org_id = NEW.org_id), 10240);
+    END IF;
+    IF TG_OP = 'INSERT' OR NEW.input IS DISTINCT FROM OLD.input THEN
+        NEW.input := clean_json(NEW.input, NEW.redact_paths, NEW.payload_limit);
+    END IF;
+    IF TG_OP = 'INSERT' OR NEW.output IS DISTINCT FROM OLD.output THEN
+        NEW.output := clean_json(NEW.output, NEW.redact_paths, NEW.payload_limit);
+    END IF;
+    IF TG_OP = 'INSERT' OR NEW.error IS DISTINCT FROM OLD.error THEN
+        NEW.error := clean_json(NEW.error, NEW.redact_paths, NEW.payload_limit);
+    END IF;
+    IF TG_OP = 'INSERT' OR NEW.metadata IS DISTINCT FROM OLD.metadata THEN
+        NEW.metadata := clean_json(NEW.metadata, NEW.redact_paths, NEW.payload_limit);
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION clean_call(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.clean_call() IS 'W08, W18: payloads are redacted and truncated before they are written, by whomever.';
+
+-- Name: redact_json(jsonb, text, text[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.redact_json(p_value jsonb, p_pattern text, p_paths text[]) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE STRICT
+    AS $_$
+DECLARE
+    v_named boolean;
+BEGIN
+    IF jsonb_typeof(p_value) = 'object' THEN
+        -- {"name": "Authorization", "value": "..."}, as headers and variables are often written.
+        v_named := p_value ? 'value' AND public.bare_name(coalesce(p_value ->> 'name', p_value ->> 'header')) ~ p_pattern;
+        RETURN (
+            SELECT coalesce(jsonb_object_agg(e.key, CASE
+                WHEN '' = ANY (e.below) THEN public.redacted(e.value)
+                WHEN jsonb_typeof(e.value) IN ('null', 'boolean') THEN e.value
+                WHEN e.bare ~ '(tokens|tokens?(count|limit|usage|budget|size|used|left)s?)$' AND jsonb_typeof(e.value) <> 'string' THEN public.redact_strings(e.value)
+                WHEN e.bare ~ p_pattern OR v_named AND e.key = 'value' THEN public.redacted(e.value)
+                WHEN jsonb_typeof(e.value) IN ('object', 'array') THEN public.redact_json(e.value, p_pattern, e.below)
+                ELSE e.value END), '{}')
+            FROM (SELECT m.key, m.value, public.bare_name(m.key) AS bare,
+                         CASE WHEN p_paths = '{}' THEN '{}' ELSE public.paths_below(p_paths, m.key) END AS below
+                  FROM jsonb_each(p_value) m) e);
+    ELSIF jsonb_typeof(p_value) = 'array' THEN
+        RETURN (
+            SELECT coalesce(jsonb_agg(CASE
+                WHEN '' = ANY (e.below) THEN public.redacted(e.value)
+                WHEN jsonb_typeof(e.value) IN ('object', 'array') THEN public.redact_json(e.value, p_pattern, e.below)
+                ELSE e.value END ORDER BY e.n), '[]')
+            FROM (SELECT m.value, m.n, CASE WHEN p_paths = '{}' THEN '{}' ELSE public.paths_below(p_paths, (m.n - 1)::text) END AS below
+                  FROM jsonb_array_elements(p_value) WITH ORDINALITY m(value, n)) e);
+    END IF;
+    RETURN p_value;
+END $_$;
+
+-- Name: FUNCTION redact_json(p_value jsonb, p_pattern text, p_paths text[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.redact_json(p_value jsonb, p_pattern text, p_paths text[]) IS 'W08: without the values under sensitive names, at any depth, and without those that the JSON pointers point at. true, false and null are no secrets.';
+
+-- Name: sensitive_names; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.sensitive_names (
+    name text NOT NULL,
+    whole boolean DEFAULT false NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT sensitive_names_shape_check CHECK ((name ~ '^[a-z0-9]+$'::text))
+);
+
+-- Name: TABLE sensitive_names; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.sensitive_names IS 'W08: names of members whose values are not written down. A name is compared in lower case and without anything but letters and digits. The operator may add to it.';
+
+-- Name: COLUMN sensitive_names.whole; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sensitive_names.whole IS 'Whether it is the whole name, or any part of one.';
+
+-- Name: sensitive_pattern(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.sensitive_pattern() RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    RETURN (SELECT string_agg(CASE WHEN s.whole THEN (('^'::text || s.name) || '$'::text) ELSE s.name END, '|'::text) AS string_agg FROM public.sensitive_names s);
+
+-- Name: FUNCTION sensitive_pattern(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.sensitive_pattern() IS 'W08: sensitive_names as one regular expression.';
+
+-- Name: truncate_json(jsonb, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.truncate_json(p_value jsonb, p_limit integer) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+DECLARE
+    v_bytes bytea := convert_to(p_value::text, 'UTF8');
+    v_cut   integer := 1024;
+BEGIN
+    IF octet_length(v_bytes) <= p_limit THEN
+        RETURN p_value;
+    END IF;
+    v_cut := least(v_cut, octet_length(v_bytes));
+    WHILE v_cut < octet_length(v_bytes) AND get_byte(v_bytes, v_cut) & 192 = 128 LOOP -- the next byte is in the middle of a character
+        v_cut := v_cut - 1;
+    END LOOP;
+    RETURN jsonb_build_object('_truncated', jsonb_build_object('size', octet_length(v_bytes), 'sha256', encode(sha256(v_bytes), 'hex'),
+        'preview', convert_from(substring(v_bytes FROM 1 FOR v_cut), 'UTF8')));
+END $$;
+
+-- Name: FUNCTION truncate_json(p_value jsonb, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.truncate_json(p_value jsonb, p_limit integer) IS 'W18: a value whose text has more bytes than the limit becomes a marker with the text''s size, SHA-256 and first 1,024 bytes, cut between characters.';
+
+-- Name: clean_json(jsonb, text[], integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.clean_json(p_value jsonb, p_paths text[], p_limit integer) RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    RETURN public.truncate_json(public.redact_json(p_value, public.sensitive_pattern(), p_paths), p_limit);
+
+-- Name: FUNCTION clean_json(p_value jsonb, p_paths text[], p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.clean_json(p_value jsonb, p_paths text[], p_limit integer) IS 'W08, W18: first redacted, then truncated: a preview holds no secret.';
+
 -- Name: complete_secret_rotation(uuid, bigint); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) RETURNS boolean
@@ -1389,6 +1871,26 @@ END;
 
 COMMENT ON FUNCTION public.count_secrets_under(p_version integer) IS 'C11: how many secrets, of all organisations, a key holds.';
 
+-- Name: current_key_scopes(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.current_key_scopes() RETURNS text[]
+    LANGUAGE sql STABLE PARALLEL SAFE
+    RETURN COALESCE(string_to_array(NULLIF(current_setting('hub.key_scopes'::text, true), ''::text), ' '::text), '{}'::text[]);
+
+-- Name: FUNCTION current_key_scopes(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.current_key_scopes() IS 'What the calling key may do: the most that it can grant to another one.';
+
+-- Name: covers_scope(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.covers_scope(p_scope text) RETURNS boolean
+    LANGUAGE sql STABLE
+    RETURN ((p_scope = ANY (public.current_key_scopes())) OR ('*'::text = ANY (public.current_key_scopes())));
+
+-- Name: FUNCTION covers_scope(p_scope text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.covers_scope(p_scope text) IS 'Whether the calling key covers a scope of the organisation.';
+
 -- Name: organizations; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.organizations (
@@ -1474,16 +1976,6 @@ CREATE FUNCTION public.current_key_id() RETURNS uuid
 -- Name: FUNCTION current_key_id(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.current_key_id() IS 'The calling key.';
-
--- Name: current_key_scopes(); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.current_key_scopes() RETURNS text[]
-    LANGUAGE sql STABLE PARALLEL SAFE
-    RETURN COALESCE(string_to_array(NULLIF(current_setting('hub.key_scopes'::text, true), ''::text), ' '::text), '{}'::text[]);
-
--- Name: FUNCTION current_key_scopes(); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.current_key_scopes() IS 'What the calling key may do: the most that it can grant to another one.';
 
 -- Name: membership_rank(text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1666,6 +2158,34 @@ END $$;
 
 COMMENT ON FUNCTION public.end_mappings_of_row() IS 'W11: a session that ends, is archived or is marked as deleted, and a task that is archived, end what they are mapped to.';
 
+-- Name: enqueue_call(uuid, uuid, integer, boolean, text, uuid, uuid, integer, jsonb, jsonb, integer, bytea); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.enqueue_call(p_id uuid, p_spec_id uuid, p_spec_revision integer, p_pinned boolean, p_request_id text, p_parent_id uuid, p_session_id uuid, p_timeout_seconds integer, p_input jsonb, p_metadata jsonb, p_key_version integer, p_ciphertext bytea) RETURNS SETOF public.calls
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_call calls;
+BEGIN
+    INSERT INTO calls (org_id, id, request_id, routed, operation, kind, parent_id, session_id, spoke_id, pinned, max_attempts, redact_paths, payload_limit, input, deadline_at, metadata)
+    SELECT o.org_id, p_id, p_request_id, true, o.namespace || '.' || o.name, o.kind, p_parent_id, p_session_id, o.spoke_id, p_pinned, o.max_attempts, o.redact_paths, o.payload_limit,
+           p_input, clock_timestamp() + make_interval(secs => p_timeout_seconds), p_metadata
+    FROM operation_specs o
+    JOIN (SELECT s.org_id, s.id FROM spokes s WHERE s.org_id = current_org_id() AND s.status = 'connected'
+            AND s.id = (SELECT w.spoke_id FROM operation_specs w WHERE w.org_id = current_org_id() AND w.id = p_spec_id) FOR SHARE) s ON (s.org_id, s.id) = (o.org_id, o.spoke_id)
+    WHERE o.org_id = current_org_id() AND o.id = p_spec_id AND o.revision = p_spec_revision
+    RETURNING * INTO v_call;
+    IF NOT FOUND THEN
+        RETURN; -- the operation has changed since it was found, or its spoke is gone
+    END IF;
+    INSERT INTO call_payloads (org_id, call_id, direction, key_version, ciphertext) VALUES (v_call.org_id, v_call.id, 'input', p_key_version, p_ciphertext);
+    RETURN NEXT v_call;
+END $$;
+
+-- Name: FUNCTION enqueue_call(p_id uuid, p_spec_id uuid, p_spec_revision integer, p_pinned boolean, p_request_id text, p_parent_id uuid, p_session_id uuid, p_timeout_seconds integer, p_input jsonb, p_metadata jsonb, p_key_version integer, p_ciphertext bytea); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.enqueue_call(p_id uuid, p_spec_id uuid, p_spec_revision integer, p_pinned boolean, p_request_id text, p_parent_id uuid, p_session_id uuid, p_timeout_seconds integer, p_input jsonb, p_metadata jsonb, p_key_version integer, p_ciphertext bytea) IS 'Gives a call to the spoke of an operation that find_operation found. The spoke is locked: whoever disconnects it waits, and then finds the call.';
+
 -- Name: event_heads; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.event_heads (
@@ -1753,6 +2273,188 @@ END $$;
 
 COMMENT ON FUNCTION public.extend_claim(p_task_id uuid, p_mapping_id uuid) IS 'X04: the holder is still there. A lease that ran out, but that nobody took back yet, goes on.';
 
+-- Name: operation_specs; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.operation_specs (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    spoke_id uuid NOT NULL,
+    namespace text NOT NULL,
+    name text NOT NULL,
+    qualified_name text GENERATED ALWAYS AS (((((namespace || '.'::text) || (spoke_id)::text) || '.'::text) || name)) STORED NOT NULL,
+    kind text NOT NULL,
+    version text DEFAULT '1'::text NOT NULL,
+    title text DEFAULT ''::text NOT NULL,
+    description text DEFAULT ''::text NOT NULL,
+    input_schema jsonb DEFAULT '{"type": "object"}'::jsonb NOT NULL,
+    output_schema jsonb,
+    error_schema jsonb,
+    scopes_all text[] DEFAULT '{}'::text[] NOT NULL,
+    scopes_any text[] DEFAULT '{}'::text[] NOT NULL,
+    redact_paths text[] DEFAULT '{}'::text[] NOT NULL,
+    payload_limit integer,
+    max_attempts integer DEFAULT 1 NOT NULL,
+    visibility text DEFAULT 'organization'::text NOT NULL,
+    annotations jsonb DEFAULT '{}'::jsonb NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT operation_specs_annotations_object_check CHECK ((jsonb_typeof(annotations) = 'object'::text)),
+    CONSTRAINT operation_specs_description_length_check CHECK ((char_length(description) <= 10000)),
+    CONSTRAINT operation_specs_error_schema_object_check CHECK ((jsonb_typeof(error_schema) = 'object'::text)),
+    CONSTRAINT operation_specs_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT operation_specs_input_schema_object_check CHECK ((jsonb_typeof(input_schema) = 'object'::text)),
+    CONSTRAINT operation_specs_kind_check CHECK ((kind = ANY (ARRAY['query'::text, 'mutation'::text, 'subscription'::text]))),
+    CONSTRAINT operation_specs_max_attempts_check CHECK (((max_attempts >= 1) AND (max_attempts <= 10))),
+    CONSTRAINT operation_specs_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT operation_specs_name_shape_check CHECK (((name ~ '^[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*$'::text) AND (name !~* '^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}([.]|$)'::text))),
+    CONSTRAINT operation_specs_namespace_shape_check CHECK ((namespace ~ '^[A-Za-z0-9_-]{1,40}$'::text)),
+    CONSTRAINT operation_specs_output_schema_object_check CHECK ((jsonb_typeof(output_schema) = 'object'::text)),
+    CONSTRAINT operation_specs_payload_limit_check CHECK (((payload_limit >= 0) AND (payload_limit <= 1048576))),
+    CONSTRAINT operation_specs_qualified_name_length_check CHECK ((char_length(qualified_name) <= 128)),
+    CONSTRAINT operation_specs_redact_paths_shape_check CHECK (public.are_redact_paths(redact_paths)),
+    CONSTRAINT operation_specs_scopes_all_shape_check CHECK (public.are_scopes(scopes_all)),
+    CONSTRAINT operation_specs_scopes_any_shape_check CHECK (public.are_scopes(scopes_any)),
+    CONSTRAINT operation_specs_title_length_check CHECK ((char_length(title) <= 200)),
+    CONSTRAINT operation_specs_version_length_check CHECK (((char_length(version) >= 1) AND (char_length(version) <= 100))),
+    CONSTRAINT operation_specs_visibility_check CHECK ((visibility = ANY (ARRAY['organization'::text, 'account'::text])))
+);
+
+ALTER TABLE ONLY public.operation_specs FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.operation_specs IS 'What connected spokes offer. C03: gone with the connection; calls keep what they need of it.';
+
+-- Name: COLUMN operation_specs.namespace; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.namespace IS 'W04: the spoke''s own, one segment.';
+
+-- Name: COLUMN operation_specs.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.name IS 'W04: the spoke''s own. Dots are welcome; it does not begin with what looks like a spoke''s id.';
+
+-- Name: COLUMN operation_specs.qualified_name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.qualified_name IS 'W04: namespace.{spoke id}.name: this spoke''s, whoever else offers namespace.name.';
+
+-- Name: COLUMN operation_specs.input_schema; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.input_schema IS 'JSON Schema (2020-12) of a call''s input. Strings are escaped (X07).';
+
+-- Name: COLUMN operation_specs.output_schema; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.output_schema IS 'JSON Schema of the output; NULL for none. Strings are escaped (X07).';
+
+-- Name: COLUMN operation_specs.error_schema; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.error_schema IS 'JSON Schema of an error''s details; NULL for none. Strings are escaped (X07).';
+
+-- Name: COLUMN operation_specs.scopes_all; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.scopes_all IS 'Scopes that a caller''s key must all cover.';
+
+-- Name: COLUMN operation_specs.scopes_any; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.scopes_any IS 'Scopes of which a caller''s key must cover one, where there are any.';
+
+-- Name: COLUMN operation_specs.redact_paths; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.redact_paths IS 'W08: JSON pointers into input, output, error and metadata whose values are not written down.';
+
+-- Name: COLUMN operation_specs.payload_limit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.payload_limit IS 'W18: bytes of a payload that are written down; NULL for the organisation''s limit.';
+
+-- Name: COLUMN operation_specs.max_attempts; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.max_attempts IS 'How often a call may be started: above 1, it is given to somebody else when its spoke dies.';
+
+-- Name: COLUMN operation_specs.visibility; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.visibility IS 'organization: everybody in it; account: the spoke''s account, and admins.';
+
+-- Name: COLUMN operation_specs.annotations; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.annotations IS 'MCP''s tool annotations: readOnlyHint, destructiveHint, idempotentHint, openWorldHint.';
+
+-- Name: COLUMN operation_specs.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN operation_specs.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.operation_specs.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT operation_specs_id_version_check ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT operation_specs_id_version_check ON public.operation_specs IS 'C02';
+
+-- Name: CONSTRAINT operation_specs_metadata_check ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT operation_specs_metadata_check ON public.operation_specs IS 'W01';
+
+-- Name: CONSTRAINT operation_specs_qualified_name_length_check ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT operation_specs_qualified_name_length_check ON public.operation_specs IS 'W04: MCP''s rule for the names of tools.';
+
+-- Name: find_operation(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.find_operation(p_name text) RETURNS SETOF public.operation_specs
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_spec    operation_specs;
+    v_missing text;
+BEGIN
+    SELECT o.* INTO v_spec
+    FROM operation_specs o JOIN spokes s ON (s.org_id, s.id) = (o.org_id, o.spoke_id)
+    WHERE o.org_id = current_org_id()
+      AND (o.qualified_name = p_name OR o.namespace = split_part(p_name, '.', 1) AND o.name = substr(p_name, strpos(p_name, '.') + 1))
+    ORDER BY s.status = 'connected' DESC, coalesce(s.take_expires_at > now(), false) DESC,
+             (SELECT count(*) FROM calls c WHERE c.org_id = s.org_id AND c.spoke_id = s.id AND c.status IN ('pending', 'dispatched', 'running')), random()
+    LIMIT 1;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    v_missing := (SELECT string_agg(s, ', ') FROM unnest(v_spec.scopes_all) s WHERE NOT covers_scope(s));
+    IF v_missing IS NULL AND v_spec.scopes_any <> '{}' AND NOT EXISTS (SELECT FROM unnest(v_spec.scopes_any) s WHERE covers_scope(s)) THEN
+        v_missing := 'any of ' || array_to_string(v_spec.scopes_any, ', ');
+    END IF;
+    IF v_missing IS NOT NULL THEN
+        PERFORM raise_rule('operation_scopes_covered', format('The operation takes the scope %s.', v_missing), '42501');
+    END IF;
+    IF v_spec.kind = 'subscription' THEN
+        PERFORM raise_rule('operation_callable', 'A subscription is not called through the hub.');
+    END IF;
+    IF NOT EXISTS (SELECT FROM spokes s WHERE (s.org_id, s.id) = (v_spec.org_id, v_spec.spoke_id) AND s.status = 'connected') THEN
+        PERFORM raise_rule('operation_offered_now', 'No spoke that offers the operation is connected.', '55000');
+    END IF;
+    RETURN NEXT v_spec;
+END $$;
+
+-- Name: FUNCTION find_operation(p_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.find_operation(p_name text) IS 'W04: what a call by this name would be: of a qualified one that spoke''s, else of the least busy connected spoke that offers it. Refuses who lacks its scopes. No row where there is none.';
+
+-- Name: find_work(uuid[], uuid[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.find_work(p_org_ids uuid[], p_ids uuid[]) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    SELECT w.id FROM unnest(p_org_ids, p_ids) w(org_id, id)
+    WHERE EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.status = 'pending')
+       OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.stop_pending)
+       OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.id = w.id AND c.ended_at IS NOT NULL)
+$$;
+
+-- Name: FUNCTION find_work(p_org_ids uuid[], p_ids uuid[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.find_work(p_org_ids uuid[], p_ids uuid[]) IS 'Of spokes and calls that somebody waits for, those with something to take, and those that ended: one look for all who wait on a server.';
+
 -- Name: fold_many_part_deltas(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.fold_many_part_deltas() RETURNS trigger
@@ -1835,6 +2537,122 @@ CREATE FUNCTION public.growing_text_path(p_type text, p_data jsonb) RETURNS text
 -- Name: FUNCTION growing_text_path(p_type text, p_data jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.growing_text_path(p_type text, p_data jsonb) IS 'X08: where in a part''s data the text stands that deltas are added to: a tool''s raw input while it is pending and its output while it runs, else text. NULL where there is none.';
+
+-- Name: spokes; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.spokes (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    name text NOT NULL,
+    account_id uuid,
+    status text DEFAULT 'connected'::text NOT NULL,
+    epoch integer DEFAULT 1 NOT NULL,
+    version text DEFAULT ''::text NOT NULL,
+    lease_seconds integer DEFAULT 30 NOT NULL,
+    grace_seconds integer DEFAULT 60 NOT NULL,
+    lease_expires_at timestamp with time zone NOT NULL,
+    take_expires_at timestamp with time zone,
+    connected_at timestamp with time zone DEFAULT now() NOT NULL,
+    disconnected_at timestamp with time zone,
+    data jsonb DEFAULT '{}'::jsonb NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT spokes_data_object_check CHECK ((jsonb_typeof(data) = 'object'::text)),
+    CONSTRAINT spokes_disconnected_has_time_check CHECK (((status = 'disconnected'::text) = (disconnected_at IS NOT NULL))),
+    CONSTRAINT spokes_epoch_check CHECK ((epoch >= 1)),
+    CONSTRAINT spokes_grace_seconds_check CHECK (((grace_seconds >= 0) AND (grace_seconds <= 86400))),
+    CONSTRAINT spokes_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT spokes_lease_seconds_check CHECK (((lease_seconds >= 1) AND (lease_seconds <= 3600))),
+    CONSTRAINT spokes_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT spokes_name_shape_check CHECK (((name ~ '^[A-Za-z0-9][A-Za-z0-9._-]*$'::text) AND (char_length(name) <= 100))),
+    CONSTRAINT spokes_version_length_check CHECK ((char_length(version) <= 100))
+);
+
+ALTER TABLE ONLY public.spokes FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.spokes IS 'Programs that do work for others: each offers operations and takes calls of them.';
+
+-- Name: COLUMN spokes.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.name IS 'Unique in the organisation. Who registers it again is the same spoke, on a new connection.';
+
+-- Name: COLUMN spokes.account_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.account_id IS 'Whose key connected it: only that account, and admins, speak for it. NULL once the account has left.';
+
+-- Name: COLUMN spokes.epoch; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.epoch IS 'W06: counts its connections. Whoever speaks with an older one is refused.';
+
+-- Name: COLUMN spokes.version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.version IS 'The program''s.';
+
+-- Name: COLUMN spokes.lease_seconds; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.lease_seconds IS 'For how long a heartbeat, or a take, says that it lives.';
+
+-- Name: COLUMN spokes.grace_seconds; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.grace_seconds IS 'W06: how long it may then be reconnecting.';
+
+-- Name: COLUMN spokes.take_expires_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.take_expires_at IS 'W06: until when its newest take waits for calls. Ready means connected, and a take that is open.';
+
+-- Name: COLUMN spokes.connected_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.connected_at IS 'When the present connection, or the last one, began.';
+
+-- Name: COLUMN spokes.data; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.data IS 'W01: what the program says of itself.';
+
+-- Name: COLUMN spokes.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN spokes.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.spokes.revision IS 'Counts changes of everything but the lease: the ETag.';
+
+-- Name: CONSTRAINT spokes_id_version_check ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT spokes_id_version_check ON public.spokes IS 'C02';
+
+-- Name: CONSTRAINT spokes_metadata_check ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT spokes_metadata_check ON public.spokes IS 'W01';
+
+-- Name: hold_spoke(uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hold_spoke(p_spoke_id uuid, p_epoch integer) RETURNS SETOF public.spokes
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_spoke spokes;
+BEGIN
+    SELECT * INTO v_spoke FROM spokes s WHERE s.org_id = current_org_id() AND s.id = p_spoke_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF v_spoke.account_id IS DISTINCT FROM current_account_id() AND current_membership_rank() < 2 AND NOT is_platform_admin() THEN
+        PERFORM raise_rule('spoke_of_another_account', 'A spoke is its account''s: nobody else speaks for it, but admins.', '42501');
+    END IF;
+    IF v_spoke.epoch <> p_epoch OR v_spoke.status = 'disconnected' THEN
+        PERFORM raise_rule('spoke_epoch_stale', format('This connection has ended: the spoke''s epoch is %s, and it is %s.', v_spoke.epoch, v_spoke.status));
+    END IF;
+    RETURN NEXT v_spoke;
+END $$;
+
+-- Name: FUNCTION hold_spoke(p_spoke_id uuid, p_epoch integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hold_spoke(p_spoke_id uuid, p_epoch integer) IS 'W06: the spoke, locked, where this connection is its present one and the caller speaks for it; else a refusal. No row where there is no such spoke. What follows in the transaction is fenced.';
 
 -- Name: hub_is_bootstrapped(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2450,6 +3268,27 @@ END $_$;
 
 COMMENT ON FUNCTION public.part_text(p_data jsonb) IS 'What can be found of a part: its text, a tool call''s title, input, output and error, names of files, a sub-agent''s prompt, a retry''s error. Of unknown types what has one of these names.';
 
+-- Name: paths_below(text[], text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.paths_below(p_paths text[], p_name text) RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN ARRAY(SELECT substr(p.path, (2 + length(split_part(p.path, '/'::text, 2)))) AS substr FROM unnest(paths_below.p_paths) p(path) WHERE (split_part(p.path, '/'::text, 2) = ANY (ARRAY['*'::text, replace(replace(paths_below.p_name, '~'::text, '~0'::text), '/'::text, '~1'::text)])));
+
+-- Name: FUNCTION paths_below(p_paths text[], p_name text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.paths_below(p_paths text[], p_name text) IS 'W08: what is left of JSON pointers below a member or element of this name; an empty one is there.';
+
+-- Name: pick_spoke(uuid, text, text, uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.pick_spoke(p_org_id uuid, p_namespace text, p_name text, p_not uuid) RETURNS uuid
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    RETURN (SELECT s.id FROM (public.operation_specs o JOIN public.spokes s ON (((s.org_id = o.org_id) AND (s.id = o.spoke_id)))) WHERE ((o.org_id = pick_spoke.p_org_id) AND (o.namespace = pick_spoke.p_namespace) AND (o.name = pick_spoke.p_name) AND (s.status = 'connected'::text) AND (s.id <> pick_spoke.p_not) AND (o.kind <> 'subscription'::text)) ORDER BY COALESCE((s.take_expires_at > now()), false) DESC, (SELECT count(*) AS count FROM public.calls c WHERE ((c.org_id = s.org_id) AND (c.spoke_id = s.id) AND (c.status = ANY (ARRAY['pending'::text, 'dispatched'::text, 'running'::text])))), (random()) LIMIT 1);
+
+-- Name: FUNCTION pick_spoke(p_org_id uuid, p_namespace text, p_name text, p_not uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.pick_spoke(p_org_id uuid, p_namespace text, p_name text, p_not uuid) IS 'W04: the least busy connected spoke that offers an operation, one that is ready first; but not this one.';
+
 -- Name: purge_audit_logs(integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.purge_audit_logs(p_rows integer) RETURNS bigint
@@ -2485,6 +3324,75 @@ END $$;
 -- Name: FUNCTION purge_audit_logs(p_rows integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.purge_audit_logs(p_rows integer) IS 'W09, X03: removes up to so many entries that an organisation no longer keeps, moves its chain''s anchor, and says so in the chain. Returns how many; 0 when nothing is due.';
+
+-- Name: purge_call_payloads(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_call_payloads(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_count bigint;
+BEGIN
+    DELETE FROM call_payloads p
+    WHERE (p.org_id, p.id) IN (
+        SELECT d.org_id, d.id FROM organizations o, LATERAL (
+            SELECT w.org_id, w.id FROM call_payloads w JOIN calls c ON (c.org_id, c.id) = (w.org_id, w.call_id)
+            WHERE w.org_id = o.id AND w.created_at < now() - interval '1 hour' AND c.ended_at < now() - interval '1 hour' LIMIT p_rows) d
+        LIMIT p_rows);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_count;
+END $$;
+
+-- Name: FUNCTION purge_call_payloads(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_call_payloads(p_rows integer) IS 'W18: removes exact outputs that nobody has fetched within an hour. Returns how many.';
+
+-- Name: purge_calls(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.purge_calls(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_policy retention_policies;
+    v_count  bigint;
+    v_last   uuid;
+BEGIN
+    PERFORM set_config('hub.actor_source', 'worker', true);
+    FOR v_policy IN SELECT * FROM retention_policies r WHERE coalesce(r.call_payload_days, r.call_days) IS NOT NULL ORDER BY r.org_id LOOP
+        -- Payloads earlier than skeletons. Ids are times (C02).
+        UPDATE calls c SET input = NULL, output = NULL, error = NULL, metadata = '{}', payloads_expired_at = now()
+        WHERE c.org_id = v_policy.org_id AND c.id IN (
+            SELECT d.id FROM calls d
+            WHERE d.org_id = v_policy.org_id AND d.payloads_expired_at IS NULL
+              AND d.id < hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_payload_days)) * 4096000)::bigint)
+              AND d.ended_at IS NOT NULL
+            ORDER BY d.id LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED);
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        IF v_count > 0 THEN
+            PERFORM append_audit(v_policy.org_id, 'call.expire_payloads', 'call', NULL, jsonb_build_object('calls', v_count));
+            RETURN v_count;
+        END IF;
+        WITH due AS (
+            SELECT d.id FROM calls d
+            WHERE d.org_id = v_policy.org_id AND d.id < hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_days)) * 4096000)::bigint)
+            ORDER BY d.id LIMIT p_rows FOR UPDATE SKIP LOCKED
+        ), gone AS (
+            DELETE FROM calls c USING due WHERE c.org_id = v_policy.org_id AND c.id = due.id RETURNING c.id
+        )
+        SELECT count(*), max(g.id::text)::uuid INTO v_count, v_last FROM gone g;
+        IF v_count > 0 THEN
+            PERFORM append_audit(v_policy.org_id, 'call.purge', 'call', NULL, jsonb_build_object('calls', v_count, 'through', v_last));
+            RETURN v_count;
+        END IF;
+    END LOOP;
+    RETURN 0;
+END $$;
+
+-- Name: FUNCTION purge_calls(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.purge_calls(p_rows integer) IS 'W09: one batch of what an organisation no longer keeps: payloads first, then calls. Rows that somebody writes are passed over. Each batch is on record. Returns how many; 0 when nothing is due.';
 
 -- Name: purge_deleted_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2648,6 +3556,51 @@ END $_$;
 -- Name: FUNCTION purge_organizations(p_rows integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.purge_organizations(p_rows integer) IS 'W12: deletes up to so many rows of an organisation that is marked as deleted, and at last the organisation. Returns how many; 0 when there is none. Its audit chain stays.';
+
+-- Name: put_operations(uuid, integer, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.put_operations(p_spoke_id uuid, p_epoch integer, p_operations jsonb, OUT qualified_name text, OUT change text) RETURNS SETOF record
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    WITH held AS (
+        SELECT h.org_id, h.id FROM hold_spoke(p_spoke_id, p_epoch) h
+    ), offered AS (
+        SELECT h.org_id, h.id AS spoke_id, o.namespace, o.name, o.kind, o.version, o.title, o.description, o.input_schema, o.output_schema, o.error_schema, o.scopes_all, o.scopes_any, o.redact_paths, o.payload_limit, o.max_attempts, o.visibility, o.annotations, o.metadata
+        FROM held h, jsonb_to_recordset(p_operations) AS o(
+            namespace text, name text, kind text, version text, title text, description text, input_schema jsonb, output_schema jsonb, error_schema jsonb,
+            scopes_all text[], scopes_any text[], redact_paths text[], payload_limit integer, max_attempts integer, visibility text, annotations jsonb, metadata jsonb)
+    ), removed AS (
+        DELETE FROM operation_specs s USING held h
+        WHERE s.org_id = current_org_id() AND s.spoke_id = h.id AND NOT EXISTS (SELECT FROM offered o WHERE (o.namespace, o.name) = (s.namespace, s.name))
+        RETURNING s.qualified_name
+    ), put AS (
+        INSERT INTO operation_specs AS s (org_id, spoke_id, namespace, name, kind, version, title, description, input_schema, output_schema, error_schema, scopes_all, scopes_any,
+                                          redact_paths, payload_limit, max_attempts, visibility, annotations, metadata)
+        SELECT o.org_id, o.spoke_id, o.namespace, o.name, o.kind, o.version, o.title, o.description, o.input_schema, nullif(o.output_schema, 'null'), nullif(o.error_schema, 'null'),
+               o.scopes_all, o.scopes_any, o.redact_paths, o.payload_limit, o.max_attempts, o.visibility, o.annotations, o.metadata
+        FROM offered o ORDER BY o.namespace, o.name
+        ON CONFLICT (org_id, spoke_id, namespace, name) DO UPDATE SET
+            kind = excluded.kind, version = excluded.version, title = excluded.title, description = excluded.description, input_schema = excluded.input_schema,
+            output_schema = excluded.output_schema, error_schema = excluded.error_schema, scopes_all = excluded.scopes_all, scopes_any = excluded.scopes_any,
+            redact_paths = excluded.redact_paths, payload_limit = excluded.payload_limit, max_attempts = excluded.max_attempts, visibility = excluded.visibility,
+            annotations = excluded.annotations, metadata = excluded.metadata
+        WHERE (s.kind, s.version, s.title, s.description, s.input_schema::text, s.output_schema::text, s.error_schema::text, s.scopes_all, s.scopes_any,
+               s.redact_paths, s.payload_limit, s.max_attempts, s.visibility, s.annotations::text, s.metadata::text)
+            IS DISTINCT FROM (excluded.kind, excluded.version, excluded.title, excluded.description, excluded.input_schema::text, excluded.output_schema::text, excluded.error_schema::text,
+               excluded.scopes_all, excluded.scopes_any, excluded.redact_paths, excluded.payload_limit, excluded.max_attempts, excluded.visibility, excluded.annotations::text, excluded.metadata::text)
+        RETURNING s.namespace, s.name, s.qualified_name, (xmax = 0) AS created
+    )
+    SELECT r.qualified_name, 'removed'::text AS change FROM removed r
+    UNION ALL
+    SELECT coalesce(p.qualified_name, o.namespace || '.' || o.spoke_id::text || '.' || o.name), CASE p.created WHEN true THEN 'created' WHEN false THEN 'updated' ELSE 'unchanged' END
+    FROM offered o LEFT JOIN put p ON (p.namespace, p.name) = (o.namespace, o.name)
+    ORDER BY 1
+$$;
+
+-- Name: FUNCTION put_operations(p_spoke_id uuid, p_epoch integer, p_operations jsonb, OUT qualified_name text, OUT change text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.put_operations(p_spoke_id uuid, p_epoch integer, p_operations jsonb, OUT qualified_name text, OUT change text) IS 'What a spoke offers, as a JSON array of objects with the names of the columns: the whole set. What is not in it goes, what is the same is not touched; the rows say what changed.';
 
 -- Name: raise_rule(text, text, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2907,6 +3860,33 @@ END $$;
 
 COMMENT ON FUNCTION public.record_text_streamed() IS 'X05, X08: notes how long a part''s text is by now.';
 
+-- Name: redact_strings(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.redact_strings(p_value jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE
+    AS $$
+BEGIN
+    RETURN CASE jsonb_typeof(p_value)
+        WHEN 'string' THEN '"[redacted]"'::jsonb
+        WHEN 'object' THEN (SELECT coalesce(jsonb_object_agg(e.key, public.redact_strings(e.value)), '{}') FROM jsonb_each(p_value) e)
+        WHEN 'array' THEN (SELECT coalesce(jsonb_agg(public.redact_strings(e.value) ORDER BY e.n), '[]') FROM jsonb_array_elements(p_value) WITH ORDINALITY e(value, n))
+        ELSE p_value END;
+END $$;
+
+-- Name: FUNCTION redact_strings(p_value jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.redact_strings(p_value jsonb) IS 'W08: without its strings: for counts of tokens, which are numbers, under a name that tokens themselves could have.';
+
+-- Name: redacted(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.redacted(p_value jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN CASE jsonb_typeof(p_value) WHEN 'object'::text THEN '{"_redacted": true}'::jsonb ELSE '"[redacted]"'::jsonb END;
+
+-- Name: FUNCTION redacted(p_value jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.redacted(p_value jsonb) IS 'W08: what stands in a value''s place. An object stays an object, so that metadata stays metadata (W01).';
+
 -- Name: refresh_archived_task_graphs(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.refresh_archived_task_graphs() RETURNS trigger
@@ -3084,6 +4064,27 @@ END $$;
 -- Name: FUNCTION refuse_limited_key(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.refuse_limited_key() IS 'X01: for what belongs to the whole organisation, where a change would reach into every project.';
+
+-- Name: refuse_other_call_links(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_other_call_links() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- ON DELETE SET NULL comes after the target is gone: nobody else can bring that about.
+    IF NEW.parent_id IS DISTINCT FROM OLD.parent_id AND (NEW.parent_id IS NOT NULL OR EXISTS (SELECT FROM calls c WHERE (c.org_id, c.id) = (OLD.org_id, OLD.parent_id)))
+       OR NEW.session_id IS DISTINCT FROM OLD.session_id AND (NEW.session_id IS NOT NULL OR EXISTS (SELECT FROM sessions s WHERE (s.org_id, s.id) = (OLD.org_id, OLD.session_id)))
+       OR NEW.caller_account_id IS DISTINCT FROM OLD.caller_account_id
+          AND (NEW.caller_account_id IS NOT NULL OR EXISTS (SELECT FROM organization_members m WHERE (m.org_id, m.account_id) = (OLD.org_id, OLD.caller_account_id))) THEN
+        PERFORM raise_rule(TG_NAME, 'A call keeps its parent, session and caller.');
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION refuse_other_call_links(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_other_call_links() IS 'C10: a call keeps its parent, session and caller for as long as there are such.';
 
 -- Name: refuse_other_key_successor(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3290,6 +4291,43 @@ END $$;
 -- Name: FUNCTION register_encryption_keys(p_versions integer[], p_fingerprints bytea[]); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) IS 'C11: adds the keys that a hub holds at its start, and refuses another key under a version that is known.';
+
+-- Name: release_calls(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.release_calls() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_call  calls;
+    v_spoke uuid;
+BEGIN
+    FOR v_call IN
+        SELECT * FROM calls c
+        WHERE c.org_id = NEW.org_id AND c.spoke_id = NEW.id AND c.status IN ('pending', 'dispatched', 'running') AND c.routed
+          AND (NEW.status = 'disconnected' OR c.status <> 'pending')
+        ORDER BY c.id FOR NO KEY UPDATE
+    LOOP
+        v_spoke := NULL;
+        IF v_call.status <> 'running' OR v_call.attempts < v_call.max_attempts THEN
+            v_spoke := CASE
+                WHEN NEW.status <> 'disconnected' THEN NEW.id -- it is back, as another connection
+                WHEN NOT v_call.pinned THEN pick_spoke(NEW.org_id, split_part(v_call.operation, '.', 1), substr(v_call.operation, strpos(v_call.operation, '.') + 1), NEW.id) END;
+        END IF;
+        IF v_spoke IS NULL THEN
+            UPDATE calls c SET status = 'failed', error_code = 'spoke_lost', ended_by = 'spoke_loss', ended_at = clock_timestamp()
+            WHERE (c.org_id, c.id) = (v_call.org_id, v_call.id);
+        ELSE
+            UPDATE calls c SET status = 'pending', spoke_id = v_spoke, spoke_epoch = NULL, dispatched_at = NULL, dispatch_expires_at = NULL
+            WHERE (c.org_id, c.id) = (v_call.org_id, v_call.id);
+        END IF;
+    END LOOP;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION release_calls(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.release_calls() IS 'W06: a connection that ends gives its calls back: those that have not started always, those that run while attempts are left. To the spoke''s next connection, or to another that offers the operation, unless they name this one. The others fail.';
 
 -- Name: remove_encryption_key(integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3686,6 +4724,33 @@ END $$;
 
 COMMENT ON FUNCTION public.set_updated_at() IS 'W22: updated_at moves with every change, also with the second one of a transaction, where now() stands still.';
 
+-- Name: settle_call(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.settle_call() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM call_payloads p WHERE (p.org_id, p.call_id, p.direction) = (NEW.org_id, NEW.id, 'input');
+    IF NEW.status <> 'completed' AND NEW.ended_by <> 'parent' THEN
+        WITH RECURSIVE below AS (
+            SELECT c.id, 1 AS depth FROM calls c WHERE (c.org_id, c.parent_id) = (NEW.org_id, NEW.id)
+            UNION
+            SELECT c.id, b.depth + 1 FROM below b JOIN calls c ON (c.org_id, c.parent_id) = (NEW.org_id, b.id) WHERE b.depth < 1000
+        ), alive AS (
+            SELECT c.id FROM calls c JOIN below b ON b.id = c.id
+            WHERE c.org_id = NEW.org_id AND c.routed AND c.ended_at IS NULL ORDER BY c.id FOR NO KEY UPDATE OF c
+        )
+        UPDATE calls c SET status = 'aborted', error_code = 'parent_ended', ended_by = 'parent', ended_at = clock_timestamp(), stop_pending = c.status IN ('dispatched', 'running')
+        FROM alive a WHERE c.org_id = NEW.org_id AND c.id = a.id;
+    END IF;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION settle_call(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.settle_call() IS 'When a call ends its exact input goes; when it fails or is aborted, what it has called, and what that has called, is aborted.';
+
 -- Name: shorten_jsonb(jsonb, integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.shorten_jsonb(p_value jsonb, p_depth integer) RETURNS jsonb
@@ -3712,6 +4777,22 @@ END $$;
 -- Name: FUNCTION shorten_jsonb(p_value jsonb, p_depth integer); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.shorten_jsonb(p_value jsonb, p_depth integer) IS 'The same value with long strings cut behind 200 characters, 30 members of an object and 10 elements of an array at most, and nothing below the depth.';
+
+-- Name: sign_call(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.sign_call() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    NEW.caller_account_id := public.current_account_id();
+    NEW.identity := jsonb_build_object('accountId', public.current_account_id(), 'keyId', public.current_key_id(), 'scopes', to_jsonb(public.current_key_scopes()),
+        'projectIds', to_jsonb(public.current_project_ids()), 'membershipLevel', nullif(current_setting('hub.membership_level', true), ''));
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION sign_call(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.sign_call() IS 'W19: who calls is who is signed in, and nobody else.';
 
 -- Name: sign_task_note(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3763,6 +4844,46 @@ END $$;
 
 COMMENT ON FUNCTION public.start_secret_rotation(p_target_version integer) IS 'C11: the running rotation to this key, or a new one, in place of one to another key.';
 
+-- Name: step_call(uuid, uuid, integer, text, jsonb, jsonb, text, integer, bytea); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.step_call(p_call_id uuid, p_spoke_id uuid, p_epoch integer, p_status text, p_output jsonb, p_error jsonb, p_error_code text, p_key_version integer, p_ciphertext bytea) RETURNS SETOF public.calls
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_call calls;
+BEGIN
+    SELECT * INTO v_call FROM calls c WHERE c.org_id = current_org_id() AND c.id = p_call_id FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF (v_call.spoke_id, v_call.spoke_epoch) IS DISTINCT FROM (p_spoke_id, p_epoch)
+       OR NOT EXISTS (SELECT FROM spokes s WHERE (s.org_id, s.id) = (v_call.org_id, p_spoke_id)
+                      AND (s.account_id = current_account_id() OR current_membership_rank() >= 2 OR is_platform_admin())) THEN
+        PERFORM raise_rule('call_held_by_connection', 'This connection does not hold the call: it was given back, or is another spoke''s.');
+    END IF;
+    IF v_call.ended_at IS NOT NULL THEN
+        PERFORM raise_rule('call_not_over', format('The call is over: it is %s.', v_call.status));
+    END IF;
+    IF v_call.status = p_status THEN
+        PERFORM raise_rule('call_started_once', 'The call was started already.');
+    END IF;
+    IF p_status = 'running' THEN
+        RETURN QUERY UPDATE calls c SET status = 'running', attempts = c.attempts + 1, started_at = clock_timestamp(), dispatch_expires_at = NULL
+            WHERE c.org_id = v_call.org_id AND c.id = v_call.id RETURNING c.*;
+        RETURN;
+    END IF;
+    IF p_ciphertext IS NOT NULL THEN
+        INSERT INTO call_payloads (org_id, call_id, direction, key_version, ciphertext) VALUES (v_call.org_id, v_call.id, 'output', p_key_version, p_ciphertext);
+    END IF;
+    RETURN QUERY UPDATE calls c SET status = p_status, output = p_output, error = p_error, error_code = p_error_code, ended_by = 'spoke', ended_at = clock_timestamp()
+        WHERE c.org_id = v_call.org_id AND c.id = v_call.id RETURNING c.*;
+END $$;
+
+-- Name: FUNCTION step_call(p_call_id uuid, p_spoke_id uuid, p_epoch integer, p_status text, p_output jsonb, p_error jsonb, p_error_code text, p_key_version integer, p_ciphertext bytea); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.step_call(p_call_id uuid, p_spoke_id uuid, p_epoch integer, p_status text, p_output jsonb, p_error jsonb, p_error_code text, p_key_version integer, p_ciphertext bytea) IS 'A spoke''s step of a call that its connection holds: running, completed, failed or aborted. The call''s row is the fence: who releases a dead connection''s calls writes it too. No row where there is no such call.';
+
 -- Name: summarize_part(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.summarize_part(p_data jsonb) RETURNS jsonb
@@ -3781,6 +4902,115 @@ END $$;
 -- Name: FUNCTION summarize_part(p_data jsonb); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.summarize_part(p_data jsonb) IS 'What a list shows of a part whose data is longer than 2,048 bytes; NULL for a shorter one, which is shown as it is.';
+
+-- Name: sweep_calls(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.sweep_calls(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_total bigint;
+    v_count bigint;
+BEGIN
+    UPDATE calls c SET status = 'failed', error_code = 'deadline_exceeded', ended_by = 'deadline', ended_at = clock_timestamp(), stop_pending = c.status IN ('dispatched', 'running')
+    WHERE (c.org_id, c.id) IN (
+        SELECT d.org_id, d.id FROM organizations o, LATERAL (
+            SELECT w.org_id, w.id FROM calls w
+            WHERE w.org_id = o.id AND w.status IN ('pending', 'dispatched', 'running') AND w.routed AND w.deadline_at < now()
+            ORDER BY w.deadline_at LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED) d
+        LIMIT p_rows)
+      AND c.ended_at IS NULL;
+    GET DIAGNOSTICS v_total = ROW_COUNT;
+    UPDATE calls c SET status = 'pending', spoke_epoch = NULL, dispatched_at = NULL, dispatch_expires_at = NULL
+    WHERE (c.org_id, c.id) IN (
+        SELECT d.org_id, d.id FROM organizations o, LATERAL (
+            SELECT w.org_id, w.id FROM calls w
+            WHERE w.org_id = o.id AND w.status = 'dispatched' AND w.dispatch_expires_at < now()
+            ORDER BY w.dispatch_expires_at LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED) d
+        LIMIT p_rows)
+      AND c.status = 'dispatched';
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_total + v_count;
+END $$;
+
+-- Name: FUNCTION sweep_calls(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.sweep_calls(p_rows integer) IS 'Fails calls whose deadline has passed, and gives out again what was taken and not started. Returns how many; several servers may sweep at once.';
+
+-- Name: sweep_spokes(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.sweep_spokes(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_count bigint;
+    v_total bigint := 0;
+BEGIN
+    UPDATE spokes s SET status = 'disconnected', disconnected_at = now(), take_expires_at = NULL
+    WHERE (s.org_id, s.id) IN (
+        SELECT d.org_id, d.id FROM organizations o, LATERAL (
+            SELECT w.org_id, w.id FROM spokes w
+            WHERE w.org_id = o.id AND w.status <> 'disconnected' AND w.lease_expires_at < now() AND w.status = 'reconnecting'
+              AND w.lease_expires_at + make_interval(secs => w.grace_seconds) < now()
+            ORDER BY w.lease_expires_at LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED) d
+        LIMIT p_rows);
+    GET DIAGNOSTICS v_total = ROW_COUNT;
+    UPDATE spokes s SET status = 'reconnecting', take_expires_at = NULL
+    WHERE (s.org_id, s.id) IN (
+        SELECT d.org_id, d.id FROM organizations o, LATERAL (
+            SELECT w.org_id, w.id FROM spokes w
+            WHERE w.org_id = o.id AND w.status <> 'disconnected' AND w.lease_expires_at < now() AND w.status = 'connected'
+            ORDER BY w.lease_expires_at LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED) d
+        LIMIT p_rows);
+    GET DIAGNOSTICS v_count = ROW_COUNT;
+    RETURN v_total + v_count;
+END $$;
+
+-- Name: FUNCTION sweep_spokes(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.sweep_spokes(p_rows integer) IS 'W06: spokes whose lease ran out are reconnecting, those whose grace period is spent disconnected. Returns how many; several servers may sweep at once.';
+
+-- Name: take_calls(uuid, integer, integer, bigint, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.take_calls(p_spoke_id uuid, p_epoch integer, p_calls integer, p_bytes bigint, p_wait_seconds integer, OUT held boolean, OUT stopped boolean, OUT id uuid, OUT operation text, OUT attempt integer, OUT parent_id uuid, OUT session_id uuid, OUT caller_account_id uuid, OUT identity jsonb, OUT metadata jsonb, OUT deadline_at timestamp with time zone, OUT key_version integer, OUT ciphertext bytea) RETURNS SETOF record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+#variable_conflict use_column
+BEGIN
+    PERFORM FROM hold_spoke(p_spoke_id, p_epoch);
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    UPDATE spokes s SET status = 'connected', lease_expires_at = greatest(s.lease_expires_at, now() + make_interval(secs => s.lease_seconds + p_wait_seconds)),
+        take_expires_at = now() + make_interval(secs => p_wait_seconds + 2)
+    WHERE s.org_id = current_org_id() AND s.id = p_spoke_id;
+    held := true;
+    RETURN NEXT;
+    RETURN QUERY
+        UPDATE calls c SET stop_pending = false
+        WHERE c.org_id = current_org_id() AND c.spoke_id = p_spoke_id AND c.stop_pending
+        RETURNING false, true, c.id, c.operation, c.attempts, NULL::uuid, NULL::uuid, NULL::uuid, NULL::jsonb, NULL::jsonb, NULL::timestamptz, NULL::integer, NULL::bytea;
+    RETURN QUERY
+        WITH queued AS MATERIALIZED (
+            SELECT c.id FROM calls c
+            WHERE c.org_id = current_org_id() AND c.spoke_id = p_spoke_id AND c.status = 'pending' AND c.deadline_at > now()
+            ORDER BY c.id LIMIT p_calls FOR NO KEY UPDATE SKIP LOCKED
+        ), sized AS (
+            SELECT q.id, p.key_version, p.ciphertext, sum(octet_length(p.ciphertext)) OVER (ORDER BY q.id) - octet_length(p.ciphertext) AS before
+            FROM queued q JOIN call_payloads p ON p.org_id = current_org_id() AND p.call_id = q.id AND p.direction = 'input'
+        )
+        UPDATE calls c SET status = 'dispatched', spoke_epoch = p_epoch, dispatched_at = clock_timestamp(), dispatch_expires_at = clock_timestamp() + interval '30 seconds'
+        FROM sized z
+        WHERE c.org_id = current_org_id() AND c.id = z.id AND z.before < p_bytes
+        RETURNING false, false, c.id, c.operation, c.attempts + 1, c.parent_id, c.session_id, c.caller_account_id, c.identity, c.metadata, c.deadline_at, z.key_version, z.ciphertext;
+END $$;
+
+-- Name: FUNCTION take_calls(p_spoke_id uuid, p_epoch integer, p_calls integer, p_bytes bigint, p_wait_seconds integer, OUT held boolean, OUT stopped boolean, OUT id uuid, OUT operation text, OUT attempt integer, OUT parent_id uuid, OUT session_id uuid, OUT caller_account_id uuid, OUT identity jsonb, OUT metadata jsonb, OUT deadline_at timestamp with time zone, OUT key_version integer, OUT ciphertext bytea); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.take_calls(p_spoke_id uuid, p_epoch integer, p_calls integer, p_bytes bigint, p_wait_seconds integer, OUT held boolean, OUT stopped boolean, OUT id uuid, OUT operation text, OUT attempt integer, OUT parent_id uuid, OUT session_id uuid, OUT caller_account_id uuid, OUT identity jsonb, OUT metadata jsonb, OUT deadline_at timestamp with time zone, OUT key_version integer, OUT ciphertext bytea) IS 'A spoke''s take: first a row that says that the connection holds, then calls that it must stop, then calls for it, up to so many and so many bytes. It is a heartbeat as well, for as long as the take waits.';
 
 -- Name: touch_row(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3887,6 +5117,21 @@ $$;
 -- Name: FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) IS 'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added outside of the chain. With its reader''s rights.';
+
+-- Name: withdraw_operations(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.withdraw_operations() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    DELETE FROM operation_specs o WHERE (o.org_id, o.spoke_id) = (NEW.org_id, NEW.id);
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION withdraw_operations(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.withdraw_operations() IS 'C03: what a spoke offered goes in the transaction that disconnects it.';
 
 -- Name: hub_english; Type: TEXT SEARCH DICTIONARY; Schema: public; Owner: -
 
@@ -4089,6 +5334,127 @@ COMMENT ON COLUMN public.audit_chains.hash IS 'The newest entry''s hash. Noted s
 -- Name: COLUMN audit_chains.anchor_hash; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.audit_chains.anchor_hash IS 'The hash of the last entry that retention removed: what the oldest one that is left follows.';
+
+-- Name: call_edge_rows; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.call_edge_rows (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    source_call_id uuid NOT NULL,
+    target_call_id uuid NOT NULL,
+    type text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT call_edge_rows_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT call_edge_rows_not_triggered_check CHECK ((type <> 'triggered'::text)),
+    CONSTRAINT call_edge_rows_two_calls_check CHECK ((source_call_id <> target_call_id))
+);
+
+ALTER TABLE ONLY public.call_edge_rows FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE call_edge_rows; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.call_edge_rows IS 'C10: how calls hang together, but for triggered, which calls.parent_id says. Read the view call_edges.';
+
+-- Name: CONSTRAINT call_edge_rows_id_version_check ON call_edge_rows; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT call_edge_rows_id_version_check ON public.call_edge_rows IS 'C02';
+
+-- Name: CONSTRAINT call_edge_rows_not_triggered_check ON call_edge_rows; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT call_edge_rows_not_triggered_check ON public.call_edge_rows IS 'C10';
+
+-- Name: call_edge_types; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.call_edge_types (
+    type text NOT NULL,
+    description text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE call_edge_types; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.call_edge_types IS 'W05: how one call can hang together with another. The operator may add to it.';
+
+-- Name: call_edges; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.call_edges WITH (security_invoker='true') AS
+ SELECT e.org_id,
+    e.source_call_id,
+    e.target_call_id,
+    e.type,
+    e.created_at
+   FROM public.call_edge_rows e
+UNION ALL
+ SELECT c.org_id,
+    c.parent_id AS source_call_id,
+    c.id AS target_call_id,
+    'triggered'::text AS type,
+    c.created_at
+   FROM public.calls c
+  WHERE (c.parent_id IS NOT NULL);
+
+-- Name: VIEW call_edges; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.call_edges IS 'C10: all edges of the call graph.';
+
+-- Name: call_payloads; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.call_payloads (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    call_id uuid NOT NULL,
+    direction text NOT NULL,
+    key_version integer NOT NULL,
+    ciphertext bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT call_payloads_direction_check CHECK ((direction = ANY (ARRAY['input'::text, 'output'::text]))),
+    CONSTRAINT call_payloads_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT call_payloads_size_check CHECK ((octet_length(ciphertext) <= (8388608 + 29)))
+);
+ALTER TABLE ONLY public.call_payloads ALTER COLUMN ciphertext SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY public.call_payloads FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE call_payloads; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.call_payloads IS 'W18: inputs and outputs to the letter, encrypted, while calls are on their way: an input until its call ends, an output until it is delivered.';
+
+-- Name: COLUMN call_payloads.key_version; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.call_payloads.key_version IS 'C11: the key of the ring that encrypted it.';
+
+-- Name: COLUMN call_payloads.ciphertext; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.call_payloads.ciphertext IS 'At most 8 MiB, encrypted as internal/keyring does.';
+
+-- Name: CONSTRAINT call_payloads_id_version_check ON call_payloads; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT call_payloads_id_version_check ON public.call_payloads IS 'C02';
+
+-- Name: call_status_transitions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.call_status_transitions (
+    routed boolean NOT NULL,
+    from_status text NOT NULL,
+    to_status text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE call_status_transitions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.call_status_transitions IS 'X06: which status of a call may follow which: of one that the hub routes, and of one that a runtime records. What is over stays so.';
+
+-- Name: call_statuses; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.call_statuses (
+    status text NOT NULL,
+    description text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE call_statuses; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.call_statuses IS 'How a call is.';
 
 -- Name: client_types; Type: TABLE; Schema: public; Owner: -
 
@@ -4671,6 +6037,17 @@ CREATE TABLE public.reserved_email_domains (
 
 COMMENT ON TABLE public.reserved_email_domains IS 'S03: addresses at these domains, and below them, belong to llm and service accounts, and those have no others. The operator adds to it.';
 
+-- Name: reserved_namespaces; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.reserved_namespaces (
+    namespace text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE reserved_namespaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.reserved_namespaces IS 'W04: namespaces of the hub''s own operations, which no spoke offers.';
+
 -- Name: retention_policies; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.retention_policies (
@@ -4681,7 +6058,13 @@ CREATE TABLE public.retention_policies (
     revision integer DEFAULT 1 NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    call_days integer DEFAULT 30,
+    call_payload_days integer,
+    call_payload_limit integer DEFAULT 10240 NOT NULL,
     CONSTRAINT retention_policies_audit_days_check CHECK (((audit_days >= 1) AND (audit_days <= 36500))),
+    CONSTRAINT retention_policies_call_days_check CHECK (((call_days >= 1) AND (call_days <= 36500))),
+    CONSTRAINT retention_policies_call_payload_days_check CHECK (((call_payload_days >= 1) AND (call_payload_days <= 36500))),
+    CONSTRAINT retention_policies_call_payload_limit_check CHECK (((call_payload_limit >= 0) AND (call_payload_limit <= 1048576))),
     CONSTRAINT retention_policies_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT retention_policies_session_days_check CHECK (((session_days >= 1) AND (session_days <= 36500)))
 );
@@ -4707,6 +6090,18 @@ COMMENT ON COLUMN public.retention_policies.metadata IS 'W01: opaque, one object
 -- Name: COLUMN retention_policies.revision; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.retention_policies.revision IS 'Counts changes: the ETag.';
+
+-- Name: COLUMN retention_policies.call_days; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.retention_policies.call_days IS 'W09: days that calls are kept; NULL for ever.';
+
+-- Name: COLUMN retention_policies.call_payload_days; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.retention_policies.call_payload_days IS 'W09: days that the payloads of calls are kept, where that is shorter; NULL for as long as the call.';
+
+-- Name: COLUMN retention_policies.call_payload_limit; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.retention_policies.call_payload_limit IS 'W18: bytes of a payload that are written down, where the operation does not say otherwise.';
 
 -- Name: roles; Type: TABLE; Schema: public; Owner: -
 
@@ -4981,6 +6376,30 @@ COMMENT ON CONSTRAINT sessions_id_version_check ON public.sessions IS 'C02';
 
 COMMENT ON CONSTRAINT sessions_metadata_check ON public.sessions IS 'W01';
 
+-- Name: spoke_status_transitions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.spoke_status_transitions (
+    from_status text NOT NULL,
+    to_status text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE spoke_status_transitions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.spoke_status_transitions IS 'X06, W06: which status of a spoke may follow which.';
+
+-- Name: spoke_statuses; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.spoke_statuses (
+    status text NOT NULL,
+    description text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE spoke_statuses; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.spoke_statuses IS 'W06: how a spoke''s connection is.';
+
 -- Name: task_notes; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.task_notes (
@@ -5148,6 +6567,55 @@ ALTER TABLE ONLY public.audit_logs
 ALTER TABLE ONLY public.audit_logs
     ADD CONSTRAINT audit_logs_position_key UNIQUE (chain_id, "position");
 
+-- Name: call_edge_rows call_edge_rows_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_edge_rows
+    ADD CONSTRAINT call_edge_rows_pkey PRIMARY KEY (org_id, id);
+
+-- Name: call_edge_rows call_edge_rows_source_target_type_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_edge_rows
+    ADD CONSTRAINT call_edge_rows_source_target_type_key UNIQUE (org_id, source_call_id, target_call_id, type);
+
+-- Name: CONSTRAINT call_edge_rows_source_target_type_key ON call_edge_rows; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT call_edge_rows_source_target_type_key ON public.call_edge_rows IS 'S18: a retry makes no second edge.';
+
+-- Name: call_edge_types call_edge_types_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_edge_types
+    ADD CONSTRAINT call_edge_types_pkey PRIMARY KEY (type);
+
+-- Name: call_payloads call_payloads_call_id_direction_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_payloads
+    ADD CONSTRAINT call_payloads_call_id_direction_key UNIQUE (org_id, call_id, direction);
+
+-- Name: call_payloads call_payloads_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_payloads
+    ADD CONSTRAINT call_payloads_pkey PRIMARY KEY (org_id, id);
+
+-- Name: call_status_transitions call_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_status_transitions
+    ADD CONSTRAINT call_status_transitions_pkey PRIMARY KEY (routed, from_status, to_status);
+
+-- Name: call_statuses call_statuses_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_statuses
+    ADD CONSTRAINT call_statuses_pkey PRIMARY KEY (status);
+
+-- Name: calls calls_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.calls
+    ADD CONSTRAINT calls_pkey PRIMARY KEY (org_id, id);
+
+-- Name: calls calls_request_id_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.calls
+    ADD CONSTRAINT calls_request_id_key UNIQUE (org_id, request_id);
+
 -- Name: client_secrets client_secrets_name_key; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.client_secrets
@@ -5253,6 +6721,25 @@ ALTER TABLE ONLY public.messages
 
 COMMENT ON CONSTRAINT messages_source_source_id_key ON public.messages IS 'C02: importing twice never duplicates.';
 
+-- Name: operation_specs operation_specs_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.operation_specs
+    ADD CONSTRAINT operation_specs_pkey PRIMARY KEY (org_id, id);
+
+-- Name: operation_specs operation_specs_qualified_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.operation_specs
+    ADD CONSTRAINT operation_specs_qualified_name_key UNIQUE (org_id, qualified_name);
+
+-- Name: CONSTRAINT operation_specs_qualified_name_key ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT operation_specs_qualified_name_key ON public.operation_specs IS 'W04';
+
+-- Name: operation_specs operation_specs_spoke_id_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.operation_specs
+    ADD CONSTRAINT operation_specs_spoke_id_name_key UNIQUE (org_id, spoke_id, namespace, name);
+
 -- Name: organization_members organization_members_level_key; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.organization_members
@@ -5324,6 +6811,11 @@ ALTER TABLE ONLY public.projects
 ALTER TABLE ONLY public.reserved_email_domains
     ADD CONSTRAINT reserved_email_domains_pkey PRIMARY KEY (domain);
 
+-- Name: reserved_namespaces reserved_namespaces_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.reserved_namespaces
+    ADD CONSTRAINT reserved_namespaces_pkey PRIMARY KEY (namespace);
+
 -- Name: retention_policies retention_policies_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.retention_policies
@@ -5361,6 +6853,11 @@ ALTER TABLE ONLY public.search_entries
 
 ALTER TABLE ONLY public.secret_rotations
     ADD CONSTRAINT secret_rotations_pkey PRIMARY KEY (id);
+
+-- Name: sensitive_names sensitive_names_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.sensitive_names
+    ADD CONSTRAINT sensitive_names_pkey PRIMARY KEY (name);
 
 -- Name: session_run_state_transitions session_run_state_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -5408,6 +6905,26 @@ ALTER TABLE ONLY public.sessions
 -- Name: CONSTRAINT sessions_source_source_id_key ON sessions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT sessions_source_source_id_key ON public.sessions IS 'C02: importing twice never duplicates.';
+
+-- Name: spoke_status_transitions spoke_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spoke_status_transitions
+    ADD CONSTRAINT spoke_status_transitions_pkey PRIMARY KEY (from_status, to_status);
+
+-- Name: spoke_statuses spoke_statuses_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spoke_statuses
+    ADD CONSTRAINT spoke_statuses_pkey PRIMARY KEY (status);
+
+-- Name: spokes spokes_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spokes
+    ADD CONSTRAINT spokes_name_key UNIQUE (org_id, name);
+
+-- Name: spokes spokes_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spokes
+    ADD CONSTRAINT spokes_pkey PRIMARY KEY (org_id, id);
 
 -- Name: task_dependencies task_dependencies_edge_key; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -5539,6 +7056,90 @@ CREATE INDEX audit_logs_target_id_idx ON public.audit_logs USING btree (chain_id
 
 CREATE INDEX audit_logs_target_type_idx ON public.audit_logs USING btree (chain_id, target_type, created_at);
 
+-- Name: call_edge_rows_target_call_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX call_edge_rows_target_call_id_idx ON public.call_edge_rows USING btree (org_id, target_call_id);
+
+-- Name: INDEX call_edge_rows_target_call_id_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.call_edge_rows_target_call_id_idx IS 'C10: both ends have one.';
+
+-- Name: call_payloads_created_at_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX call_payloads_created_at_idx ON public.call_payloads USING btree (org_id, created_at);
+
+-- Name: call_payloads_key_version_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX call_payloads_key_version_idx ON public.call_payloads USING btree (key_version, org_id, id);
+
+-- Name: INDEX call_payloads_key_version_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.call_payloads_key_version_idx IS 'C11: for that foreign key.';
+
+-- Name: calls_alive_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_alive_idx ON public.calls USING btree (org_id, spoke_id, status) WHERE (status = ANY (ARRAY['pending'::text, 'dispatched'::text, 'running'::text]));
+
+-- Name: calls_caller_account_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_caller_account_id_idx ON public.calls USING btree (org_id, caller_account_id, id);
+
+-- Name: INDEX calls_caller_account_id_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.calls_caller_account_id_idx IS 'W19: ids are times (C02).';
+
+-- Name: calls_deadline_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_deadline_idx ON public.calls USING btree (org_id, deadline_at) WHERE ((status = ANY (ARRAY['pending'::text, 'dispatched'::text, 'running'::text])) AND routed);
+
+-- Name: calls_dispatch_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_dispatch_idx ON public.calls USING btree (org_id, dispatch_expires_at) WHERE (status = 'dispatched'::text);
+
+-- Name: calls_never_started_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_never_started_idx ON public.calls USING btree (org_id, created_at) WHERE (started_at IS NULL);
+
+-- Name: calls_operation_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_operation_idx ON public.calls USING btree (org_id, operation, id);
+
+-- Name: calls_parent_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_parent_id_idx ON public.calls USING btree (org_id, parent_id, id);
+
+-- Name: calls_payloads_kept_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_payloads_kept_idx ON public.calls USING btree (org_id, id) WHERE (payloads_expired_at IS NULL);
+
+-- Name: calls_pending_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_pending_idx ON public.calls USING btree (org_id, spoke_id, id) WHERE (status = 'pending'::text);
+
+-- Name: calls_session_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_session_id_idx ON public.calls USING btree (org_id, session_id, id);
+
+-- Name: calls_spoke_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_spoke_id_idx ON public.calls USING btree (org_id, spoke_id, id);
+
+-- Name: calls_started_at_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_started_at_idx ON public.calls USING btree (org_id, started_at);
+
+-- Name: INDEX calls_started_at_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.calls_started_at_idx IS 'S17';
+
+-- Name: calls_status_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_status_idx ON public.calls USING btree (org_id, status, id);
+
+-- Name: calls_stops_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX calls_stops_idx ON public.calls USING btree (org_id, spoke_id, id) WHERE stop_pending;
+
 -- Name: client_secrets_key_version_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX client_secrets_key_version_idx ON public.client_secrets USING btree (key_version, org_id, id);
@@ -5598,6 +7199,10 @@ COMMENT ON INDEX public.mappings_task_active_key IS 'W11, W20: nobody steps on a
 -- Name: mappings_task_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX mappings_task_id_idx ON public.mappings USING btree (org_id, project_id, task_id, id);
+
+-- Name: operation_specs_namespace_name_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX operation_specs_namespace_name_idx ON public.operation_specs USING btree (org_id, namespace, name);
 
 -- Name: organization_members_account_id_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -5710,6 +7315,22 @@ CREATE INDEX sessions_unarchived_idx ON public.sessions USING btree (org_id, id)
 -- Name: INDEX sessions_unarchived_idx; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON INDEX public.sessions_unarchived_idx IS 'S02';
+
+-- Name: spokes_account_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX spokes_account_id_idx ON public.spokes USING btree (org_id, account_id);
+
+-- Name: spokes_lease_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX spokes_lease_idx ON public.spokes USING btree (org_id, lease_expires_at) WHERE (status <> 'disconnected'::text);
+
+-- Name: INDEX spokes_lease_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.spokes_lease_idx IS 'W06: what the sweeper looks for.';
+
+-- Name: spokes_status_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX spokes_status_idx ON public.spokes USING btree (org_id, status, name);
 
 -- Name: task_dependencies_depends_on_task_id_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -5907,6 +7528,54 @@ CREATE TRIGGER audit_logs_removed_behind_anchor BEFORE DELETE ON public.audit_lo
 
 COMMENT ON TRIGGER audit_logs_removed_behind_anchor ON public.audit_logs IS 'X03';
 
+-- Name: calls calls_clean; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER calls_clean BEFORE INSERT OR UPDATE ON public.calls FOR EACH ROW EXECUTE FUNCTION public.clean_call();
+
+-- Name: TRIGGER calls_clean ON calls; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER calls_clean ON public.calls IS 'W08, W18';
+
+-- Name: calls calls_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER calls_identity_immutable BEFORE UPDATE ON public.calls FOR EACH ROW WHEN ((((((((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.request_id IS DISTINCT FROM new.request_id)) OR (old.routed IS DISTINCT FROM new.routed)) OR (old.operation IS DISTINCT FROM new.operation)) OR (old.identity IS DISTINCT FROM new.identity)) OR (old.pinned IS DISTINCT FROM new.pinned)) OR (old.max_attempts IS DISTINCT FROM new.max_attempts)) OR (old.redact_paths IS DISTINCT FROM new.redact_paths)) OR (old.payload_limit IS DISTINCT FROM new.payload_limit)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('What a call is, and how it was made,');
+
+-- Name: calls calls_links_kept; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER calls_links_kept BEFORE UPDATE ON public.calls FOR EACH ROW WHEN ((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.session_id IS DISTINCT FROM new.session_id)) OR (old.caller_account_id IS DISTINCT FROM new.caller_account_id))) EXECUTE FUNCTION public.refuse_other_call_links();
+
+-- Name: calls calls_parent_alive; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER calls_parent_alive BEFORE INSERT ON public.calls FOR EACH ROW WHEN ((new.routed AND (new.parent_id IS NOT NULL))) EXECUTE FUNCTION public.check_call_parent();
+
+-- Name: calls calls_recorded_by_caller; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER calls_recorded_by_caller BEFORE UPDATE ON public.calls FOR EACH ROW WHEN (((NOT old.routed) AND (((((old.status IS DISTINCT FROM new.status) OR (old.input IS DISTINCT FROM new.input)) OR (old.output IS DISTINCT FROM new.output)) OR (old.error IS DISTINCT FROM new.error)) OR (old.error_code IS DISTINCT FROM new.error_code)))) EXECUTE FUNCTION public.check_call_recorder();
+
+-- Name: calls calls_settled; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER calls_settled AFTER UPDATE ON public.calls FOR EACH ROW WHEN (((old.ended_at IS NULL) AND (new.ended_at IS NOT NULL) AND new.routed)) EXECUTE FUNCTION public.settle_call();
+
+-- Name: calls calls_signed; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER calls_signed BEFORE INSERT ON public.calls FOR EACH ROW WHEN ((public.current_account_id() IS NOT NULL)) EXECUTE FUNCTION public.sign_call();
+
+-- Name: TRIGGER calls_signed ON calls; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER calls_signed ON public.calls IS 'W19';
+
+-- Name: calls calls_status_transition; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER calls_status_transition BEFORE UPDATE ON public.calls FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (new.status = ANY (ARRAY['pending'::text, 'dispatched'::text, 'running'::text, 'completed'::text, 'failed'::text, 'aborted'::text])))) EXECUTE FUNCTION public.check_call_status();
+
+-- Name: TRIGGER calls_status_transition ON calls; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER calls_status_transition ON public.calls IS 'X06';
+
+-- Name: calls calls_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER calls_touch BEFORE UPDATE ON public.calls FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
 -- Name: client_secrets client_secrets_altered; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER client_secrets_altered BEFORE UPDATE ON public.client_secrets FOR EACH ROW WHEN (((old.ciphertext <> new.ciphertext) AND (old.key_version = new.key_version) AND (old.value_changed_at = new.value_changed_at))) EXECUTE FUNCTION public.note_secret_value_change();
@@ -6070,6 +7739,30 @@ COMMENT ON TRIGGER messages_session_immutable ON public.messages IS 'C04';
 -- Name: messages messages_touch; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER messages_touch BEFORE UPDATE ON public.messages FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
+-- Name: operation_specs operation_specs_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER operation_specs_identity_immutable BEFORE UPDATE ON public.operation_specs FOR EACH ROW WHEN (((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.spoke_id IS DISTINCT FROM new.spoke_id)) OR (old.namespace IS DISTINCT FROM new.namespace)) OR (old.name IS DISTINCT FROM new.name)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('An operation''s organisation, id, spoke, names and creation time');
+
+-- Name: operation_specs operation_specs_namespace_free; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER operation_specs_namespace_free BEFORE INSERT OR UPDATE OF namespace ON public.operation_specs FOR EACH ROW EXECUTE FUNCTION public.check_operation_namespace();
+
+-- Name: TRIGGER operation_specs_namespace_free ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER operation_specs_namespace_free ON public.operation_specs IS 'W04';
+
+-- Name: operation_specs operation_specs_spoke_connected; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER operation_specs_spoke_connected BEFORE INSERT ON public.operation_specs FOR EACH ROW EXECUTE FUNCTION public.check_operation_spoke();
+
+-- Name: TRIGGER operation_specs_spoke_connected ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER operation_specs_spoke_connected ON public.operation_specs IS 'C03';
+
+-- Name: operation_specs operation_specs_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER operation_specs_touch BEFORE UPDATE ON public.operation_specs FOR EACH ROW WHEN ((((((((((((((((((old.kind IS DISTINCT FROM new.kind) OR (old.version IS DISTINCT FROM new.version)) OR (old.title IS DISTINCT FROM new.title)) OR (old.description IS DISTINCT FROM new.description)) OR ((old.input_schema)::text IS DISTINCT FROM (new.input_schema)::text)) OR ((old.output_schema)::text IS DISTINCT FROM (new.output_schema)::text)) OR ((old.error_schema)::text IS DISTINCT FROM (new.error_schema)::text)) OR (old.scopes_all IS DISTINCT FROM new.scopes_all)) OR (old.scopes_any IS DISTINCT FROM new.scopes_any)) OR (old.redact_paths IS DISTINCT FROM new.redact_paths)) OR (old.payload_limit IS DISTINCT FROM new.payload_limit)) OR (old.max_attempts IS DISTINCT FROM new.max_attempts)) OR (old.visibility IS DISTINCT FROM new.visibility)) OR ((old.annotations)::text IS DISTINCT FROM (new.annotations)::text)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
 
 -- Name: organization_members organization_members_audit; Type: TRIGGER; Schema: public; Owner: -
 
@@ -6347,6 +8040,62 @@ CREATE TRIGGER sessions_slug BEFORE INSERT ON public.sessions FOR EACH ROW WHEN 
 
 CREATE TRIGGER sessions_touch BEFORE UPDATE ON public.sessions FOR EACH ROW WHEN (((((((((((((((((old.parent_id IS DISTINCT FROM new.parent_id) OR (old.fork_of_id IS DISTINCT FROM new.fork_of_id)) OR (old.account_id IS DISTINCT FROM new.account_id)) OR (old.role_name IS DISTINCT FROM new.role_name)) OR (old.slug IS DISTINCT FROM new.slug)) OR (old.title IS DISTINCT FROM new.title)) OR (old.version IS DISTINCT FROM new.version)) OR (old.run_state IS DISTINCT FROM new.run_state)) OR (old.archived_at IS DISTINCT FROM new.archived_at)) OR (old.deleted_at IS DISTINCT FROM new.deleted_at)) OR (old.source_parent_id IS DISTINCT FROM new.source_parent_id)) OR (old.source_updated_at IS DISTINCT FROM new.source_updated_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR (old.raw IS DISTINCT FROM new.raw)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision))) EXECUTE FUNCTION public.touch_row();
 
+-- Name: spokes spokes_by_their_account; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_by_their_account BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((new.account_id IS NOT NULL) OR (old.account_id IS NULL))) EXECUTE FUNCTION public.check_spoke_account();
+
+-- Name: TRIGGER spokes_by_their_account ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_by_their_account ON public.spokes IS 'W06. Not where SET NULL takes an account away.';
+
+-- Name: spokes spokes_calls_released; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_calls_released AFTER UPDATE ON public.spokes FOR EACH ROW WHEN ((((new.status = 'disconnected'::text) AND (old.status <> 'disconnected'::text)) OR (new.epoch > old.epoch))) EXECUTE FUNCTION public.release_calls();
+
+-- Name: TRIGGER spokes_calls_released ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_calls_released ON public.spokes IS 'W06';
+
+-- Name: spokes spokes_epoch_rises; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_epoch_rises BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((new.epoch < old.epoch) OR ((new.epoch = old.epoch) AND (old.status = 'disconnected'::text) AND (new.status = 'connected'::text)))) EXECUTE FUNCTION public.refuse_change('An epoch, but for a higher one,');
+
+-- Name: TRIGGER spokes_epoch_rises ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_epoch_rises ON public.spokes IS 'W06: a connection that has ended does not come back: the spoke registers again.';
+
+-- Name: spokes spokes_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_identity_immutable BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.name IS DISTINCT FROM new.name)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A spoke''s organisation, id, name and creation time');
+
+-- Name: spokes spokes_operations_withdrawn; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_operations_withdrawn AFTER UPDATE ON public.spokes FOR EACH ROW WHEN (((new.status = 'disconnected'::text) AND (old.status <> 'disconnected'::text))) EXECUTE FUNCTION public.withdraw_operations();
+
+-- Name: TRIGGER spokes_operations_withdrawn ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_operations_withdrawn ON public.spokes IS 'C03';
+
+-- Name: spokes spokes_status_transition; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_status_transition BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (new.status = ANY (ARRAY['connected'::text, 'reconnecting'::text, 'disconnected'::text])))) EXECUTE FUNCTION public.check_spoke_status();
+
+-- Name: TRIGGER spokes_status_transition ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_status_transition ON public.spokes IS 'X06, W06';
+
+-- Name: spokes spokes_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_touch BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((((((((((((old.account_id IS DISTINCT FROM new.account_id) OR (old.status IS DISTINCT FROM new.status)) OR (old.epoch IS DISTINCT FROM new.epoch)) OR (old.version IS DISTINCT FROM new.version)) OR (old.lease_seconds IS DISTINCT FROM new.lease_seconds)) OR (old.grace_seconds IS DISTINCT FROM new.grace_seconds)) OR (old.connected_at IS DISTINCT FROM new.connected_at)) OR (old.disconnected_at IS DISTINCT FROM new.disconnected_at)) OR ((old.data)::text IS DISTINCT FROM (new.data)::text)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+
+-- Name: spokes spokes_use; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_use BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((old.lease_expires_at IS DISTINCT FROM new.lease_expires_at) OR (old.take_expires_at IS DISTINCT FROM new.take_expires_at))) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: TRIGGER spokes_use ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_use ON public.spokes IS 'W22: a heartbeat moves updated_at, but is no new revision.';
+
 -- Name: task_dependencies task_dependencies_added; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER task_dependencies_added AFTER INSERT ON public.task_dependencies REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION public.refresh_changed_task_graphs();
@@ -6474,6 +8223,83 @@ COMMENT ON CONSTRAINT audit_logs_owner_id_fkey ON public.audit_logs IS 'C01';
 ALTER TABLE ONLY public.audit_logs
     ADD CONSTRAINT audit_logs_session_id_fkey FOREIGN KEY (chain_id, session_id) REFERENCES public.sessions(org_id, id) ON DELETE SET NULL (session_id);
 
+-- Name: call_edge_rows call_edge_rows_source_call_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_edge_rows
+    ADD CONSTRAINT call_edge_rows_source_call_id_fkey FOREIGN KEY (org_id, source_call_id) REFERENCES public.calls(org_id, id) ON DELETE CASCADE;
+
+-- Name: call_edge_rows call_edge_rows_target_call_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_edge_rows
+    ADD CONSTRAINT call_edge_rows_target_call_id_fkey FOREIGN KEY (org_id, target_call_id) REFERENCES public.calls(org_id, id) ON DELETE CASCADE;
+
+-- Name: call_edge_rows call_edge_rows_type_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_edge_rows
+    ADD CONSTRAINT call_edge_rows_type_fkey FOREIGN KEY (type) REFERENCES public.call_edge_types(type) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT call_edge_rows_type_fkey ON call_edge_rows; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT call_edge_rows_type_fkey ON public.call_edge_rows IS 'W05';
+
+-- Name: call_payloads call_payloads_call_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_payloads
+    ADD CONSTRAINT call_payloads_call_id_fkey FOREIGN KEY (org_id, call_id) REFERENCES public.calls(org_id, id) ON DELETE CASCADE;
+
+-- Name: call_payloads call_payloads_key_version_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_payloads
+    ADD CONSTRAINT call_payloads_key_version_fkey FOREIGN KEY (key_version) REFERENCES public.encryption_keys(version) ON DELETE RESTRICT;
+
+-- Name: call_status_transitions call_status_transitions_from_status_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_status_transitions
+    ADD CONSTRAINT call_status_transitions_from_status_fkey FOREIGN KEY (from_status) REFERENCES public.call_statuses(status) ON DELETE RESTRICT;
+
+-- Name: call_status_transitions call_status_transitions_to_status_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.call_status_transitions
+    ADD CONSTRAINT call_status_transitions_to_status_fkey FOREIGN KEY (to_status) REFERENCES public.call_statuses(status) ON DELETE RESTRICT;
+
+-- Name: calls calls_caller_account_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.calls
+    ADD CONSTRAINT calls_caller_account_id_fkey FOREIGN KEY (org_id, caller_account_id) REFERENCES public.organization_members(org_id, account_id) ON DELETE SET NULL (caller_account_id);
+
+-- Name: CONSTRAINT calls_caller_account_id_fkey ON calls; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT calls_caller_account_id_fkey ON public.calls IS 'W19';
+
+-- Name: calls calls_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.calls
+    ADD CONSTRAINT calls_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT calls_org_id_fkey ON calls; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT calls_org_id_fkey ON public.calls IS 'W12. Indexed by calls_request_id_key (W03).';
+
+-- Name: calls calls_parent_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.calls
+    ADD CONSTRAINT calls_parent_id_fkey FOREIGN KEY (org_id, parent_id) REFERENCES public.calls(org_id, id) ON DELETE SET NULL (parent_id);
+
+-- Name: calls calls_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.calls
+    ADD CONSTRAINT calls_session_id_fkey FOREIGN KEY (org_id, session_id) REFERENCES public.sessions(org_id, id) ON DELETE SET NULL (session_id);
+
+-- Name: calls calls_spoke_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.calls
+    ADD CONSTRAINT calls_spoke_id_fkey FOREIGN KEY (org_id, spoke_id) REFERENCES public.spokes(org_id, id) ON DELETE SET NULL (spoke_id);
+
+-- Name: calls calls_status_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.calls
+    ADD CONSTRAINT calls_status_fkey FOREIGN KEY (status) REFERENCES public.call_statuses(status) ON DELETE RESTRICT;
+
 -- Name: client_secrets client_secrets_client_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.client_secrets
@@ -6546,6 +8372,11 @@ ALTER TABLE ONLY public.messages
 -- Name: CONSTRAINT messages_session_id_fkey ON messages; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT messages_session_id_fkey ON public.messages IS 'C04. Indexed by messages_session_id_id_key.';
+
+-- Name: operation_specs operation_specs_spoke_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.operation_specs
+    ADD CONSTRAINT operation_specs_spoke_id_fkey FOREIGN KEY (org_id, spoke_id) REFERENCES public.spokes(org_id, id) ON DELETE CASCADE;
 
 -- Name: organization_members organization_members_account_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -6701,6 +8532,43 @@ ALTER TABLE ONLY public.sessions
 
 COMMENT ON CONSTRAINT sessions_version_fkey ON public.sessions IS 'W10';
 
+-- Name: spoke_status_transitions spoke_status_transitions_from_status_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spoke_status_transitions
+    ADD CONSTRAINT spoke_status_transitions_from_status_fkey FOREIGN KEY (from_status) REFERENCES public.spoke_statuses(status) ON DELETE RESTRICT;
+
+-- Name: spoke_status_transitions spoke_status_transitions_to_status_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spoke_status_transitions
+    ADD CONSTRAINT spoke_status_transitions_to_status_fkey FOREIGN KEY (to_status) REFERENCES public.spoke_statuses(status) ON DELETE RESTRICT;
+
+-- Name: spokes spokes_account_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spokes
+    ADD CONSTRAINT spokes_account_id_fkey FOREIGN KEY (org_id, account_id) REFERENCES public.organization_members(org_id, account_id) ON DELETE SET NULL (account_id);
+
+-- Name: CONSTRAINT spokes_account_id_fkey ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT spokes_account_id_fkey ON public.spokes IS 'C01';
+
+-- Name: spokes spokes_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spokes
+    ADD CONSTRAINT spokes_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT spokes_org_id_fkey ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT spokes_org_id_fkey ON public.spokes IS 'W12. Indexed by spokes_name_key (W03).';
+
+-- Name: spokes spokes_status_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.spokes
+    ADD CONSTRAINT spokes_status_fkey FOREIGN KEY (status) REFERENCES public.spoke_statuses(status) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT spokes_status_fkey ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT spokes_status_fkey ON public.spokes IS 'W06';
+
 -- Name: task_dependencies task_dependencies_dependent_task_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.task_dependencies
@@ -6831,6 +8699,76 @@ END);
 -- Name: audit_logs audit_logs_writing; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY audit_logs_writing ON public.audit_logs TO hub_system USING (true);
+
+-- Name: call_edge_rows; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.call_edge_rows ENABLE ROW LEVEL SECURITY;
+
+-- Name: call_edge_rows call_edge_rows_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY call_edge_rows_limited ON public.call_edge_rows AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE ((EXISTS ( SELECT
+       FROM public.calls c
+      WHERE ((c.org_id = call_edge_rows.org_id) AND (c.id = call_edge_rows.source_call_id)))) AND (EXISTS ( SELECT
+       FROM public.calls c
+      WHERE ((c.org_id = call_edge_rows.org_id) AND (c.id = call_edge_rows.target_call_id)))))
+END);
+
+-- Name: call_edge_rows call_edge_rows_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY call_edge_rows_purge ON public.call_edge_rows TO hub_system USING (public.is_deleted_organization(org_id));
+
+-- Name: call_edge_rows call_edge_rows_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY call_edge_rows_tenant ON public.call_edge_rows TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: call_payloads; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.call_payloads ENABLE ROW LEVEL SECURITY;
+
+-- Name: call_payloads call_payloads_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY call_payloads_limited ON public.call_payloads AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (EXISTS ( SELECT
+       FROM public.calls c
+      WHERE ((c.org_id = call_payloads.org_id) AND (c.id = call_payloads.call_id))))
+END);
+
+-- Name: call_payloads call_payloads_sweeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY call_payloads_sweeping ON public.call_payloads TO hub_system USING (true);
+
+-- Name: call_payloads call_payloads_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY call_payloads_tenant ON public.call_payloads TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: calls; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.calls ENABLE ROW LEVEL SECURITY;
+
+-- Name: calls calls_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY calls_limited ON public.calls AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (((session_id IS NULL) AND (caller_account_id = ( SELECT public.current_account_id() AS current_account_id))) OR (EXISTS ( SELECT
+       FROM public.sessions s
+      WHERE ((s.org_id = calls.org_id) AND (s.id = calls.session_id)))) OR (EXISTS ( SELECT
+       FROM public.spokes s
+      WHERE (((s.org_id = calls.org_id) AND (s.id = calls.spoke_id)) AND (s.account_id = ( SELECT public.current_account_id() AS current_account_id))))))
+END);
+
+-- Name: calls calls_sweeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY calls_sweeping ON public.calls TO hub_system USING (true);
+
+-- Name: calls calls_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY calls_tenant ON public.calls TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: client_secrets; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -6983,6 +8921,32 @@ CREATE POLICY messages_tenant ON public.messages TO hub_app USING ((org_id = ( S
 -- Name: messages messages_undeleted; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY messages_undeleted ON public.messages AS RESTRICTIVE TO hub_app USING ((session_id <> ALL (( SELECT public.deleted_session_ids() AS deleted_session_ids)::uuid[])));
+
+-- Name: operation_specs; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.operation_specs ENABLE ROW LEVEL SECURITY;
+
+-- Name: operation_specs operation_specs_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY operation_specs_limited ON public.operation_specs AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN ((visibility = 'organization'::text) OR (( SELECT public.current_membership_rank() AS current_membership_rank) >= 2) OR ( SELECT public.is_platform_admin() AS is_platform_admin)) THEN true
+    ELSE (EXISTS ( SELECT
+       FROM public.spokes s
+      WHERE (((s.org_id = operation_specs.org_id) AND (s.id = operation_specs.spoke_id)) AND (s.account_id = ( SELECT public.current_account_id() AS current_account_id)))))
+END);
+
+-- Name: POLICY operation_specs_limited ON operation_specs; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON POLICY operation_specs_limited ON public.operation_specs IS 'What visibility says.';
+
+-- Name: operation_specs operation_specs_sweeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY operation_specs_sweeping ON public.operation_specs TO hub_system USING (true);
+
+-- Name: operation_specs operation_specs_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY operation_specs_tenant ON public.operation_specs TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: organization_members; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -7228,6 +9192,18 @@ CREATE POLICY sessions_tenant ON public.sessions TO hub_app USING ((org_id = ( S
 
 CREATE POLICY sessions_undeleted ON public.sessions AS RESTRICTIVE TO hub_app USING ((deleted_at IS NULL));
 
+-- Name: spokes; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.spokes ENABLE ROW LEVEL SECURITY;
+
+-- Name: spokes spokes_sweeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY spokes_sweeping ON public.spokes TO hub_system USING (true);
+
+-- Name: spokes spokes_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY spokes_tenant ON public.spokes TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: task_dependencies; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.task_dependencies ENABLE ROW LEVEL SECURITY;
@@ -7298,6 +9274,140 @@ GRANT USAGE ON SCHEMA public TO hub_app;
 GRANT USAGE ON SCHEMA public TO hub_auth;
 GRANT USAGE ON SCHEMA public TO hub_system;
 GRANT USAGE ON SCHEMA public TO hub_search;
+
+-- Name: TABLE calls; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.calls TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(id) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.request_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(request_id) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.routed; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(routed),UPDATE(routed) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.operation; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(operation) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.kind; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(kind),UPDATE(kind) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.status; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(status),UPDATE(status) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(status) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.parent_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(parent_id) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.session_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(session_id) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.spoke_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(spoke_id) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(spoke_id) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.spoke_epoch; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(spoke_epoch) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(spoke_epoch) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.pinned; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(pinned) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.attempts; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(attempts) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.max_attempts; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(max_attempts) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.redact_paths; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(redact_paths) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.payload_limit; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(payload_limit) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.input; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(input),UPDATE(input) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(input) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.output; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(output),UPDATE(output) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(output) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.error; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(error),UPDATE(error) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(error) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.error_code; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(error_code),UPDATE(error_code) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(error_code) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.ended_by; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(ended_by),UPDATE(ended_by) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(ended_by) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.stop_pending; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(stop_pending) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(stop_pending) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.deadline_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(deadline_at) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.dispatched_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(dispatched_at) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(dispatched_at) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.dispatch_expires_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(dispatch_expires_at) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(dispatch_expires_at) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.started_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(started_at),UPDATE(started_at) ON TABLE public.calls TO hub_app;
+
+-- Name: COLUMN calls.ended_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(ended_at),UPDATE(ended_at) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(ended_at) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.payloads_expired_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(payloads_expired_at) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.calls TO hub_app;
+GRANT UPDATE(metadata) ON TABLE public.calls TO hub_system;
 
 -- Name: FUNCTION admin_create_account(p_org_slug text, p_display_name text, p_email text, p_key_hash bytea); Type: ACL; Schema: public; Owner: -
 
@@ -7551,6 +9661,11 @@ GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.tasks TO hub_app;
 
 GRANT SELECT ON TABLE public.task_details TO hub_app;
 
+-- Name: TABLE sensitive_names; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.sensitive_names TO hub_app;
+GRANT SELECT ON TABLE public.sensitive_names TO hub_system;
+
 -- Name: FUNCTION complete_secret_rotation(p_id uuid, p_failed bigint); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.complete_secret_rotation(p_id uuid, p_failed bigint) FROM PUBLIC;
@@ -7668,10 +9783,160 @@ GRANT ALL ON FUNCTION public.event_positions(p_org_ids uuid[]) TO hub_app;
 REVOKE ALL ON FUNCTION public.expire_sessions(p_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.expire_sessions(p_rows integer) TO hub_app;
 
+-- Name: TABLE operation_specs; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.operation_specs TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.operation_specs TO hub_system;
+
+-- Name: COLUMN operation_specs.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.spoke_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(spoke_id) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.namespace; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(namespace) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.kind; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(kind),UPDATE(kind) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(version),UPDATE(version) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.title; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(title),UPDATE(title) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.description; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(description),UPDATE(description) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.input_schema; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(input_schema),UPDATE(input_schema) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.output_schema; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(output_schema),UPDATE(output_schema) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.error_schema; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(error_schema),UPDATE(error_schema) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.scopes_all; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(scopes_all),UPDATE(scopes_all) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.scopes_any; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(scopes_any),UPDATE(scopes_any) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.redact_paths; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(redact_paths),UPDATE(redact_paths) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.payload_limit; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(payload_limit),UPDATE(payload_limit) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.max_attempts; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(max_attempts),UPDATE(max_attempts) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.visibility; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(visibility),UPDATE(visibility) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.annotations; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(annotations),UPDATE(annotations) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: COLUMN operation_specs.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.operation_specs TO hub_app;
+
+-- Name: FUNCTION find_work(p_org_ids uuid[], p_ids uuid[]); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.find_work(p_org_ids uuid[], p_ids uuid[]) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.find_work(p_org_ids uuid[], p_ids uuid[]) TO hub_app;
+
 -- Name: FUNCTION fold_part_deltas(p_rows integer); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.fold_part_deltas(p_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.fold_part_deltas(p_rows integer) TO hub_app;
+
+-- Name: TABLE spokes; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.spokes TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.spokes TO hub_system;
+
+-- Name: COLUMN spokes.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.account_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(account_id),UPDATE(account_id) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.status; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(status) ON TABLE public.spokes TO hub_app;
+GRANT UPDATE(status) ON TABLE public.spokes TO hub_system;
+
+-- Name: COLUMN spokes.epoch; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(epoch) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(version),UPDATE(version) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.lease_seconds; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(lease_seconds),UPDATE(lease_seconds) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.grace_seconds; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(grace_seconds),UPDATE(grace_seconds) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.lease_expires_at; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(lease_expires_at),UPDATE(lease_expires_at) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.take_expires_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(take_expires_at) ON TABLE public.spokes TO hub_app;
+GRANT UPDATE(take_expires_at) ON TABLE public.spokes TO hub_system;
+
+-- Name: COLUMN spokes.connected_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(connected_at) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.disconnected_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(disconnected_at) ON TABLE public.spokes TO hub_app;
+GRANT UPDATE(disconnected_at) ON TABLE public.spokes TO hub_system;
+
+-- Name: COLUMN spokes.data; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(data),UPDATE(data) ON TABLE public.spokes TO hub_app;
+
+-- Name: COLUMN spokes.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.spokes TO hub_app;
 
 -- Name: FUNCTION index_parts(); Type: ACL; Schema: public; Owner: -
 
@@ -7781,6 +10046,16 @@ GRANT ALL ON FUNCTION public.orgs_with_secrets_under(p_version integer) TO hub_a
 REVOKE ALL ON FUNCTION public.purge_audit_logs(p_rows integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.purge_audit_logs(p_rows integer) TO hub_app;
 
+-- Name: FUNCTION purge_call_payloads(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_call_payloads(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_call_payloads(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION purge_calls(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.purge_calls(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.purge_calls(p_rows integer) TO hub_app;
+
 -- Name: FUNCTION purge_deleted_sessions(p_rows integer); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.purge_deleted_sessions(p_rows integer) FROM PUBLIC;
@@ -7866,6 +10141,10 @@ GRANT ALL ON FUNCTION public.register_client_types(p_types text[], p_schema_vers
 REVOKE ALL ON FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.register_encryption_keys(p_versions integer[], p_fingerprints bytea[]) TO hub_app;
 
+-- Name: FUNCTION release_calls(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.release_calls() FROM PUBLIC;
+
 -- Name: FUNCTION remove_encryption_key(p_version integer); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.remove_encryption_key(p_version integer) FROM PUBLIC;
@@ -7933,15 +10212,33 @@ GRANT ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) TO hu
 REVOKE ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) TO hub_app;
 
+-- Name: FUNCTION settle_call(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.settle_call() FROM PUBLIC;
+
 -- Name: FUNCTION start_secret_rotation(p_target_version integer); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.start_secret_rotation(p_target_version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.start_secret_rotation(p_target_version integer) TO hub_app;
 
+-- Name: FUNCTION sweep_calls(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.sweep_calls(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.sweep_calls(p_rows integer) TO hub_app;
+
+-- Name: FUNCTION sweep_spokes(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.sweep_spokes(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.sweep_spokes(p_rows integer) TO hub_app;
+
 -- Name: FUNCTION transfer_organization(p_org_id uuid, p_account_id uuid); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) TO hub_app;
+
+-- Name: FUNCTION withdraw_operations(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.withdraw_operations() FROM PUBLIC;
 
 -- Name: TABLE account_status_transitions; Type: ACL; Schema: public; Owner: -
 
@@ -8045,6 +10342,71 @@ GRANT UPDATE(anchor_hash) ON TABLE public.audit_chains TO hub_system;
 -- Name: COLUMN audit_chains.updated_at; Type: ACL; Schema: public; Owner: -
 
 GRANT UPDATE(updated_at) ON TABLE public.audit_chains TO hub_system;
+
+-- Name: TABLE call_edge_rows; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.call_edge_rows TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.call_edge_rows TO hub_system;
+
+-- Name: COLUMN call_edge_rows.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.call_edge_rows TO hub_app;
+
+-- Name: COLUMN call_edge_rows.source_call_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(source_call_id) ON TABLE public.call_edge_rows TO hub_app;
+
+-- Name: COLUMN call_edge_rows.target_call_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(target_call_id) ON TABLE public.call_edge_rows TO hub_app;
+
+-- Name: COLUMN call_edge_rows.type; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(type) ON TABLE public.call_edge_rows TO hub_app;
+
+-- Name: TABLE call_edge_types; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.call_edge_types TO hub_app;
+GRANT SELECT ON TABLE public.call_edge_types TO hub_system;
+
+-- Name: TABLE call_edges; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.call_edges TO hub_app;
+
+-- Name: TABLE call_payloads; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.call_payloads TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.call_payloads TO hub_system;
+
+-- Name: COLUMN call_payloads.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.call_payloads TO hub_app;
+
+-- Name: COLUMN call_payloads.call_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(call_id) ON TABLE public.call_payloads TO hub_app;
+
+-- Name: COLUMN call_payloads.direction; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(direction) ON TABLE public.call_payloads TO hub_app;
+
+-- Name: COLUMN call_payloads.key_version; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(key_version) ON TABLE public.call_payloads TO hub_app;
+
+-- Name: COLUMN call_payloads.ciphertext; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(ciphertext) ON TABLE public.call_payloads TO hub_app;
+
+-- Name: TABLE call_status_transitions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.call_status_transitions TO hub_app;
+GRANT SELECT ON TABLE public.call_status_transitions TO hub_system;
+
+-- Name: TABLE call_statuses; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.call_statuses TO hub_app;
+GRANT SELECT ON TABLE public.call_statuses TO hub_system;
 
 -- Name: TABLE client_types; Type: ACL; Schema: public; Owner: -
 
@@ -8310,6 +10672,11 @@ GRANT UPDATE(graph_version) ON TABLE public.projects TO hub_system;
 GRANT SELECT ON TABLE public.reserved_email_domains TO hub_app;
 GRANT SELECT ON TABLE public.reserved_email_domains TO hub_system;
 
+-- Name: TABLE reserved_namespaces; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.reserved_namespaces TO hub_app;
+GRANT SELECT ON TABLE public.reserved_namespaces TO hub_system;
+
 -- Name: TABLE retention_policies; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.retention_policies TO hub_app;
@@ -8326,6 +10693,18 @@ GRANT UPDATE(session_days) ON TABLE public.retention_policies TO hub_app;
 -- Name: COLUMN retention_policies.metadata; Type: ACL; Schema: public; Owner: -
 
 GRANT UPDATE(metadata) ON TABLE public.retention_policies TO hub_app;
+
+-- Name: COLUMN retention_policies.call_days; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(call_days) ON TABLE public.retention_policies TO hub_app;
+
+-- Name: COLUMN retention_policies.call_payload_days; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(call_payload_days) ON TABLE public.retention_policies TO hub_app;
+
+-- Name: COLUMN retention_policies.call_payload_limit; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(call_payload_limit) ON TABLE public.retention_policies TO hub_app;
 
 -- Name: TABLE roles; Type: ACL; Schema: public; Owner: -
 
@@ -8492,6 +10871,16 @@ GRANT UPDATE(last_part_id) ON TABLE public.sessions TO hub_system;
 -- Name: COLUMN sessions.created_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(created_at) ON TABLE public.sessions TO hub_app;
+
+-- Name: TABLE spoke_status_transitions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.spoke_status_transitions TO hub_app;
+GRANT SELECT ON TABLE public.spoke_status_transitions TO hub_system;
+
+-- Name: TABLE spoke_statuses; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.spoke_statuses TO hub_app;
+GRANT SELECT ON TABLE public.spoke_statuses TO hub_system;
 
 -- Name: TABLE task_notes; Type: ACL; Schema: public; Owner: -
 

@@ -37,7 +37,7 @@ var servicesRules = []ruleCase{
 	{rule: "clients_name_key", sql: "INSERT INTO clients (org_id, type, schema_version, name) VALUES (@org, 'http-api', 1, ??)", bad: []string{"'main'"}, good: []string{"'other'"}},
 	{rule: "clients_org_id_fkey", hub: true, sql: "INSERT INTO clients (org_id, type, schema_version, name) VALUES (??, 'http-api', 1, 'x')", bad: []string{"@new"}, good: []string{"@org", "@other_org"}},
 	{
-		rule: "clients_org_id_fkey_in_use", hub: true, before: "DELETE FROM sessions; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles; DELETE FROM clients WHERE org_id = @other_org",
+		rule: "clients_org_id_fkey_in_use", hub: true, before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles; DELETE FROM clients WHERE org_id = @other_org",
 		sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"},
 	},
 	// C12: there is no client of a type, or of a version of its schema, that nobody has registered.

@@ -75,7 +75,7 @@ var sessionsRules = []ruleCase{
 		bad: []string{"id = @new", "org_id = @other_org", "created_at = created_at - interval '1 hour'"}, good: []string{"name = 'x'", "org_id = @org"},
 	},
 	{rule: "roles_org_id_fkey", hub: true, sql: "INSERT INTO roles (org_id, name) VALUES (??, 'x')", bad: []string{"@new"}, good: []string{"@org"}},
-	{rule: "roles_org_id_fkey_in_use", hub: true, before: "DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles WHERE org_id = @other_org", sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"}},
+	{rule: "roles_org_id_fkey_in_use", hub: true, before: "DELETE FROM calls; DELETE FROM spokes; DELETE FROM sessions; DELETE FROM clients; DELETE FROM tasks; DELETE FROM projects; DELETE FROM roles WHERE org_id = @other_org", sql: "DELETE FROM organizations WHERE id = ??", bad: []string{"@org"}, good: []string{"@other_org"}},
 
 	{rule: "session_versions_pkey", hub: true, sql: "INSERT INTO session_versions (version, description) VALUES (??, 'x')", bad: []string{"'1'"}, good: []string{"'2'"}},
 	{rule: "session_run_states_pkey", hub: true, sql: "INSERT INTO session_run_states (run_state, description) VALUES (??, 'x')", bad: []string{"'idle'"}, good: []string{"'new'"}},

@@ -75,6 +75,12 @@ var attacks = []struct {
 	{query: "UpdateTasksFromFiles", args: []string{"tasks", "jsonb_build_array(jsonb_build_object('id', @task, 'name', 'n', 'path', 'n'))"}}, {query: "ArchiveTasks"}, {query: "RemoveDependencies"},
 	{query: "AddDependenciesOfTasks", args: []string{"dependent_ids", "ARRAY[@free_task]::uuid[]"}},
 	{query: "CreateDelegation", args: []string{"session_id", "@imported"}}, {query: "GetMapping"}, {query: "ListMappings"}, {query: "EndMapping"}, {query: "LockProjectOfMapping"}, {query: "ReturnExpiredTasks"},
+	{query: "RegisterSpoke", args: []string{"name", "'builder'"}}, {query: "GetSpoke"}, {query: "ListSpokes"}, {query: "ListSpokes", args: []string{"account_id", "@owner"}}, {query: "HeartbeatSpoke"}, {query: "DisconnectSpoke"},
+	{query: "PutOperations"}, {query: "ListOperations"}, {query: "ListOperations", args: []string{"spoke_id", "@spoke"}}, {query: "GetOperation"}, {query: "GetOperation", args: []string{"name", "'fs.' || @spoke || '.read'"}},
+	{query: "FindOperation"}, {query: "EnqueueCall"}, {query: "TakeCalls"}, {query: "StepCall", args: []string{"status", "'failed'"}, own: []string{"id", "@held_call", "status", "'failed'", "ciphertext", "NULL"}}, {query: "GetOutputSchema"}, {query: "AbortCall"}, {query: "FetchOutput", own: []string{"call_id", "@held_call"}},
+	{query: "FindWork", own: []string{"ids", "ARRAY[@spoke]::uuid[]"}}, {query: "GetCall"}, {query: "GetCallByRequest"}, {query: "ListCalls"}, {query: "ListCalls", args: []string{"spoke_id", "@spoke"}}, {query: "ListCalls", args: []string{"session_id", "@session"}}, {query: "ListCalls", args: []string{"request_id", "'r1'"}},
+	{query: "RecordCall"}, {query: "RecordCall", args: []string{"request_id", "'r9'", "parent_id", "@call", "operation", "'fs.list'"}}, {query: "GetCallTree"}, {query: "AddCallEdges"}, {query: "ListCallEdges"}, {query: "GetCallStats", args: []string{"since", "'-infinity'"}},
+	{query: "SweepSpokes"}, {query: "SweepCalls"}, {query: "PurgeCalls"}, {query: "PurgeCallPayloads"},
 	{query: "ListImportedIDs"}, {query: "ListMessageIDsForExport"}, {query: "ListMessagesForExport"},
 	{query: "AppendParts"}, {query: "ListParts"}, {query: "ListPartsByType", args: []string{"type", "'text'"}}, {query: "GetPart", args: []string{"id", "@part"}}, {query: "LockPart", args: []string{"id", "@part"}},
 	{query: "UpdatePart", args: []string{"id", "@part", "data", `'{"text": "x"}'`}}, {query: "AppendPartDelta", args: []string{"id", "@part"}}, {query: "GetGrowingText", args: []string{"id", "@part"}},
@@ -114,10 +120,14 @@ var upkeep = map[string]string{
 	"NumberEvents":         "numbers what has happened",
 	"LeaveEventOffice":     "lets another server number what happens, if one knows the secret of the one that does",
 	"PurgeEvents":          "removes what is older than seven days",
+	"SweepSpokes":          "marks spokes whose lease ran out",
+	"SweepCalls":           "fails calls whose deadline has passed",
+	"PurgeCalls":           "removes what its organisation does not keep any more",
+	"PurgeCallPayloads":    "removes outputs that nobody fetched",
+	"FindWork":             "says of ids that the asker names whether there is something to do",
 	"ListEncryptionKeys":   "tells fingerprints and counts of the platform, to its admins", "ListOtherEncryptionKeys": "alike", "GetSecretRotation": "alike", "GetRunningSecretRotation": "alike",
 	"StartSecretRotation": "the platform's keys, by its admins", "RemoveEncryptionKey": "alike", "RegisterClientTypes": "what a hub brings, at its start", "RegisterEncryptionKeys": "alike",
 	"AdvanceSecretRotation": "counts what the hub has done", "CompleteSecretRotation": "alike", "ListOrgsWithSecretsUnder": "tells the hub where it has work, and nobody who is signed in", "ListOrgsWithClients": "alike",
-	"RecordKeyUses": "notes when keys were used, which is no revision and changes nothing else",
 }
 
 var uuidText = regexp.MustCompile(`[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
@@ -177,6 +187,10 @@ func newTarget(t *testing.T) *world {
 		UPDATE tasks SET name = 'canary', body = 'canary', tags = '{canary}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE task_notes SET body = 'canary';
 		UPDATE mappings SET reason = 'canary', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE spokes SET version = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE operation_specs SET title = 'canary', description = 'canary', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE calls SET input = '{"a": "canary"}', output = '{"a": "canary"}', error = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE call_payloads SET ciphertext = 'canary';
 		UPDATE idempotency_keys SET body = 'canary', headers = '{"a": "canary"}';
 		UPDATE clients SET description = 'canary', config = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE client_secrets SET metadata = '{"_a": {"a": "canary"}}';

@@ -35,7 +35,7 @@ func rootCommand() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(serveCommand(), importCommand(), rolesCommand(), tasksCommand(), keysCommand(), adminCommand(), migrateCommand())
+	root.AddCommand(serveCommand(), importCommand(), rolesCommand(), tasksCommand(), keysCommand(), spokeCommand(), adminCommand(), migrateCommand())
 	return root
 }
 

@@ -118,6 +118,63 @@ func (e AuditBreakHow) Valid() bool {
 	}
 }
 
+// Defines values for CallRecordStatus.
+const (
+	CallRecordStatusAborted   CallRecordStatus = "aborted"
+	CallRecordStatusCompleted CallRecordStatus = "completed"
+	CallRecordStatusFailed    CallRecordStatus = "failed"
+	CallRecordStatusPending   CallRecordStatus = "pending"
+	CallRecordStatusRunning   CallRecordStatus = "running"
+)
+
+// Valid indicates whether the value is a known member of the CallRecordStatus enum.
+func (e CallRecordStatus) Valid() bool {
+	switch e {
+	case CallRecordStatusAborted:
+		return true
+	case CallRecordStatusCompleted:
+		return true
+	case CallRecordStatusFailed:
+		return true
+	case CallRecordStatusPending:
+		return true
+	case CallRecordStatusRunning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CallStatus.
+const (
+	CallStatusAborted    CallStatus = "aborted"
+	CallStatusCompleted  CallStatus = "completed"
+	CallStatusDispatched CallStatus = "dispatched"
+	CallStatusFailed     CallStatus = "failed"
+	CallStatusPending    CallStatus = "pending"
+	CallStatusRunning    CallStatus = "running"
+)
+
+// Valid indicates whether the value is a known member of the CallStatus enum.
+func (e CallStatus) Valid() bool {
+	switch e {
+	case CallStatusAborted:
+		return true
+	case CallStatusCompleted:
+		return true
+	case CallStatusDispatched:
+		return true
+	case CallStatusFailed:
+		return true
+	case CallStatusPending:
+		return true
+	case CallStatusRunning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CompactionPartType.
 const (
 	CompactionPartTypeCompaction CompactionPartType = "compaction"
@@ -361,6 +418,45 @@ func (e MessageRole) Valid() bool {
 	}
 }
 
+// Defines values for OperationKind.
+const (
+	OperationKindMutation     OperationKind = "mutation"
+	OperationKindQuery        OperationKind = "query"
+	OperationKindSubscription OperationKind = "subscription"
+)
+
+// Valid indicates whether the value is a known member of the OperationKind enum.
+func (e OperationKind) Valid() bool {
+	switch e {
+	case OperationKindMutation:
+		return true
+	case OperationKindQuery:
+		return true
+	case OperationKindSubscription:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for OperationVisibility.
+const (
+	OperationVisibilityAccount      OperationVisibility = "account"
+	OperationVisibilityOrganization OperationVisibility = "organization"
+)
+
+// Valid indicates whether the value is a known member of the OperationVisibility enum.
+func (e OperationVisibility) Valid() bool {
+	switch e {
+	case OperationVisibilityAccount:
+		return true
+	case OperationVisibilityOrganization:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for PatchPartType.
 const (
 	PatchPartTypePatch PatchPartType = "patch"
@@ -508,6 +604,27 @@ const (
 func (e SnapshotPartType) Valid() bool {
 	switch e {
 	case SnapshotPartTypeSnapshot:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SpokeStatus.
+const (
+	SpokeStatusConnected    SpokeStatus = "connected"
+	SpokeStatusDisconnected SpokeStatus = "disconnected"
+	SpokeStatusReconnecting SpokeStatus = "reconnecting"
+)
+
+// Valid indicates whether the value is a known member of the SpokeStatus enum.
+func (e SpokeStatus) Valid() bool {
+	switch e {
+	case SpokeStatusConnected:
+		return true
+	case SpokeStatusDisconnected:
+		return true
+	case SpokeStatusReconnecting:
 		return true
 	default:
 		return false
@@ -1195,6 +1312,214 @@ type Block struct {
 	Reason    *string             `json:"reason,omitempty"`
 }
 
+// Call What is written down. Payloads are redacted, and truncated to {"_truncated": {size, sha256, preview}}.
+type Call struct {
+	Attempts        int32               `json:"attempts"`
+	CallerAccountId *openapi_types.UUID `json:"callerAccountId"`
+	CreatedAt       time.Time           `json:"createdAt"`
+	DeadlineAt      *time.Time          `json:"deadlineAt"`
+	DispatchedAt    *time.Time          `json:"dispatchedAt"`
+	EndedAt         *time.Time          `json:"endedAt"`
+
+	// EndedBy spoke, caller, deadline, parent, spoke_loss or recorder.
+	EndedBy *string `json:"endedBy"`
+
+	// Error Any JSON value.
+	Error *JSONValue `json:"error,omitempty"`
+
+	// ErrorCode deadline_exceeded, spoke_lost, parent_ended, aborted, or the operation's own.
+	ErrorCode *string            `json:"errorCode"`
+	Id        openapi_types.UUID `json:"id"`
+
+	// Identity Any JSON object. It comes back with the values that were given.
+	Identity JSONObject `json:"identity"`
+
+	// Input Any JSON value.
+	Input *JSONValue `json:"input,omitempty"`
+
+	// Kind query, mutation or subscription
+	Kind        *string `json:"kind"`
+	MaxAttempts int32   `json:"maxAttempts"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata JSONObject `json:"metadata"`
+
+	// Operation namespace.name
+	Operation string `json:"operation"`
+
+	// Output Any JSON value.
+	Output   *JSONValue          `json:"output,omitempty"`
+	ParentId *openapi_types.UUID `json:"parentId"`
+
+	// PayloadsExpiredAt When retention took its payloads.
+	PayloadsExpiredAt *time.Time `json:"payloadsExpiredAt"`
+	RequestId         *string    `json:"requestId"`
+	Revision          int32      `json:"revision"`
+
+	// Routed Whether the hub routes it; else a runtime records it.
+	Routed    bool                `json:"routed"`
+	SessionId *openapi_types.UUID `json:"sessionId"`
+	SpokeId   *openapi_types.UUID `json:"spokeId"`
+	StartedAt *time.Time          `json:"startedAt"`
+	Status    CallStatus          `json:"status"`
+	UpdatedAt time.Time           `json:"updatedAt"`
+}
+
+// CallAbort defines model for CallAbort.
+type CallAbort struct {
+	Epoch   *int32              `json:"epoch,omitempty"`
+	Reason  *string             `json:"reason,omitempty"`
+	SpokeId *openapi_types.UUID `json:"spokeId,omitempty"`
+}
+
+// CallComplete defines model for CallComplete.
+type CallComplete struct {
+	Epoch int32 `json:"epoch"`
+
+	// Output Any JSON value.
+	Output  *JSONValue         `json:"output"`
+	SpokeId openapi_types.UUID `json:"spokeId"`
+}
+
+// CallEdge defines model for CallEdge.
+type CallEdge struct {
+	CreatedAt    time.Time          `json:"createdAt"`
+	SourceCallId openapi_types.UUID `json:"sourceCallId"`
+	TargetCallId openapi_types.UUID `json:"targetCallId"`
+
+	// Type triggered: the source made the target while it ran; depends_on: the target consumes what the source put out; requested_by: the source asked for the target, but does not own its lifetime.
+	Type string `json:"type"`
+}
+
+// CallEdgeAdd defines model for CallEdgeAdd.
+type CallEdgeAdd struct {
+	TargetCallId openapi_types.UUID `json:"targetCallId"`
+	Type         string             `json:"type"`
+}
+
+// CallEdgePage defines model for CallEdgePage.
+type CallEdgePage struct {
+	Items []CallEdge `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// CallEdges defines model for CallEdges.
+type CallEdges struct {
+	Items []CallEdge `json:"items"`
+}
+
+// CallEdgesAdd defines model for CallEdgesAdd.
+type CallEdgesAdd struct {
+	Edges []CallEdgeAdd `json:"edges"`
+}
+
+// CallFail defines model for CallFail.
+type CallFail struct {
+	Code  string `json:"code"`
+	Epoch int32  `json:"epoch"`
+
+	// Error Any JSON value.
+	Error   *JSONValue         `json:"error,omitempty"`
+	SpokeId openapi_types.UUID `json:"spokeId"`
+}
+
+// CallNode defines model for CallNode.
+type CallNode struct {
+	// Call What is written down. Payloads are redacted, and truncated to {"_truncated": {size, sha256, preview}}.
+	Call Call `json:"call"`
+
+	// Depth 0 is the call that was asked for.
+	Depth int32 `json:"depth"`
+}
+
+// CallPage defines model for CallPage.
+type CallPage struct {
+	Items []Call `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// CallRecord defines model for CallRecord.
+type CallRecord struct {
+	// EndedAt Now, where a call that is over says none.
+	EndedAt *time.Time `json:"endedAt,omitempty"`
+
+	// Error Any JSON value.
+	Error     *JSONValue `json:"error,omitempty"`
+	ErrorCode *string    `json:"errorCode,omitempty"`
+
+	// Input Any JSON value.
+	Input *JSONValue     `json:"input,omitempty"`
+	Kind  *OperationKind `json:"kind,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  *Metadata `json:"metadata,omitempty"`
+	Operation string    `json:"operation"`
+
+	// Output Any JSON value.
+	Output       *JSONValue          `json:"output,omitempty"`
+	ParentId     *openapi_types.UUID `json:"parentId,omitempty"`
+	PayloadLimit *int32              `json:"payloadLimit,omitempty"`
+	RedactPaths  *[]string           `json:"redactPaths,omitempty"`
+	RequestId    string              `json:"requestId"`
+
+	// SessionId The agent's session; that of Hub-Session when absent.
+	SessionId *openapi_types.UUID `json:"sessionId,omitempty"`
+	StartedAt *time.Time          `json:"startedAt,omitempty"`
+	Status    CallRecordStatus    `json:"status"`
+}
+
+// CallRecordStatus defines model for CallRecord.Status.
+type CallRecordStatus string
+
+// CallResult defines model for CallResult.
+type CallResult struct {
+	// Call What is written down. Payloads are redacted, and truncated to {"_truncated": {size, sha256, preview}}.
+	Call Call `json:"call"`
+
+	// Exact Whether `output` is to the letter; else it is what was written down.
+	Exact *bool `json:"exact,omitempty"`
+
+	// Output Any JSON value.
+	Output *JSONValue `json:"output,omitempty"`
+}
+
+// CallStats defines model for CallStats.
+type CallStats struct {
+	Items []OperationStats `json:"items"`
+}
+
+// CallStatus defines model for CallStatus.
+type CallStatus string
+
+// CallStep defines model for CallStep.
+type CallStep struct {
+	Epoch   int32              `json:"epoch"`
+	SpokeId openapi_types.UUID `json:"spokeId"`
+}
+
+// CallTree defines model for CallTree.
+type CallTree struct {
+	// Edges Between the nodes.
+	Edges []CallEdge `json:"edges"`
+	Nodes []CallNode `json:"nodes"`
+
+	// Truncated Whether there are more than `limit` calls.
+	Truncated bool `json:"truncated"`
+}
+
+// CallsTake defines model for CallsTake.
+type CallsTake struct {
+	Epoch int32 `json:"epoch"`
+
+	// MaxCalls 0 for a spoke that has no room: it learns what to stop.
+	MaxCalls    *int32 `json:"maxCalls,omitempty"`
+	WaitSeconds *int32 `json:"waitSeconds,omitempty"`
+}
+
 // ChildSession defines model for ChildSession.
 type ChildSession struct {
 	// Depth 1 for a child, 2 for a child's child and so on.
@@ -1612,6 +1937,9 @@ type InvalidClient struct {
 // JSONObject Any JSON object. It comes back with the values that were given.
 type JSONObject = json.RawMessage
 
+// JSONValue Any JSON value.
+type JSONValue = json.RawMessage
+
 // KnownPart A part of a type that opencode 1.18 knows.
 type KnownPart struct {
 	union json.RawMessage
@@ -1838,6 +2166,171 @@ type OpencodeExport_Messages_Item struct {
 	Info                 map[string]interface{}   `json:"info"`
 	Parts                []map[string]interface{} `json:"parts"`
 	AdditionalProperties map[string]interface{}   `json:"-"`
+}
+
+// Operation defines model for Operation.
+type Operation struct {
+	// Annotations Any JSON object. It comes back with the values that were given.
+	Annotations JSONObject `json:"annotations"`
+	CreatedAt   time.Time  `json:"createdAt"`
+	Description string     `json:"description"`
+
+	// ErrorSchema Any JSON object. It comes back with the values that were given.
+	ErrorSchema *JSONObject        `json:"errorSchema,omitempty"`
+	Id          openapi_types.UUID `json:"id"`
+
+	// InputSchema Any JSON object. It comes back with the values that were given.
+	InputSchema JSONObject    `json:"inputSchema"`
+	Kind        OperationKind `json:"kind"`
+	MaxAttempts int32         `json:"maxAttempts"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  Metadata `json:"metadata"`
+	Name      string   `json:"name"`
+	Namespace string   `json:"namespace"`
+
+	// OutputSchema Any JSON object. It comes back with the values that were given.
+	OutputSchema *JSONObject `json:"outputSchema,omitempty"`
+	PayloadLimit *int32      `json:"payloadLimit"`
+
+	// QualifiedName `namespace.{spoke id}.name`
+	QualifiedName string             `json:"qualifiedName"`
+	RedactPaths   []string           `json:"redactPaths"`
+	Revision      int32              `json:"revision"`
+	ScopesAll     []string           `json:"scopesAll"`
+	ScopesAny     []string           `json:"scopesAny"`
+	SpokeId       openapi_types.UUID `json:"spokeId"`
+	Title         string             `json:"title"`
+	UpdatedAt     time.Time          `json:"updatedAt"`
+	Version       string             `json:"version"`
+
+	// Visibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+	Visibility OperationVisibility `json:"visibility"`
+}
+
+// OperationAnnotations MCP's tool annotations.
+type OperationAnnotations struct {
+	DestructiveHint *bool `json:"destructiveHint,omitempty"`
+	IdempotentHint  *bool `json:"idempotentHint,omitempty"`
+	OpenWorldHint   *bool `json:"openWorldHint,omitempty"`
+	ReadOnlyHint    *bool `json:"readOnlyHint,omitempty"`
+}
+
+// OperationCall defines model for OperationCall.
+type OperationCall struct {
+	// Input Any JSON object. It comes back with the values that were given.
+	Input *JSONObject `json:"input,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// ParentId The call that makes this one: it ends no later, and is aborted with it.
+	ParentId *openapi_types.UUID `json:"parentId,omitempty"`
+
+	// RequestId The caller's own id of the call.
+	RequestId *string `json:"requestId,omitempty"`
+
+	// SessionId The agent's session; that of Hub-Session when absent.
+	SessionId *openapi_types.UUID `json:"sessionId,omitempty"`
+
+	// TimeoutSeconds When it fails with `deadline_exceeded`.
+	TimeoutSeconds *int32 `json:"timeoutSeconds,omitempty"`
+	WaitSeconds    *int32 `json:"waitSeconds,omitempty"`
+}
+
+// OperationKind defines model for OperationKind.
+type OperationKind string
+
+// OperationOffer defines model for OperationOffer.
+type OperationOffer struct {
+	// Annotations MCP's tool annotations.
+	Annotations *OperationAnnotations `json:"annotations,omitempty"`
+	Description *string               `json:"description,omitempty"`
+
+	// ErrorSchema Any JSON object. It comes back with the values that were given.
+	ErrorSchema *JSONObject `json:"errorSchema,omitempty"`
+
+	// InputSchema Any JSON object. It comes back with the values that were given.
+	InputSchema *JSONObject   `json:"inputSchema,omitempty"`
+	Kind        OperationKind `json:"kind"`
+
+	// MaxAttempts How often a call may be started: above 1, it is given to somebody else when its spoke dies.
+	MaxAttempts *int32 `json:"maxAttempts,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Dots are welcome. It does not begin with what looks like a spoke's id, and the qualified name has at most 128 characters.
+	Name string `json:"name"`
+
+	// Namespace One segment. `hub` is reserved.
+	Namespace string `json:"namespace"`
+
+	// OutputSchema Any JSON object. It comes back with the values that were given.
+	OutputSchema *JSONObject `json:"outputSchema,omitempty"`
+
+	// PayloadLimit Bytes of a payload that are written down. The organisation's limit when absent.
+	PayloadLimit *int32 `json:"payloadLimit,omitempty"`
+
+	// RedactPaths JSON pointers whose values are not written down, in input, output, error and metadata alike; `*` stands for every member and element. Values under names such as password, token, secret and key never are.
+	RedactPaths *[]string `json:"redactPaths,omitempty"`
+
+	// ScopesAll Scopes that a caller's key must all cover.
+	ScopesAll *[]OperationScope `json:"scopesAll,omitempty"`
+
+	// ScopesAny Scopes of which a caller's key must cover one.
+	ScopesAny *[]OperationScope `json:"scopesAny,omitempty"`
+	Title     *string           `json:"title,omitempty"`
+	Version   *string           `json:"version,omitempty"`
+
+	// Visibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+	Visibility *OperationVisibility `json:"visibility,omitempty"`
+}
+
+// OperationPage defines model for OperationPage.
+type OperationPage struct {
+	Items []Operation `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// OperationScope defines model for OperationScope.
+type OperationScope = string
+
+// OperationStats defines model for OperationStats.
+type OperationStats struct {
+	Aborted   int64 `json:"aborted"`
+	Calls     int64 `json:"calls"`
+	Completed int64 `json:"completed"`
+
+	// ErrorRate Failed calls, of all.
+	ErrorRate float64 `json:"errorRate"`
+	Failed    int64   `json:"failed"`
+	Operation string  `json:"operation"`
+
+	// P50Ms Of the time from start to end; absent where none has ended.
+	P50Ms     *float64 `json:"p50Ms,omitempty"`
+	P95Ms     *float64 `json:"p95Ms,omitempty"`
+	P99Ms     *float64 `json:"p99Ms,omitempty"`
+	PerSecond float64  `json:"perSecond"`
+}
+
+// OperationVisibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+type OperationVisibility string
+
+// OperationsChange Qualified names, in order.
+type OperationsChange struct {
+	Created   []string `json:"created"`
+	Removed   []string `json:"removed"`
+	Unchanged []string `json:"unchanged"`
+	Updated   []string `json:"updated"`
+}
+
+// OperationsPut defines model for OperationsPut.
+type OperationsPut struct {
+	Epoch      int32            `json:"epoch"`
+	Operations []OperationOffer `json:"operations"`
 }
 
 // Organization defines model for Organization.
@@ -2127,8 +2620,17 @@ type Resource = string
 // RetentionPolicy defines model for RetentionPolicy.
 type RetentionPolicy struct {
 	// AuditDays Days that entries of the audit log are kept; null for ever.
-	AuditDays *int32    `json:"auditDays"`
-	CreatedAt time.Time `json:"createdAt"`
+	AuditDays *int32 `json:"auditDays"`
+
+	// CallDays Days that calls are kept; null for ever.
+	CallDays *int32 `json:"callDays"`
+
+	// CallPayloadDays Days that the payloads of calls are kept, where that is shorter.
+	CallPayloadDays *int32 `json:"callPayloadDays"`
+
+	// CallPayloadLimit Bytes of a call's payload that are written down, where its operation does not say otherwise.
+	CallPayloadLimit int32     `json:"callPayloadLimit"`
+	CreatedAt        time.Time `json:"createdAt"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 	Metadata Metadata `json:"metadata"`
@@ -2141,7 +2643,10 @@ type RetentionPolicy struct {
 
 // RetentionPolicyUpdate defines model for RetentionPolicyUpdate.
 type RetentionPolicyUpdate struct {
-	AuditDays nullable.Nullable[int32] `json:"auditDays,omitempty"`
+	AuditDays        nullable.Nullable[int32] `json:"auditDays,omitempty"`
+	CallDays         nullable.Nullable[int32] `json:"callDays,omitempty"`
+	CallPayloadDays  nullable.Nullable[int32] `json:"callPayloadDays,omitempty"`
+	CallPayloadLimit *int32                   `json:"callPayloadLimit,omitempty"`
 
 	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata    *JSONObject              `json:"metadata,omitempty"`
@@ -2505,6 +3010,76 @@ type SnippetPiece struct {
 	Text string `json:"text"`
 }
 
+// Spoke defines model for Spoke.
+type Spoke struct {
+	// AccountId Whose it is; null once the account has left.
+	AccountId   *openapi_types.UUID `json:"accountId"`
+	ConnectedAt time.Time           `json:"connectedAt"`
+	CreatedAt   time.Time           `json:"createdAt"`
+
+	// Data Any JSON object. It comes back with the values that were given.
+	Data           JSONObject `json:"data"`
+	DisconnectedAt *time.Time `json:"disconnectedAt"`
+
+	// Epoch Counts its connections.
+	Epoch        int32              `json:"epoch"`
+	GraceSeconds int32              `json:"graceSeconds"`
+	Id           openapi_types.UUID `json:"id"`
+
+	// LeaseExpiresAt Until when it counts as living.
+	LeaseExpiresAt time.Time `json:"leaseExpiresAt"`
+	LeaseSeconds   int32     `json:"leaseSeconds"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Ready Connected, its lease in force, and a take open.
+	Ready     bool        `json:"ready"`
+	Revision  int32       `json:"revision"`
+	Status    SpokeStatus `json:"status"`
+	UpdatedAt time.Time   `json:"updatedAt"`
+
+	// Version The program's.
+	Version string `json:"version"`
+}
+
+// SpokeConnection defines model for SpokeConnection.
+type SpokeConnection struct {
+	// Epoch The one that registerSpoke answered.
+	Epoch int32 `json:"epoch"`
+}
+
+// SpokePage defines model for SpokePage.
+type SpokePage struct {
+	Items []Spoke `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// SpokeRegister defines model for SpokeRegister.
+type SpokeRegister struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data *JSONObject `json:"data,omitempty"`
+
+	// GraceSeconds How long it may then be reconnecting before it is disconnected.
+	GraceSeconds *int32 `json:"graceSeconds,omitempty"`
+
+	// LeaseSeconds For how long a heartbeat or a take says that it lives.
+	LeaseSeconds *int32 `json:"leaseSeconds,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Unique in the organisation, and the same each time that the program starts.
+	Name    string  `json:"name"`
+	Version *string `json:"version,omitempty"`
+}
+
+// SpokeStatus defines model for SpokeStatus.
+type SpokeStatus string
+
 // StepFinishPart defines model for StepFinishPart.
 type StepFinishPart struct {
 	Data StepFinishPartData `json:"data"`
@@ -2562,6 +3137,37 @@ type SubtaskPartData struct {
 
 // Tag A label of the organisation's own.
 type Tag = string
+
+// TakenCall defines model for TakenCall.
+type TakenCall struct {
+	// Attempt Counts from 1: above, another spoke began and died.
+	Attempt         int32               `json:"attempt"`
+	CallerAccountId *openapi_types.UUID `json:"callerAccountId"`
+	DeadlineAt      time.Time           `json:"deadlineAt"`
+	Id              openapi_types.UUID  `json:"id"`
+
+	// Identity Any JSON object. It comes back with the values that were given.
+	Identity JSONObject `json:"identity"`
+
+	// Input Any JSON object. It comes back with the values that were given.
+	Input JSONObject `json:"input"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+
+	// Operation namespace.name
+	Operation string              `json:"operation"`
+	ParentId  *openapi_types.UUID `json:"parentId"`
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// TakenCalls defines model for TakenCalls.
+type TakenCalls struct {
+	Calls []TakenCall `json:"calls"`
+
+	// Stopped Calls that the spoke holds and that are over for others. What it says of them is refused.
+	Stopped []openapi_types.UUID `json:"stopped"`
+}
 
 // Task defines model for Task.
 type Task struct {
@@ -3080,6 +3686,9 @@ type AccountId = openapi_types.UUID
 // ApiKeyId defines model for ApiKeyId.
 type ApiKeyId = openapi_types.UUID
 
+// CallId defines model for CallId.
+type CallId = openapi_types.UUID
+
 // ClientId defines model for ClientId.
 type ClientId = openapi_types.UUID
 
@@ -3104,6 +3713,9 @@ type Limit = int32
 // MappingId defines model for MappingId.
 type MappingId = openapi_types.UUID
 
+// OperationName defines model for OperationName.
+type OperationName = string
+
 // OrganizationId defines model for OrganizationId.
 type OrganizationId = openapi_types.UUID
 
@@ -3118,6 +3730,9 @@ type SecretName = string
 
 // SessionId defines model for SessionId.
 type SessionId = openapi_types.UUID
+
+// SpokeId defines model for SpokeId.
+type SpokeId = openapi_types.UUID
 
 // TaskId defines model for TaskId.
 type TaskId = openapi_types.UUID
@@ -3303,6 +3918,85 @@ type VerifyAuditLogParams struct {
 	Platform *bool `form:"platform,omitempty" json:"platform,omitempty"`
 }
 
+// ListCallsParams defines parameters for ListCalls.
+type ListCallsParams struct {
+	// Operation Its name without a spoke.
+	Operation       *string             `form:"operation,omitempty" json:"operation,omitempty"`
+	Status          *CallStatus         `form:"status,omitempty" json:"status,omitempty"`
+	CallerAccountId *openapi_types.UUID `form:"callerAccountId,omitempty" json:"callerAccountId,omitempty"`
+	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+	SpokeId         *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	ParentId        *openapi_types.UUID `form:"parentId,omitempty" json:"parentId,omitempty"`
+	RequestId       *string             `form:"requestId,omitempty" json:"requestId,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// RecordCallParams defines parameters for RecordCall.
+type RecordCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetCallStatsParams defines parameters for GetCallStats.
+type GetCallStatsParams struct {
+	Since     time.Time `form:"since" json:"since"`
+	Until     time.Time `form:"until" json:"until"`
+	Operation *string   `form:"operation,omitempty" json:"operation,omitempty"`
+}
+
+// AbortCallParams defines parameters for AbortCall.
+type AbortCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CompleteCallParams defines parameters for CompleteCall.
+type CompleteCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListCallEdgesParams defines parameters for ListCallEdges.
+type ListCallEdgesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// AddCallEdgesParams defines parameters for AddCallEdges.
+type AddCallEdgesParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// FailCallParams defines parameters for FailCall.
+type FailCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// StartCallParams defines parameters for StartCall.
+type StartCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetCallTreeParams defines parameters for GetCallTree.
+type GetCallTreeParams struct {
+	// Depth How many generations below the call.
+	Depth *int32 `form:"depth,omitempty" json:"depth,omitempty"`
+
+	// Limit How many calls at most.
+	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
 // ListClientsParams defines parameters for ListClients.
 type ListClientsParams struct {
 	// Name Only the client with this name.
@@ -3432,6 +4126,28 @@ type RemoveMemberParams struct {
 type UpdateMemberParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListOperationsParams defines parameters for ListOperations.
+type ListOperationsParams struct {
+	SpokeId   *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	Namespace *string             `form:"namespace,omitempty" json:"namespace,omitempty"`
+
+	// Name The name within its namespace.
+	Name *string        `form:"name,omitempty" json:"name,omitempty"`
+	Kind *OperationKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CallOperationParams defines parameters for CallOperation.
+type CallOperationParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListOrganizationsParams defines parameters for ListOrganizations.
@@ -3858,6 +4574,44 @@ type GetSessionUsageParams struct {
 	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
 }
 
+// ListSpokesParams defines parameters for ListSpokes.
+type ListSpokesParams struct {
+	Status *SpokeStatus `form:"status,omitempty" json:"status,omitempty"`
+
+	// AccountId Only spokes of this account.
+	AccountId *openapi_types.UUID `form:"accountId,omitempty" json:"accountId,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// RegisterSpokeParams defines parameters for RegisterSpoke.
+type RegisterSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DisconnectSpokeParams defines parameters for DisconnectSpoke.
+type DisconnectSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// HeartbeatSpokeParams defines parameters for HeartbeatSpoke.
+type HeartbeatSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// TakeCallsParams defines parameters for TakeCalls.
+type TakeCallsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // DeleteTaskParams defines parameters for DeleteTask.
 type DeleteTaskParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
@@ -3972,6 +4726,24 @@ type UpdateApiKeyApplicationMergePatchPlusJSONRequestBody = ApiKeyUpdate
 // RotateApiKeyJSONRequestBody defines body for RotateApiKey for application/json ContentType.
 type RotateApiKeyJSONRequestBody = ApiKeyRotate
 
+// RecordCallJSONRequestBody defines body for RecordCall for application/json ContentType.
+type RecordCallJSONRequestBody = CallRecord
+
+// AbortCallJSONRequestBody defines body for AbortCall for application/json ContentType.
+type AbortCallJSONRequestBody = CallAbort
+
+// CompleteCallJSONRequestBody defines body for CompleteCall for application/json ContentType.
+type CompleteCallJSONRequestBody = CallComplete
+
+// AddCallEdgesJSONRequestBody defines body for AddCallEdges for application/json ContentType.
+type AddCallEdgesJSONRequestBody = CallEdgesAdd
+
+// FailCallJSONRequestBody defines body for FailCall for application/json ContentType.
+type FailCallJSONRequestBody = CallFail
+
+// StartCallJSONRequestBody defines body for StartCall for application/json ContentType.
+type StartCallJSONRequestBody = CallStep
+
 // CreateClientJSONRequestBody defines body for CreateClient for application/json ContentType.
 type CreateClientJSONRequestBody = ClientCreate
 
@@ -3992,6 +4764,9 @@ type AddMemberJSONRequestBody = MemberAdd
 
 // UpdateMemberApplicationMergePatchPlusJSONRequestBody defines body for UpdateMember for application/merge-patch+json ContentType.
 type UpdateMemberApplicationMergePatchPlusJSONRequestBody = MemberUpdate
+
+// CallOperationJSONRequestBody defines body for CallOperation for application/json ContentType.
+type CallOperationJSONRequestBody = OperationCall
 
 // CreateOrganizationJSONRequestBody defines body for CreateOrganization for application/json ContentType.
 type CreateOrganizationJSONRequestBody = OrganizationCreate
@@ -4052,6 +4827,21 @@ type UpdatePartApplicationMergePatchPlusJSONRequestBody = PartUpdate
 
 // AppendPartDeltaJSONRequestBody defines body for AppendPartDelta for application/json ContentType.
 type AppendPartDeltaJSONRequestBody = PartDelta
+
+// RegisterSpokeJSONRequestBody defines body for RegisterSpoke for application/json ContentType.
+type RegisterSpokeJSONRequestBody = SpokeRegister
+
+// DisconnectSpokeJSONRequestBody defines body for DisconnectSpoke for application/json ContentType.
+type DisconnectSpokeJSONRequestBody = SpokeConnection
+
+// HeartbeatSpokeJSONRequestBody defines body for HeartbeatSpoke for application/json ContentType.
+type HeartbeatSpokeJSONRequestBody = SpokeConnection
+
+// PutOperationsJSONRequestBody defines body for PutOperations for application/json ContentType.
+type PutOperationsJSONRequestBody = OperationsPut
+
+// TakeCallsJSONRequestBody defines body for TakeCalls for application/json ContentType.
+type TakeCallsJSONRequestBody = CallsTake
 
 // UpdateTaskApplicationMergePatchPlusJSONRequestBody defines body for UpdateTask for application/merge-patch+json ContentType.
 type UpdateTaskApplicationMergePatchPlusJSONRequestBody = TaskUpdate
@@ -5094,6 +5884,39 @@ type ServerInterface interface {
 	// VerifyAuditLog Verify the audit log
 	// (GET /v1/audit-logs/verification)
 	VerifyAuditLog(ctx echo.Context, params VerifyAuditLogParams) error
+	// ListCalls List calls
+	// (GET /v1/calls)
+	ListCalls(ctx echo.Context, params ListCallsParams) error
+	// RecordCall Record a call
+	// (POST /v1/calls)
+	RecordCall(ctx echo.Context, params RecordCallParams) error
+	// GetCallStats Count and time calls
+	// (GET /v1/calls/stats)
+	GetCallStats(ctx echo.Context, params GetCallStatsParams) error
+	// GetCall Get a call
+	// (GET /v1/calls/{callId})
+	GetCall(ctx echo.Context, callId CallId) error
+	// AbortCall Abort a call
+	// (POST /v1/calls/{callId}/abort)
+	AbortCall(ctx echo.Context, callId CallId, params AbortCallParams) error
+	// CompleteCall Complete a call
+	// (POST /v1/calls/{callId}/complete)
+	CompleteCall(ctx echo.Context, callId CallId, params CompleteCallParams) error
+	// ListCallEdges List a call's edges
+	// (GET /v1/calls/{callId}/edges)
+	ListCallEdges(ctx echo.Context, callId CallId, params ListCallEdgesParams) error
+	// AddCallEdges Say how a call hangs together with others
+	// (POST /v1/calls/{callId}/edges)
+	AddCallEdges(ctx echo.Context, callId CallId, params AddCallEdgesParams) error
+	// FailCall Fail a call
+	// (POST /v1/calls/{callId}/fail)
+	FailCall(ctx echo.Context, callId CallId, params FailCallParams) error
+	// StartCall Say that a call begins
+	// (POST /v1/calls/{callId}/start)
+	StartCall(ctx echo.Context, callId CallId, params StartCallParams) error
+	// GetCallTree Get a call and what it led to
+	// (GET /v1/calls/{callId}/tree)
+	GetCallTree(ctx echo.Context, callId CallId, params GetCallTreeParams) error
 	// ListClientTypes List client types
 	// (GET /v1/client-types)
 	ListClientTypes(ctx echo.Context) error
@@ -5166,6 +5989,15 @@ type ServerInterface interface {
 	// UpdateMember Change a member
 	// (PATCH /v1/members/{accountId})
 	UpdateMember(ctx echo.Context, accountId AccountId, params UpdateMemberParams) error
+	// ListOperations List what spokes offer
+	// (GET /v1/operations)
+	ListOperations(ctx echo.Context, params ListOperationsParams) error
+	// GetOperation Get an operation
+	// (GET /v1/operations/{operationName})
+	GetOperation(ctx echo.Context, operationName OperationName) error
+	// CallOperation Call an operation
+	// (POST /v1/operations/{operationName}/call)
+	CallOperation(ctx echo.Context, operationName OperationName, params CallOperationParams) error
 	// ListOrganizations List organisations
 	// (GET /v1/organizations)
 	ListOrganizations(ctx echo.Context, params ListOrganizationsParams) error
@@ -5328,6 +6160,27 @@ type ServerInterface interface {
 	// GetSessionUsage Get what a session has used
 	// (GET /v1/sessions/{sessionId}/usage)
 	GetSessionUsage(ctx echo.Context, sessionId SessionId, params GetSessionUsageParams) error
+	// ListSpokes List spokes
+	// (GET /v1/spokes)
+	ListSpokes(ctx echo.Context, params ListSpokesParams) error
+	// RegisterSpoke Connect a spoke
+	// (POST /v1/spokes)
+	RegisterSpoke(ctx echo.Context, params RegisterSpokeParams) error
+	// GetSpoke Get a spoke
+	// (GET /v1/spokes/{spokeId})
+	GetSpoke(ctx echo.Context, spokeId SpokeId) error
+	// DisconnectSpoke End a spoke's connection
+	// (POST /v1/spokes/{spokeId}/disconnect)
+	DisconnectSpoke(ctx echo.Context, spokeId SpokeId, params DisconnectSpokeParams) error
+	// HeartbeatSpoke Say that a spoke lives
+	// (POST /v1/spokes/{spokeId}/heartbeat)
+	HeartbeatSpoke(ctx echo.Context, spokeId SpokeId, params HeartbeatSpokeParams) error
+	// PutOperations Say what a spoke offers
+	// (PUT /v1/spokes/{spokeId}/operations)
+	PutOperations(ctx echo.Context, spokeId SpokeId) error
+	// TakeCalls Take calls
+	// (POST /v1/spokes/{spokeId}/take)
+	TakeCalls(ctx echo.Context, spokeId SpokeId, params TakeCallsParams) error
 	// DeleteTask Delete a task with its notes and history
 	// (DELETE /v1/tasks/{taskId})
 	DeleteTask(ctx echo.Context, taskId TaskId, params DeleteTaskParams) error
@@ -6152,6 +7005,401 @@ func (w *ServerInterfaceWrapper) VerifyAuditLog(ctx echo.Context) error {
 	return err
 }
 
+// ListCalls converts echo context to params.
+func (w *ServerInterfaceWrapper) ListCalls(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListCallsParams
+	// ------------- Optional query parameter "operation" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "operation", ctx.QueryParams(), &params.Operation, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter operation: %s", err))
+	}
+
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", ctx.QueryParams(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter status: %s", err))
+	}
+
+	// ------------- Optional query parameter "callerAccountId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "callerAccountId", ctx.QueryParams(), &params.CallerAccountId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callerAccountId: %s", err))
+	}
+
+	// ------------- Optional query parameter "sessionId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sessionId", ctx.QueryParams(), &params.SessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Optional query parameter "spokeId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "spokeId", ctx.QueryParams(), &params.SpokeId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// ------------- Optional query parameter "parentId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "parentId", ctx.QueryParams(), &params.ParentId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter parentId: %s", err))
+	}
+
+	// ------------- Optional query parameter "requestId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "requestId", ctx.QueryParams(), &params.RequestId, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter requestId: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListCalls(ctx, params)
+	return err
+}
+
+// RecordCall converts echo context to params.
+func (w *ServerInterfaceWrapper) RecordCall(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RecordCallParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RecordCall(ctx, params)
+	return err
+}
+
+// GetCallStats converts echo context to params.
+func (w *ServerInterfaceWrapper) GetCallStats(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetCallStatsParams
+	// ------------- Required query parameter "since" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "since", ctx.QueryParams(), &params.Since, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter since: %s", err))
+	}
+
+	// ------------- Required query parameter "until" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, true, "until", ctx.QueryParams(), &params.Until, runtime.BindQueryParameterOptions{Type: "string", Format: "date-time"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter until: %s", err))
+	}
+
+	// ------------- Optional query parameter "operation" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "operation", ctx.QueryParams(), &params.Operation, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter operation: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetCallStats(ctx, params)
+	return err
+}
+
+// GetCall converts echo context to params.
+func (w *ServerInterfaceWrapper) GetCall(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetCall(ctx, callId)
+	return err
+}
+
+// AbortCall converts echo context to params.
+func (w *ServerInterfaceWrapper) AbortCall(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AbortCallParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AbortCall(ctx, callId, params)
+	return err
+}
+
+// CompleteCall converts echo context to params.
+func (w *ServerInterfaceWrapper) CompleteCall(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CompleteCallParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CompleteCall(ctx, callId, params)
+	return err
+}
+
+// ListCallEdges converts echo context to params.
+func (w *ServerInterfaceWrapper) ListCallEdges(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListCallEdgesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListCallEdges(ctx, callId, params)
+	return err
+}
+
+// AddCallEdges converts echo context to params.
+func (w *ServerInterfaceWrapper) AddCallEdges(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AddCallEdgesParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AddCallEdges(ctx, callId, params)
+	return err
+}
+
+// FailCall converts echo context to params.
+func (w *ServerInterfaceWrapper) FailCall(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params FailCallParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.FailCall(ctx, callId, params)
+	return err
+}
+
+// StartCall converts echo context to params.
+func (w *ServerInterfaceWrapper) StartCall(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params StartCallParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.StartCall(ctx, callId, params)
+	return err
+}
+
+// GetCallTree converts echo context to params.
+func (w *ServerInterfaceWrapper) GetCallTree(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "callId" -------------
+	var callId CallId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "callId", ctx.Param("callId"), &callId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter callId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params GetCallTreeParams
+	// ------------- Optional query parameter "depth" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "depth", ctx.QueryParams(), &params.Depth, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter depth: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetCallTree(ctx, callId, params)
+	return err
+}
+
 // ListClientTypes converts echo context to params.
 func (w *ServerInterfaceWrapper) ListClientTypes(ctx echo.Context) error {
 	var err error
@@ -6865,6 +8113,111 @@ func (w *ServerInterfaceWrapper) UpdateMember(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.UpdateMember(ctx, accountId, params)
+	return err
+}
+
+// ListOperations converts echo context to params.
+func (w *ServerInterfaceWrapper) ListOperations(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListOperationsParams
+	// ------------- Optional query parameter "spokeId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "spokeId", ctx.QueryParams(), &params.SpokeId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// ------------- Optional query parameter "namespace" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "namespace", ctx.QueryParams(), &params.Namespace, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter namespace: %s", err))
+	}
+
+	// ------------- Optional query parameter "name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "name", ctx.QueryParams(), &params.Name, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// ------------- Optional query parameter "kind" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "kind", ctx.QueryParams(), &params.Kind, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter kind: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListOperations(ctx, params)
+	return err
+}
+
+// GetOperation converts echo context to params.
+func (w *ServerInterfaceWrapper) GetOperation(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "operationName" -------------
+	var operationName OperationName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "operationName", ctx.Param("operationName"), &operationName, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter operationName: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetOperation(ctx, operationName)
+	return err
+}
+
+// CallOperation converts echo context to params.
+func (w *ServerInterfaceWrapper) CallOperation(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "operationName" -------------
+	var operationName OperationName
+
+	err = runtime.BindStyledParameterWithOptions("simple", "operationName", ctx.Param("operationName"), &operationName, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter operationName: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CallOperationParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CallOperation(ctx, operationName, params)
 	return err
 }
 
@@ -8746,6 +10099,214 @@ func (w *ServerInterfaceWrapper) GetSessionUsage(ctx echo.Context) error {
 	return err
 }
 
+// ListSpokes converts echo context to params.
+func (w *ServerInterfaceWrapper) ListSpokes(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListSpokesParams
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", ctx.QueryParams(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter status: %s", err))
+	}
+
+	// ------------- Optional query parameter "accountId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "accountId", ctx.QueryParams(), &params.AccountId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter accountId: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListSpokes(ctx, params)
+	return err
+}
+
+// RegisterSpoke converts echo context to params.
+func (w *ServerInterfaceWrapper) RegisterSpoke(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params RegisterSpokeParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.RegisterSpoke(ctx, params)
+	return err
+}
+
+// GetSpoke converts echo context to params.
+func (w *ServerInterfaceWrapper) GetSpoke(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "spokeId" -------------
+	var spokeId SpokeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "spokeId", ctx.Param("spokeId"), &spokeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetSpoke(ctx, spokeId)
+	return err
+}
+
+// DisconnectSpoke converts echo context to params.
+func (w *ServerInterfaceWrapper) DisconnectSpoke(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "spokeId" -------------
+	var spokeId SpokeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "spokeId", ctx.Param("spokeId"), &spokeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DisconnectSpokeParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DisconnectSpoke(ctx, spokeId, params)
+	return err
+}
+
+// HeartbeatSpoke converts echo context to params.
+func (w *ServerInterfaceWrapper) HeartbeatSpoke(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "spokeId" -------------
+	var spokeId SpokeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "spokeId", ctx.Param("spokeId"), &spokeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params HeartbeatSpokeParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.HeartbeatSpoke(ctx, spokeId, params)
+	return err
+}
+
+// PutOperations converts echo context to params.
+func (w *ServerInterfaceWrapper) PutOperations(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "spokeId" -------------
+	var spokeId SpokeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "spokeId", ctx.Param("spokeId"), &spokeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.PutOperations(ctx, spokeId)
+	return err
+}
+
+// TakeCalls converts echo context to params.
+func (w *ServerInterfaceWrapper) TakeCalls(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "spokeId" -------------
+	var spokeId SpokeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "spokeId", ctx.Param("spokeId"), &spokeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params TakeCallsParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.TakeCalls(ctx, spokeId, params)
+	return err
+}
+
 // DeleteTask converts echo context to params.
 func (w *ServerInterfaceWrapper) DeleteTask(ctx echo.Context) error {
 	var err error
@@ -9409,6 +10970,17 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/audit-logs", wrapper.ListAuditLogs, options.OperationMiddlewares["listAuditLogs"]...)
 	router.GET(options.BaseURL+"/v1/audit-logs/export", wrapper.ExportAuditLogs, options.OperationMiddlewares["exportAuditLogs"]...)
 	router.GET(options.BaseURL+"/v1/audit-logs/verification", wrapper.VerifyAuditLog, options.OperationMiddlewares["verifyAuditLog"]...)
+	router.GET(options.BaseURL+"/v1/calls", wrapper.ListCalls, options.OperationMiddlewares["listCalls"]...)
+	router.POST(options.BaseURL+"/v1/calls", wrapper.RecordCall, options.OperationMiddlewares["recordCall"]...)
+	router.GET(options.BaseURL+"/v1/calls/:callId", wrapper.GetCall, options.OperationMiddlewares["getCall"]...)
+	router.POST(options.BaseURL+"/v1/calls/:callId/abort", wrapper.AbortCall, options.OperationMiddlewares["abortCall"]...)
+	router.POST(options.BaseURL+"/v1/calls/:callId/complete", wrapper.CompleteCall, options.OperationMiddlewares["completeCall"]...)
+	router.GET(options.BaseURL+"/v1/calls/:callId/edges", wrapper.ListCallEdges, options.OperationMiddlewares["listCallEdges"]...)
+	router.POST(options.BaseURL+"/v1/calls/:callId/edges", wrapper.AddCallEdges, options.OperationMiddlewares["addCallEdges"]...)
+	router.POST(options.BaseURL+"/v1/calls/:callId/fail", wrapper.FailCall, options.OperationMiddlewares["failCall"]...)
+	router.POST(options.BaseURL+"/v1/calls/:callId/start", wrapper.StartCall, options.OperationMiddlewares["startCall"]...)
+	router.GET(options.BaseURL+"/v1/calls/:callId/tree", wrapper.GetCallTree, options.OperationMiddlewares["getCallTree"]...)
+	router.GET(options.BaseURL+"/v1/calls/stats", wrapper.GetCallStats, options.OperationMiddlewares["getCallStats"]...)
 	router.GET(options.BaseURL+"/v1/client-types", wrapper.ListClientTypes, options.OperationMiddlewares["listClientTypes"]...)
 	router.GET(options.BaseURL+"/v1/clients", wrapper.ListClients, options.OperationMiddlewares["listClients"]...)
 	router.POST(options.BaseURL+"/v1/clients", wrapper.CreateClient, options.OperationMiddlewares["createClient"]...)
@@ -9433,6 +11005,9 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.DELETE(options.BaseURL+"/v1/members/:accountId", wrapper.RemoveMember, options.OperationMiddlewares["removeMember"]...)
 	router.GET(options.BaseURL+"/v1/members/:accountId", wrapper.GetMember, options.OperationMiddlewares["getMember"]...)
 	router.PATCH(options.BaseURL+"/v1/members/:accountId", wrapper.UpdateMember, options.OperationMiddlewares["updateMember"]...)
+	router.GET(options.BaseURL+"/v1/operations", wrapper.ListOperations, options.OperationMiddlewares["listOperations"]...)
+	router.GET(options.BaseURL+"/v1/operations/:operationName", wrapper.GetOperation, options.OperationMiddlewares["getOperation"]...)
+	router.POST(options.BaseURL+"/v1/operations/:operationName/call", wrapper.CallOperation, options.OperationMiddlewares["callOperation"]...)
 	router.GET(options.BaseURL+"/v1/organizations", wrapper.ListOrganizations, options.OperationMiddlewares["listOrganizations"]...)
 	router.POST(options.BaseURL+"/v1/organizations", wrapper.CreateOrganization, options.OperationMiddlewares["createOrganization"]...)
 	router.DELETE(options.BaseURL+"/v1/organizations/:organizationId", wrapper.DeleteOrganization, options.OperationMiddlewares["deleteOrganization"]...)
@@ -9487,6 +11062,13 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/sessions/import", wrapper.ImportSession, options.OperationMiddlewares["importSession"]...)
 	router.POST(options.BaseURL+"/v1/sessions/import/tree", wrapper.ImportSessionTree, options.OperationMiddlewares["importSessionTree"]...)
 	router.GET(options.BaseURL+"/v1/sessions/search", wrapper.SearchSessions, options.OperationMiddlewares["searchSessions"]...)
+	router.GET(options.BaseURL+"/v1/spokes", wrapper.ListSpokes, options.OperationMiddlewares["listSpokes"]...)
+	router.POST(options.BaseURL+"/v1/spokes", wrapper.RegisterSpoke, options.OperationMiddlewares["registerSpoke"]...)
+	router.GET(options.BaseURL+"/v1/spokes/:spokeId", wrapper.GetSpoke, options.OperationMiddlewares["getSpoke"]...)
+	router.POST(options.BaseURL+"/v1/spokes/:spokeId/disconnect", wrapper.DisconnectSpoke, options.OperationMiddlewares["disconnectSpoke"]...)
+	router.POST(options.BaseURL+"/v1/spokes/:spokeId/heartbeat", wrapper.HeartbeatSpoke, options.OperationMiddlewares["heartbeatSpoke"]...)
+	router.PUT(options.BaseURL+"/v1/spokes/:spokeId/operations", wrapper.PutOperations, options.OperationMiddlewares["putOperations"]...)
+	router.POST(options.BaseURL+"/v1/spokes/:spokeId/take", wrapper.TakeCalls, options.OperationMiddlewares["takeCalls"]...)
 	router.DELETE(options.BaseURL+"/v1/tasks/:taskId", wrapper.DeleteTask, options.OperationMiddlewares["deleteTask"]...)
 	router.GET(options.BaseURL+"/v1/tasks/:taskId", wrapper.GetTask, options.OperationMiddlewares["getTask"]...)
 	router.PATCH(options.BaseURL+"/v1/tasks/:taskId", wrapper.UpdateTask, options.OperationMiddlewares["updateTask"]...)
@@ -10553,6 +12135,520 @@ type VerifyAuditLogdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response VerifyAuditLogdefaultApplicationProblemPlusJSONResponse) VisitVerifyAuditLogResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCallsRequestObject struct {
+	Params ListCallsParams
+}
+
+type ListCallsResponseObject interface {
+	VisitListCallsResponse(w http.ResponseWriter) error
+}
+
+type ListCalls200JSONResponse CallPage
+
+func (response ListCalls200JSONResponse) VisitListCallsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCallsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListCallsdefaultApplicationProblemPlusJSONResponse) VisitListCallsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RecordCallRequestObject struct {
+	Params RecordCallParams
+	Body   *RecordCallJSONRequestBody
+}
+
+type RecordCallResponseObject interface {
+	VisitRecordCallResponse(w http.ResponseWriter) error
+}
+
+type RecordCall200ResponseHeaders struct {
+	ETag string
+}
+
+type RecordCall200JSONResponse struct {
+	Body    Call
+	Headers RecordCall200ResponseHeaders
+}
+
+func (response RecordCall200JSONResponse) VisitRecordCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RecordCall201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type RecordCall201JSONResponse struct {
+	Body    Call
+	Headers RecordCall201ResponseHeaders
+}
+
+func (response RecordCall201JSONResponse) VisitRecordCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RecordCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RecordCalldefaultApplicationProblemPlusJSONResponse) VisitRecordCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCallStatsRequestObject struct {
+	Params GetCallStatsParams
+}
+
+type GetCallStatsResponseObject interface {
+	VisitGetCallStatsResponse(w http.ResponseWriter) error
+}
+
+type GetCallStats200JSONResponse CallStats
+
+func (response GetCallStats200JSONResponse) VisitGetCallStatsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCallStatsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetCallStatsdefaultApplicationProblemPlusJSONResponse) VisitGetCallStatsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCallRequestObject struct {
+	CallId CallId `json:"callId"`
+}
+
+type GetCallResponseObject interface {
+	VisitGetCallResponse(w http.ResponseWriter) error
+}
+
+type GetCall200ResponseHeaders struct {
+	ETag string
+}
+
+type GetCall200JSONResponse struct {
+	Body    Call
+	Headers GetCall200ResponseHeaders
+}
+
+func (response GetCall200JSONResponse) VisitGetCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetCalldefaultApplicationProblemPlusJSONResponse) VisitGetCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AbortCallRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params AbortCallParams
+	Body   *AbortCallJSONRequestBody
+}
+
+type AbortCallResponseObject interface {
+	VisitAbortCallResponse(w http.ResponseWriter) error
+}
+
+type AbortCall200ResponseHeaders struct {
+	ETag string
+}
+
+type AbortCall200JSONResponse struct {
+	Body    Call
+	Headers AbortCall200ResponseHeaders
+}
+
+func (response AbortCall200JSONResponse) VisitAbortCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AbortCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AbortCalldefaultApplicationProblemPlusJSONResponse) VisitAbortCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CompleteCallRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params CompleteCallParams
+	Body   *CompleteCallJSONRequestBody
+}
+
+type CompleteCallResponseObject interface {
+	VisitCompleteCallResponse(w http.ResponseWriter) error
+}
+
+type CompleteCall200ResponseHeaders struct {
+	ETag string
+}
+
+type CompleteCall200JSONResponse struct {
+	Body    Call
+	Headers CompleteCall200ResponseHeaders
+}
+
+func (response CompleteCall200JSONResponse) VisitCompleteCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CompleteCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CompleteCalldefaultApplicationProblemPlusJSONResponse) VisitCompleteCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCallEdgesRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params ListCallEdgesParams
+}
+
+type ListCallEdgesResponseObject interface {
+	VisitListCallEdgesResponse(w http.ResponseWriter) error
+}
+
+type ListCallEdges200JSONResponse CallEdgePage
+
+func (response ListCallEdges200JSONResponse) VisitListCallEdgesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListCallEdgesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListCallEdgesdefaultApplicationProblemPlusJSONResponse) VisitListCallEdgesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddCallEdgesRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params AddCallEdgesParams
+	Body   *AddCallEdgesJSONRequestBody
+}
+
+type AddCallEdgesResponseObject interface {
+	VisitAddCallEdgesResponse(w http.ResponseWriter) error
+}
+
+type AddCallEdges200JSONResponse CallEdges
+
+func (response AddCallEdges200JSONResponse) VisitAddCallEdgesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AddCallEdgesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AddCallEdgesdefaultApplicationProblemPlusJSONResponse) VisitAddCallEdgesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FailCallRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params FailCallParams
+	Body   *FailCallJSONRequestBody
+}
+
+type FailCallResponseObject interface {
+	VisitFailCallResponse(w http.ResponseWriter) error
+}
+
+type FailCall200ResponseHeaders struct {
+	ETag string
+}
+
+type FailCall200JSONResponse struct {
+	Body    Call
+	Headers FailCall200ResponseHeaders
+}
+
+func (response FailCall200JSONResponse) VisitFailCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type FailCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response FailCalldefaultApplicationProblemPlusJSONResponse) VisitFailCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartCallRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params StartCallParams
+	Body   *StartCallJSONRequestBody
+}
+
+type StartCallResponseObject interface {
+	VisitStartCallResponse(w http.ResponseWriter) error
+}
+
+type StartCall200ResponseHeaders struct {
+	ETag string
+}
+
+type StartCall200JSONResponse struct {
+	Body    Call
+	Headers StartCall200ResponseHeaders
+}
+
+func (response StartCall200JSONResponse) VisitStartCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type StartCalldefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response StartCalldefaultApplicationProblemPlusJSONResponse) VisitStartCallResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCallTreeRequestObject struct {
+	CallId CallId `json:"callId"`
+	Params GetCallTreeParams
+}
+
+type GetCallTreeResponseObject interface {
+	VisitGetCallTreeResponse(w http.ResponseWriter) error
+}
+
+type GetCallTree200JSONResponse CallTree
+
+func (response GetCallTree200JSONResponse) VisitGetCallTreeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetCallTreedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetCallTreedefaultApplicationProblemPlusJSONResponse) VisitGetCallTreeResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -11639,6 +13735,147 @@ type UpdateMemberdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response UpdateMemberdefaultApplicationProblemPlusJSONResponse) VisitUpdateMemberResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListOperationsRequestObject struct {
+	Params ListOperationsParams
+}
+
+type ListOperationsResponseObject interface {
+	VisitListOperationsResponse(w http.ResponseWriter) error
+}
+
+type ListOperations200JSONResponse OperationPage
+
+func (response ListOperations200JSONResponse) VisitListOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListOperationsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListOperationsdefaultApplicationProblemPlusJSONResponse) VisitListOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperationRequestObject struct {
+	OperationName OperationName `json:"operationName"`
+}
+
+type GetOperationResponseObject interface {
+	VisitGetOperationResponse(w http.ResponseWriter) error
+}
+
+type GetOperation200ResponseHeaders struct {
+	ETag string
+}
+
+type GetOperation200JSONResponse struct {
+	Body    Operation
+	Headers GetOperation200ResponseHeaders
+}
+
+func (response GetOperation200JSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetOperationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetOperationdefaultApplicationProblemPlusJSONResponse) VisitGetOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CallOperationRequestObject struct {
+	OperationName OperationName `json:"operationName"`
+	Params        CallOperationParams
+	Body          *CallOperationJSONRequestBody
+}
+
+type CallOperationResponseObject interface {
+	VisitCallOperationResponse(w http.ResponseWriter) error
+}
+
+type CallOperation200JSONResponse CallResult
+
+func (response CallOperation200JSONResponse) VisitCallOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CallOperation202JSONResponse CallResult
+
+func (response CallOperation202JSONResponse) VisitCallOperationResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(202)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CallOperationdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CallOperationdefaultApplicationProblemPlusJSONResponse) VisitCallOperationResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -14034,6 +16271,305 @@ func (response GetSessionUsagedefaultApplicationProblemPlusJSONResponse) VisitGe
 	return err
 }
 
+type ListSpokesRequestObject struct {
+	Params ListSpokesParams
+}
+
+type ListSpokesResponseObject interface {
+	VisitListSpokesResponse(w http.ResponseWriter) error
+}
+
+type ListSpokes200JSONResponse SpokePage
+
+func (response ListSpokes200JSONResponse) VisitListSpokesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListSpokesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListSpokesdefaultApplicationProblemPlusJSONResponse) VisitListSpokesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RegisterSpokeRequestObject struct {
+	Params RegisterSpokeParams
+	Body   *RegisterSpokeJSONRequestBody
+}
+
+type RegisterSpokeResponseObject interface {
+	VisitRegisterSpokeResponse(w http.ResponseWriter) error
+}
+
+type RegisterSpoke200ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type RegisterSpoke200JSONResponse struct {
+	Body    Spoke
+	Headers RegisterSpoke200ResponseHeaders
+}
+
+func (response RegisterSpoke200JSONResponse) VisitRegisterSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type RegisterSpokedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response RegisterSpokedefaultApplicationProblemPlusJSONResponse) VisitRegisterSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSpokeRequestObject struct {
+	SpokeId SpokeId `json:"spokeId"`
+}
+
+type GetSpokeResponseObject interface {
+	VisitGetSpokeResponse(w http.ResponseWriter) error
+}
+
+type GetSpoke200ResponseHeaders struct {
+	ETag string
+}
+
+type GetSpoke200JSONResponse struct {
+	Body    Spoke
+	Headers GetSpoke200ResponseHeaders
+}
+
+func (response GetSpoke200JSONResponse) VisitGetSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetSpokedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetSpokedefaultApplicationProblemPlusJSONResponse) VisitGetSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DisconnectSpokeRequestObject struct {
+	SpokeId SpokeId `json:"spokeId"`
+	Params  DisconnectSpokeParams
+	Body    *DisconnectSpokeJSONRequestBody
+}
+
+type DisconnectSpokeResponseObject interface {
+	VisitDisconnectSpokeResponse(w http.ResponseWriter) error
+}
+
+type DisconnectSpoke200JSONResponse Spoke
+
+func (response DisconnectSpoke200JSONResponse) VisitDisconnectSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DisconnectSpokedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DisconnectSpokedefaultApplicationProblemPlusJSONResponse) VisitDisconnectSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type HeartbeatSpokeRequestObject struct {
+	SpokeId SpokeId `json:"spokeId"`
+	Params  HeartbeatSpokeParams
+	Body    *HeartbeatSpokeJSONRequestBody
+}
+
+type HeartbeatSpokeResponseObject interface {
+	VisitHeartbeatSpokeResponse(w http.ResponseWriter) error
+}
+
+type HeartbeatSpoke200JSONResponse Spoke
+
+func (response HeartbeatSpoke200JSONResponse) VisitHeartbeatSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type HeartbeatSpokedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response HeartbeatSpokedefaultApplicationProblemPlusJSONResponse) VisitHeartbeatSpokeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutOperationsRequestObject struct {
+	SpokeId SpokeId `json:"spokeId"`
+	Body    *PutOperationsJSONRequestBody
+}
+
+type PutOperationsResponseObject interface {
+	VisitPutOperationsResponse(w http.ResponseWriter) error
+}
+
+type PutOperations200JSONResponse OperationsChange
+
+func (response PutOperations200JSONResponse) VisitPutOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type PutOperationsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response PutOperationsdefaultApplicationProblemPlusJSONResponse) VisitPutOperationsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TakeCallsRequestObject struct {
+	SpokeId SpokeId `json:"spokeId"`
+	Params  TakeCallsParams
+	Body    *TakeCallsJSONRequestBody
+}
+
+type TakeCallsResponseObject interface {
+	VisitTakeCallsResponse(w http.ResponseWriter) error
+}
+
+type TakeCalls200JSONResponse TakenCalls
+
+func (response TakeCalls200JSONResponse) VisitTakeCallsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type TakeCallsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response TakeCallsdefaultApplicationProblemPlusJSONResponse) VisitTakeCallsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type DeleteTaskRequestObject struct {
 	TaskId TaskId `json:"taskId"`
 	Params DeleteTaskParams
@@ -14956,6 +17492,39 @@ type StrictServerInterface interface {
 	// VerifyAuditLog Verify the audit log
 	// (GET /v1/audit-logs/verification)
 	VerifyAuditLog(ctx context.Context, request VerifyAuditLogRequestObject) (VerifyAuditLogResponseObject, error)
+	// ListCalls List calls
+	// (GET /v1/calls)
+	ListCalls(ctx context.Context, request ListCallsRequestObject) (ListCallsResponseObject, error)
+	// RecordCall Record a call
+	// (POST /v1/calls)
+	RecordCall(ctx context.Context, request RecordCallRequestObject) (RecordCallResponseObject, error)
+	// GetCallStats Count and time calls
+	// (GET /v1/calls/stats)
+	GetCallStats(ctx context.Context, request GetCallStatsRequestObject) (GetCallStatsResponseObject, error)
+	// GetCall Get a call
+	// (GET /v1/calls/{callId})
+	GetCall(ctx context.Context, request GetCallRequestObject) (GetCallResponseObject, error)
+	// AbortCall Abort a call
+	// (POST /v1/calls/{callId}/abort)
+	AbortCall(ctx context.Context, request AbortCallRequestObject) (AbortCallResponseObject, error)
+	// CompleteCall Complete a call
+	// (POST /v1/calls/{callId}/complete)
+	CompleteCall(ctx context.Context, request CompleteCallRequestObject) (CompleteCallResponseObject, error)
+	// ListCallEdges List a call's edges
+	// (GET /v1/calls/{callId}/edges)
+	ListCallEdges(ctx context.Context, request ListCallEdgesRequestObject) (ListCallEdgesResponseObject, error)
+	// AddCallEdges Say how a call hangs together with others
+	// (POST /v1/calls/{callId}/edges)
+	AddCallEdges(ctx context.Context, request AddCallEdgesRequestObject) (AddCallEdgesResponseObject, error)
+	// FailCall Fail a call
+	// (POST /v1/calls/{callId}/fail)
+	FailCall(ctx context.Context, request FailCallRequestObject) (FailCallResponseObject, error)
+	// StartCall Say that a call begins
+	// (POST /v1/calls/{callId}/start)
+	StartCall(ctx context.Context, request StartCallRequestObject) (StartCallResponseObject, error)
+	// GetCallTree Get a call and what it led to
+	// (GET /v1/calls/{callId}/tree)
+	GetCallTree(ctx context.Context, request GetCallTreeRequestObject) (GetCallTreeResponseObject, error)
 	// ListClientTypes List client types
 	// (GET /v1/client-types)
 	ListClientTypes(ctx context.Context, request ListClientTypesRequestObject) (ListClientTypesResponseObject, error)
@@ -15028,6 +17597,15 @@ type StrictServerInterface interface {
 	// UpdateMember Change a member
 	// (PATCH /v1/members/{accountId})
 	UpdateMember(ctx context.Context, request UpdateMemberRequestObject) (UpdateMemberResponseObject, error)
+	// ListOperations List what spokes offer
+	// (GET /v1/operations)
+	ListOperations(ctx context.Context, request ListOperationsRequestObject) (ListOperationsResponseObject, error)
+	// GetOperation Get an operation
+	// (GET /v1/operations/{operationName})
+	GetOperation(ctx context.Context, request GetOperationRequestObject) (GetOperationResponseObject, error)
+	// CallOperation Call an operation
+	// (POST /v1/operations/{operationName}/call)
+	CallOperation(ctx context.Context, request CallOperationRequestObject) (CallOperationResponseObject, error)
 	// ListOrganizations List organisations
 	// (GET /v1/organizations)
 	ListOrganizations(ctx context.Context, request ListOrganizationsRequestObject) (ListOrganizationsResponseObject, error)
@@ -15190,6 +17768,27 @@ type StrictServerInterface interface {
 	// GetSessionUsage Get what a session has used
 	// (GET /v1/sessions/{sessionId}/usage)
 	GetSessionUsage(ctx context.Context, request GetSessionUsageRequestObject) (GetSessionUsageResponseObject, error)
+	// ListSpokes List spokes
+	// (GET /v1/spokes)
+	ListSpokes(ctx context.Context, request ListSpokesRequestObject) (ListSpokesResponseObject, error)
+	// RegisterSpoke Connect a spoke
+	// (POST /v1/spokes)
+	RegisterSpoke(ctx context.Context, request RegisterSpokeRequestObject) (RegisterSpokeResponseObject, error)
+	// GetSpoke Get a spoke
+	// (GET /v1/spokes/{spokeId})
+	GetSpoke(ctx context.Context, request GetSpokeRequestObject) (GetSpokeResponseObject, error)
+	// DisconnectSpoke End a spoke's connection
+	// (POST /v1/spokes/{spokeId}/disconnect)
+	DisconnectSpoke(ctx context.Context, request DisconnectSpokeRequestObject) (DisconnectSpokeResponseObject, error)
+	// HeartbeatSpoke Say that a spoke lives
+	// (POST /v1/spokes/{spokeId}/heartbeat)
+	HeartbeatSpoke(ctx context.Context, request HeartbeatSpokeRequestObject) (HeartbeatSpokeResponseObject, error)
+	// PutOperations Say what a spoke offers
+	// (PUT /v1/spokes/{spokeId}/operations)
+	PutOperations(ctx context.Context, request PutOperationsRequestObject) (PutOperationsResponseObject, error)
+	// TakeCalls Take calls
+	// (POST /v1/spokes/{spokeId}/take)
+	TakeCalls(ctx context.Context, request TakeCallsRequestObject) (TakeCallsResponseObject, error)
 	// DeleteTask Delete a task with its notes and history
 	// (DELETE /v1/tasks/{taskId})
 	DeleteTask(ctx context.Context, request DeleteTaskRequestObject) (DeleteTaskResponseObject, error)
@@ -15958,6 +18557,426 @@ func (sh *strictHandler) VerifyAuditLog(ctx echo.Context, params VerifyAuditLogP
 	return nil
 }
 
+// ListCalls operation middleware
+func (sh *strictHandler) ListCalls(ctx echo.Context, params ListCallsParams) error {
+	var request ListCallsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListCalls(ctx.Request().Context(), request.(ListCallsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListCalls")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListCallsResponseObject); ok {
+		return validResponse.VisitListCallsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RecordCall operation middleware
+func (sh *strictHandler) RecordCall(ctx echo.Context, params RecordCallParams) error {
+	var request RecordCallRequestObject
+
+	request.Params = params
+
+	var body RecordCallJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RecordCall(ctx.Request().Context(), request.(RecordCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RecordCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RecordCallResponseObject); ok {
+		return validResponse.VisitRecordCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetCallStats operation middleware
+func (sh *strictHandler) GetCallStats(ctx echo.Context, params GetCallStatsParams) error {
+	var request GetCallStatsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetCallStats(ctx.Request().Context(), request.(GetCallStatsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetCallStats")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetCallStatsResponseObject); ok {
+		return validResponse.VisitGetCallStatsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetCall operation middleware
+func (sh *strictHandler) GetCall(ctx echo.Context, callId CallId) error {
+	var request GetCallRequestObject
+
+	request.CallId = callId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetCall(ctx.Request().Context(), request.(GetCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetCallResponseObject); ok {
+		return validResponse.VisitGetCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AbortCall operation middleware
+func (sh *strictHandler) AbortCall(ctx echo.Context, callId CallId, params AbortCallParams) error {
+	var request AbortCallRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	var body AbortCallJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AbortCall(ctx.Request().Context(), request.(AbortCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AbortCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AbortCallResponseObject); ok {
+		return validResponse.VisitAbortCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CompleteCall operation middleware
+func (sh *strictHandler) CompleteCall(ctx echo.Context, callId CallId, params CompleteCallParams) error {
+	var request CompleteCallRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	var body CompleteCallJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CompleteCall(ctx.Request().Context(), request.(CompleteCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CompleteCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CompleteCallResponseObject); ok {
+		return validResponse.VisitCompleteCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListCallEdges operation middleware
+func (sh *strictHandler) ListCallEdges(ctx echo.Context, callId CallId, params ListCallEdgesParams) error {
+	var request ListCallEdgesRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListCallEdges(ctx.Request().Context(), request.(ListCallEdgesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListCallEdges")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListCallEdgesResponseObject); ok {
+		return validResponse.VisitListCallEdgesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AddCallEdges operation middleware
+func (sh *strictHandler) AddCallEdges(ctx echo.Context, callId CallId, params AddCallEdgesParams) error {
+	var request AddCallEdgesRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	var body AddCallEdgesJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AddCallEdges(ctx.Request().Context(), request.(AddCallEdgesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AddCallEdges")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AddCallEdgesResponseObject); ok {
+		return validResponse.VisitAddCallEdgesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// FailCall operation middleware
+func (sh *strictHandler) FailCall(ctx echo.Context, callId CallId, params FailCallParams) error {
+	var request FailCallRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	var body FailCallJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.FailCall(ctx.Request().Context(), request.(FailCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "FailCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(FailCallResponseObject); ok {
+		return validResponse.VisitFailCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// StartCall operation middleware
+func (sh *strictHandler) StartCall(ctx echo.Context, callId CallId, params StartCallParams) error {
+	var request StartCallRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	var body StartCallJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.StartCall(ctx.Request().Context(), request.(StartCallRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "StartCall")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(StartCallResponseObject); ok {
+		return validResponse.VisitStartCallResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetCallTree operation middleware
+func (sh *strictHandler) GetCallTree(ctx echo.Context, callId CallId, params GetCallTreeParams) error {
+	var request GetCallTreeRequestObject
+
+	request.CallId = callId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetCallTree(ctx.Request().Context(), request.(GetCallTreeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetCallTree")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetCallTreeResponseObject); ok {
+		return validResponse.VisitGetCallTreeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // ListClientTypes operation middleware
 func (sh *strictHandler) ListClientTypes(ctx echo.Context) error {
 	var request ListClientTypesRequestObject
@@ -16720,6 +19739,105 @@ func (sh *strictHandler) UpdateMember(ctx echo.Context, accountId AccountId, par
 		return err
 	} else if validResponse, ok := response.(UpdateMemberResponseObject); ok {
 		return validResponse.VisitUpdateMemberResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListOperations operation middleware
+func (sh *strictHandler) ListOperations(ctx echo.Context, params ListOperationsParams) error {
+	var request ListOperationsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListOperations(ctx.Request().Context(), request.(ListOperationsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListOperations")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListOperationsResponseObject); ok {
+		return validResponse.VisitListOperationsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetOperation operation middleware
+func (sh *strictHandler) GetOperation(ctx echo.Context, operationName OperationName) error {
+	var request GetOperationRequestObject
+
+	request.OperationName = operationName
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetOperation(ctx.Request().Context(), request.(GetOperationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetOperation")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetOperationResponseObject); ok {
+		return validResponse.VisitGetOperationResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CallOperation operation middleware
+func (sh *strictHandler) CallOperation(ctx echo.Context, operationName OperationName, params CallOperationParams) error {
+	var request CallOperationRequestObject
+
+	request.OperationName = operationName
+	request.Params = params
+
+	var body CallOperationJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CallOperation(ctx.Request().Context(), request.(CallOperationRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CallOperation")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CallOperationResponseObject); ok {
+		return validResponse.VisitCallOperationResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -18567,6 +21685,299 @@ func (sh *strictHandler) GetSessionUsage(ctx echo.Context, sessionId SessionId, 
 		return err
 	} else if validResponse, ok := response.(GetSessionUsageResponseObject); ok {
 		return validResponse.VisitGetSessionUsageResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListSpokes operation middleware
+func (sh *strictHandler) ListSpokes(ctx echo.Context, params ListSpokesParams) error {
+	var request ListSpokesRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListSpokes(ctx.Request().Context(), request.(ListSpokesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListSpokes")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListSpokesResponseObject); ok {
+		return validResponse.VisitListSpokesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// RegisterSpoke operation middleware
+func (sh *strictHandler) RegisterSpoke(ctx echo.Context, params RegisterSpokeParams) error {
+	var request RegisterSpokeRequestObject
+
+	request.Params = params
+
+	var body RegisterSpokeJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.RegisterSpoke(ctx.Request().Context(), request.(RegisterSpokeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "RegisterSpoke")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(RegisterSpokeResponseObject); ok {
+		return validResponse.VisitRegisterSpokeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetSpoke operation middleware
+func (sh *strictHandler) GetSpoke(ctx echo.Context, spokeId SpokeId) error {
+	var request GetSpokeRequestObject
+
+	request.SpokeId = spokeId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetSpoke(ctx.Request().Context(), request.(GetSpokeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetSpoke")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetSpokeResponseObject); ok {
+		return validResponse.VisitGetSpokeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DisconnectSpoke operation middleware
+func (sh *strictHandler) DisconnectSpoke(ctx echo.Context, spokeId SpokeId, params DisconnectSpokeParams) error {
+	var request DisconnectSpokeRequestObject
+
+	request.SpokeId = spokeId
+	request.Params = params
+
+	var body DisconnectSpokeJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DisconnectSpoke(ctx.Request().Context(), request.(DisconnectSpokeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DisconnectSpoke")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DisconnectSpokeResponseObject); ok {
+		return validResponse.VisitDisconnectSpokeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// HeartbeatSpoke operation middleware
+func (sh *strictHandler) HeartbeatSpoke(ctx echo.Context, spokeId SpokeId, params HeartbeatSpokeParams) error {
+	var request HeartbeatSpokeRequestObject
+
+	request.SpokeId = spokeId
+	request.Params = params
+
+	var body HeartbeatSpokeJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.HeartbeatSpoke(ctx.Request().Context(), request.(HeartbeatSpokeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "HeartbeatSpoke")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(HeartbeatSpokeResponseObject); ok {
+		return validResponse.VisitHeartbeatSpokeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// PutOperations operation middleware
+func (sh *strictHandler) PutOperations(ctx echo.Context, spokeId SpokeId) error {
+	var request PutOperationsRequestObject
+
+	request.SpokeId = spokeId
+
+	var body PutOperationsJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.PutOperations(ctx.Request().Context(), request.(PutOperationsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "PutOperations")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(PutOperationsResponseObject); ok {
+		return validResponse.VisitPutOperationsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// TakeCalls operation middleware
+func (sh *strictHandler) TakeCalls(ctx echo.Context, spokeId SpokeId, params TakeCallsParams) error {
+	var request TakeCallsRequestObject
+
+	request.SpokeId = spokeId
+	request.Params = params
+
+	var body TakeCallsJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.TakeCalls(ctx.Request().Context(), request.(TakeCallsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "TakeCalls")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(TakeCallsResponseObject); ok {
+		return validResponse.VisitTakeCallsResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

@@ -119,6 +119,63 @@ func (e AuditBreakHow) Valid() bool {
 	}
 }
 
+// Defines values for CallRecordStatus.
+const (
+	CallRecordStatusAborted   CallRecordStatus = "aborted"
+	CallRecordStatusCompleted CallRecordStatus = "completed"
+	CallRecordStatusFailed    CallRecordStatus = "failed"
+	CallRecordStatusPending   CallRecordStatus = "pending"
+	CallRecordStatusRunning   CallRecordStatus = "running"
+)
+
+// Valid indicates whether the value is a known member of the CallRecordStatus enum.
+func (e CallRecordStatus) Valid() bool {
+	switch e {
+	case CallRecordStatusAborted:
+		return true
+	case CallRecordStatusCompleted:
+		return true
+	case CallRecordStatusFailed:
+		return true
+	case CallRecordStatusPending:
+		return true
+	case CallRecordStatusRunning:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for CallStatus.
+const (
+	CallStatusAborted    CallStatus = "aborted"
+	CallStatusCompleted  CallStatus = "completed"
+	CallStatusDispatched CallStatus = "dispatched"
+	CallStatusFailed     CallStatus = "failed"
+	CallStatusPending    CallStatus = "pending"
+	CallStatusRunning    CallStatus = "running"
+)
+
+// Valid indicates whether the value is a known member of the CallStatus enum.
+func (e CallStatus) Valid() bool {
+	switch e {
+	case CallStatusAborted:
+		return true
+	case CallStatusCompleted:
+		return true
+	case CallStatusDispatched:
+		return true
+	case CallStatusFailed:
+		return true
+	case CallStatusPending:
+		return true
+	case CallStatusRunning:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for CompactionPartType.
 const (
 	CompactionPartTypeCompaction CompactionPartType = "compaction"
@@ -362,6 +419,45 @@ func (e MessageRole) Valid() bool {
 	}
 }
 
+// Defines values for OperationKind.
+const (
+	OperationKindMutation     OperationKind = "mutation"
+	OperationKindQuery        OperationKind = "query"
+	OperationKindSubscription OperationKind = "subscription"
+)
+
+// Valid indicates whether the value is a known member of the OperationKind enum.
+func (e OperationKind) Valid() bool {
+	switch e {
+	case OperationKindMutation:
+		return true
+	case OperationKindQuery:
+		return true
+	case OperationKindSubscription:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for OperationVisibility.
+const (
+	OperationVisibilityAccount      OperationVisibility = "account"
+	OperationVisibilityOrganization OperationVisibility = "organization"
+)
+
+// Valid indicates whether the value is a known member of the OperationVisibility enum.
+func (e OperationVisibility) Valid() bool {
+	switch e {
+	case OperationVisibilityAccount:
+		return true
+	case OperationVisibilityOrganization:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for PatchPartType.
 const (
 	PatchPartTypePatch PatchPartType = "patch"
@@ -509,6 +605,27 @@ const (
 func (e SnapshotPartType) Valid() bool {
 	switch e {
 	case SnapshotPartTypeSnapshot:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for SpokeStatus.
+const (
+	SpokeStatusConnected    SpokeStatus = "connected"
+	SpokeStatusDisconnected SpokeStatus = "disconnected"
+	SpokeStatusReconnecting SpokeStatus = "reconnecting"
+)
+
+// Valid indicates whether the value is a known member of the SpokeStatus enum.
+func (e SpokeStatus) Valid() bool {
+	switch e {
+	case SpokeStatusConnected:
+		return true
+	case SpokeStatusDisconnected:
+		return true
+	case SpokeStatusReconnecting:
 		return true
 	default:
 		return false
@@ -1196,6 +1313,214 @@ type Block struct {
 	Reason    *string             `json:"reason,omitempty"`
 }
 
+// Call What is written down. Payloads are redacted, and truncated to {"_truncated": {size, sha256, preview}}.
+type Call struct {
+	Attempts        int32               `json:"attempts"`
+	CallerAccountId *openapi_types.UUID `json:"callerAccountId"`
+	CreatedAt       time.Time           `json:"createdAt"`
+	DeadlineAt      *time.Time          `json:"deadlineAt"`
+	DispatchedAt    *time.Time          `json:"dispatchedAt"`
+	EndedAt         *time.Time          `json:"endedAt"`
+
+	// EndedBy spoke, caller, deadline, parent, spoke_loss or recorder.
+	EndedBy *string `json:"endedBy"`
+
+	// Error Any JSON value.
+	Error *JSONValue `json:"error,omitempty"`
+
+	// ErrorCode deadline_exceeded, spoke_lost, parent_ended, aborted, or the operation's own.
+	ErrorCode *string            `json:"errorCode"`
+	Id        openapi_types.UUID `json:"id"`
+
+	// Identity Any JSON object. It comes back with the values that were given.
+	Identity JSONObject `json:"identity"`
+
+	// Input Any JSON value.
+	Input *JSONValue `json:"input,omitempty"`
+
+	// Kind query, mutation or subscription
+	Kind        *string `json:"kind"`
+	MaxAttempts int32   `json:"maxAttempts"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata JSONObject `json:"metadata"`
+
+	// Operation namespace.name
+	Operation string `json:"operation"`
+
+	// Output Any JSON value.
+	Output   *JSONValue          `json:"output,omitempty"`
+	ParentId *openapi_types.UUID `json:"parentId"`
+
+	// PayloadsExpiredAt When retention took its payloads.
+	PayloadsExpiredAt *time.Time `json:"payloadsExpiredAt"`
+	RequestId         *string    `json:"requestId"`
+	Revision          int32      `json:"revision"`
+
+	// Routed Whether the hub routes it; else a runtime records it.
+	Routed    bool                `json:"routed"`
+	SessionId *openapi_types.UUID `json:"sessionId"`
+	SpokeId   *openapi_types.UUID `json:"spokeId"`
+	StartedAt *time.Time          `json:"startedAt"`
+	Status    CallStatus          `json:"status"`
+	UpdatedAt time.Time           `json:"updatedAt"`
+}
+
+// CallAbort defines model for CallAbort.
+type CallAbort struct {
+	Epoch   *int32              `json:"epoch,omitempty"`
+	Reason  *string             `json:"reason,omitempty"`
+	SpokeId *openapi_types.UUID `json:"spokeId,omitempty"`
+}
+
+// CallComplete defines model for CallComplete.
+type CallComplete struct {
+	Epoch int32 `json:"epoch"`
+
+	// Output Any JSON value.
+	Output  *JSONValue         `json:"output"`
+	SpokeId openapi_types.UUID `json:"spokeId"`
+}
+
+// CallEdge defines model for CallEdge.
+type CallEdge struct {
+	CreatedAt    time.Time          `json:"createdAt"`
+	SourceCallId openapi_types.UUID `json:"sourceCallId"`
+	TargetCallId openapi_types.UUID `json:"targetCallId"`
+
+	// Type triggered: the source made the target while it ran; depends_on: the target consumes what the source put out; requested_by: the source asked for the target, but does not own its lifetime.
+	Type string `json:"type"`
+}
+
+// CallEdgeAdd defines model for CallEdgeAdd.
+type CallEdgeAdd struct {
+	TargetCallId openapi_types.UUID `json:"targetCallId"`
+	Type         string             `json:"type"`
+}
+
+// CallEdgePage defines model for CallEdgePage.
+type CallEdgePage struct {
+	Items []CallEdge `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// CallEdges defines model for CallEdges.
+type CallEdges struct {
+	Items []CallEdge `json:"items"`
+}
+
+// CallEdgesAdd defines model for CallEdgesAdd.
+type CallEdgesAdd struct {
+	Edges []CallEdgeAdd `json:"edges"`
+}
+
+// CallFail defines model for CallFail.
+type CallFail struct {
+	Code  string `json:"code"`
+	Epoch int32  `json:"epoch"`
+
+	// Error Any JSON value.
+	Error   *JSONValue         `json:"error,omitempty"`
+	SpokeId openapi_types.UUID `json:"spokeId"`
+}
+
+// CallNode defines model for CallNode.
+type CallNode struct {
+	// Call What is written down. Payloads are redacted, and truncated to {"_truncated": {size, sha256, preview}}.
+	Call Call `json:"call"`
+
+	// Depth 0 is the call that was asked for.
+	Depth int32 `json:"depth"`
+}
+
+// CallPage defines model for CallPage.
+type CallPage struct {
+	Items []Call `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// CallRecord defines model for CallRecord.
+type CallRecord struct {
+	// EndedAt Now, where a call that is over says none.
+	EndedAt *time.Time `json:"endedAt,omitempty"`
+
+	// Error Any JSON value.
+	Error     *JSONValue `json:"error,omitempty"`
+	ErrorCode *string    `json:"errorCode,omitempty"`
+
+	// Input Any JSON value.
+	Input *JSONValue     `json:"input,omitempty"`
+	Kind  *OperationKind `json:"kind,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  *Metadata `json:"metadata,omitempty"`
+	Operation string    `json:"operation"`
+
+	// Output Any JSON value.
+	Output       *JSONValue          `json:"output,omitempty"`
+	ParentId     *openapi_types.UUID `json:"parentId,omitempty"`
+	PayloadLimit *int32              `json:"payloadLimit,omitempty"`
+	RedactPaths  *[]string           `json:"redactPaths,omitempty"`
+	RequestId    string              `json:"requestId"`
+
+	// SessionId The agent's session; that of Hub-Session when absent.
+	SessionId *openapi_types.UUID `json:"sessionId,omitempty"`
+	StartedAt *time.Time          `json:"startedAt,omitempty"`
+	Status    CallRecordStatus    `json:"status"`
+}
+
+// CallRecordStatus defines model for CallRecord.Status.
+type CallRecordStatus string
+
+// CallResult defines model for CallResult.
+type CallResult struct {
+	// Call What is written down. Payloads are redacted, and truncated to {"_truncated": {size, sha256, preview}}.
+	Call Call `json:"call"`
+
+	// Exact Whether `output` is to the letter; else it is what was written down.
+	Exact *bool `json:"exact,omitempty"`
+
+	// Output Any JSON value.
+	Output *JSONValue `json:"output,omitempty"`
+}
+
+// CallStats defines model for CallStats.
+type CallStats struct {
+	Items []OperationStats `json:"items"`
+}
+
+// CallStatus defines model for CallStatus.
+type CallStatus string
+
+// CallStep defines model for CallStep.
+type CallStep struct {
+	Epoch   int32              `json:"epoch"`
+	SpokeId openapi_types.UUID `json:"spokeId"`
+}
+
+// CallTree defines model for CallTree.
+type CallTree struct {
+	// Edges Between the nodes.
+	Edges []CallEdge `json:"edges"`
+	Nodes []CallNode `json:"nodes"`
+
+	// Truncated Whether there are more than `limit` calls.
+	Truncated bool `json:"truncated"`
+}
+
+// CallsTake defines model for CallsTake.
+type CallsTake struct {
+	Epoch int32 `json:"epoch"`
+
+	// MaxCalls 0 for a spoke that has no room: it learns what to stop.
+	MaxCalls    *int32 `json:"maxCalls,omitempty"`
+	WaitSeconds *int32 `json:"waitSeconds,omitempty"`
+}
+
 // ChildSession defines model for ChildSession.
 type ChildSession struct {
 	// Depth 1 for a child, 2 for a child's child and so on.
@@ -1613,6 +1938,9 @@ type InvalidClient struct {
 // JSONObject Any JSON object. It comes back with the values that were given.
 type JSONObject = json.RawMessage
 
+// JSONValue Any JSON value.
+type JSONValue = json.RawMessage
+
 // KnownPart A part of a type that opencode 1.18 knows.
 type KnownPart struct {
 	union json.RawMessage
@@ -1839,6 +2167,171 @@ type OpencodeExport_Messages_Item struct {
 	Info                 map[string]interface{}   `json:"info"`
 	Parts                []map[string]interface{} `json:"parts"`
 	AdditionalProperties map[string]interface{}   `json:"-"`
+}
+
+// Operation defines model for Operation.
+type Operation struct {
+	// Annotations Any JSON object. It comes back with the values that were given.
+	Annotations JSONObject `json:"annotations"`
+	CreatedAt   time.Time  `json:"createdAt"`
+	Description string     `json:"description"`
+
+	// ErrorSchema Any JSON object. It comes back with the values that were given.
+	ErrorSchema *JSONObject        `json:"errorSchema,omitempty"`
+	Id          openapi_types.UUID `json:"id"`
+
+	// InputSchema Any JSON object. It comes back with the values that were given.
+	InputSchema JSONObject    `json:"inputSchema"`
+	Kind        OperationKind `json:"kind"`
+	MaxAttempts int32         `json:"maxAttempts"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  Metadata `json:"metadata"`
+	Name      string   `json:"name"`
+	Namespace string   `json:"namespace"`
+
+	// OutputSchema Any JSON object. It comes back with the values that were given.
+	OutputSchema *JSONObject `json:"outputSchema,omitempty"`
+	PayloadLimit *int32      `json:"payloadLimit"`
+
+	// QualifiedName `namespace.{spoke id}.name`
+	QualifiedName string             `json:"qualifiedName"`
+	RedactPaths   []string           `json:"redactPaths"`
+	Revision      int32              `json:"revision"`
+	ScopesAll     []string           `json:"scopesAll"`
+	ScopesAny     []string           `json:"scopesAny"`
+	SpokeId       openapi_types.UUID `json:"spokeId"`
+	Title         string             `json:"title"`
+	UpdatedAt     time.Time          `json:"updatedAt"`
+	Version       string             `json:"version"`
+
+	// Visibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+	Visibility OperationVisibility `json:"visibility"`
+}
+
+// OperationAnnotations MCP's tool annotations.
+type OperationAnnotations struct {
+	DestructiveHint *bool `json:"destructiveHint,omitempty"`
+	IdempotentHint  *bool `json:"idempotentHint,omitempty"`
+	OpenWorldHint   *bool `json:"openWorldHint,omitempty"`
+	ReadOnlyHint    *bool `json:"readOnlyHint,omitempty"`
+}
+
+// OperationCall defines model for OperationCall.
+type OperationCall struct {
+	// Input Any JSON object. It comes back with the values that were given.
+	Input *JSONObject `json:"input,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// ParentId The call that makes this one: it ends no later, and is aborted with it.
+	ParentId *openapi_types.UUID `json:"parentId,omitempty"`
+
+	// RequestId The caller's own id of the call.
+	RequestId *string `json:"requestId,omitempty"`
+
+	// SessionId The agent's session; that of Hub-Session when absent.
+	SessionId *openapi_types.UUID `json:"sessionId,omitempty"`
+
+	// TimeoutSeconds When it fails with `deadline_exceeded`.
+	TimeoutSeconds *int32 `json:"timeoutSeconds,omitempty"`
+	WaitSeconds    *int32 `json:"waitSeconds,omitempty"`
+}
+
+// OperationKind defines model for OperationKind.
+type OperationKind string
+
+// OperationOffer defines model for OperationOffer.
+type OperationOffer struct {
+	// Annotations MCP's tool annotations.
+	Annotations *OperationAnnotations `json:"annotations,omitempty"`
+	Description *string               `json:"description,omitempty"`
+
+	// ErrorSchema Any JSON object. It comes back with the values that were given.
+	ErrorSchema *JSONObject `json:"errorSchema,omitempty"`
+
+	// InputSchema Any JSON object. It comes back with the values that were given.
+	InputSchema *JSONObject   `json:"inputSchema,omitempty"`
+	Kind        OperationKind `json:"kind"`
+
+	// MaxAttempts How often a call may be started: above 1, it is given to somebody else when its spoke dies.
+	MaxAttempts *int32 `json:"maxAttempts,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Dots are welcome. It does not begin with what looks like a spoke's id, and the qualified name has at most 128 characters.
+	Name string `json:"name"`
+
+	// Namespace One segment. `hub` is reserved.
+	Namespace string `json:"namespace"`
+
+	// OutputSchema Any JSON object. It comes back with the values that were given.
+	OutputSchema *JSONObject `json:"outputSchema,omitempty"`
+
+	// PayloadLimit Bytes of a payload that are written down. The organisation's limit when absent.
+	PayloadLimit *int32 `json:"payloadLimit,omitempty"`
+
+	// RedactPaths JSON pointers whose values are not written down, in input, output, error and metadata alike; `*` stands for every member and element. Values under names such as password, token, secret and key never are.
+	RedactPaths *[]string `json:"redactPaths,omitempty"`
+
+	// ScopesAll Scopes that a caller's key must all cover.
+	ScopesAll *[]OperationScope `json:"scopesAll,omitempty"`
+
+	// ScopesAny Scopes of which a caller's key must cover one.
+	ScopesAny *[]OperationScope `json:"scopesAny,omitempty"`
+	Title     *string           `json:"title,omitempty"`
+	Version   *string           `json:"version,omitempty"`
+
+	// Visibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+	Visibility *OperationVisibility `json:"visibility,omitempty"`
+}
+
+// OperationPage defines model for OperationPage.
+type OperationPage struct {
+	Items []Operation `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// OperationScope defines model for OperationScope.
+type OperationScope = string
+
+// OperationStats defines model for OperationStats.
+type OperationStats struct {
+	Aborted   int64 `json:"aborted"`
+	Calls     int64 `json:"calls"`
+	Completed int64 `json:"completed"`
+
+	// ErrorRate Failed calls, of all.
+	ErrorRate float64 `json:"errorRate"`
+	Failed    int64   `json:"failed"`
+	Operation string  `json:"operation"`
+
+	// P50Ms Of the time from start to end; absent where none has ended.
+	P50Ms     *float64 `json:"p50Ms,omitempty"`
+	P95Ms     *float64 `json:"p95Ms,omitempty"`
+	P99Ms     *float64 `json:"p99Ms,omitempty"`
+	PerSecond float64  `json:"perSecond"`
+}
+
+// OperationVisibility `organization`: for everybody in it; `account`: for the spoke's account and admins.
+type OperationVisibility string
+
+// OperationsChange Qualified names, in order.
+type OperationsChange struct {
+	Created   []string `json:"created"`
+	Removed   []string `json:"removed"`
+	Unchanged []string `json:"unchanged"`
+	Updated   []string `json:"updated"`
+}
+
+// OperationsPut defines model for OperationsPut.
+type OperationsPut struct {
+	Epoch      int32            `json:"epoch"`
+	Operations []OperationOffer `json:"operations"`
 }
 
 // Organization defines model for Organization.
@@ -2130,8 +2623,17 @@ type Resource = string
 // RetentionPolicy defines model for RetentionPolicy.
 type RetentionPolicy struct {
 	// AuditDays Days that entries of the audit log are kept; null for ever.
-	AuditDays *int32    `json:"auditDays"`
-	CreatedAt time.Time `json:"createdAt"`
+	AuditDays *int32 `json:"auditDays"`
+
+	// CallDays Days that calls are kept; null for ever.
+	CallDays *int32 `json:"callDays"`
+
+	// CallPayloadDays Days that the payloads of calls are kept, where that is shorter.
+	CallPayloadDays *int32 `json:"callPayloadDays"`
+
+	// CallPayloadLimit Bytes of a call's payload that are written down, where its operation does not say otherwise.
+	CallPayloadLimit int32     `json:"callPayloadLimit"`
+	CreatedAt        time.Time `json:"createdAt"`
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 	Metadata Metadata `json:"metadata"`
@@ -2144,7 +2646,10 @@ type RetentionPolicy struct {
 
 // RetentionPolicyUpdate defines model for RetentionPolicyUpdate.
 type RetentionPolicyUpdate struct {
-	AuditDays nullable.Nullable[int32] `json:"auditDays,omitempty"`
+	AuditDays        nullable.Nullable[int32] `json:"auditDays,omitempty"`
+	CallDays         nullable.Nullable[int32] `json:"callDays,omitempty"`
+	CallPayloadDays  nullable.Nullable[int32] `json:"callPayloadDays,omitempty"`
+	CallPayloadLimit *int32                   `json:"callPayloadLimit,omitempty"`
 
 	// Metadata Any JSON object. It comes back with the values that were given.
 	Metadata    *JSONObject              `json:"metadata,omitempty"`
@@ -2508,6 +3013,76 @@ type SnippetPiece struct {
 	Text string `json:"text"`
 }
 
+// Spoke defines model for Spoke.
+type Spoke struct {
+	// AccountId Whose it is; null once the account has left.
+	AccountId   *openapi_types.UUID `json:"accountId"`
+	ConnectedAt time.Time           `json:"connectedAt"`
+	CreatedAt   time.Time           `json:"createdAt"`
+
+	// Data Any JSON object. It comes back with the values that were given.
+	Data           JSONObject `json:"data"`
+	DisconnectedAt *time.Time `json:"disconnectedAt"`
+
+	// Epoch Counts its connections.
+	Epoch        int32              `json:"epoch"`
+	GraceSeconds int32              `json:"graceSeconds"`
+	Id           openapi_types.UUID `json:"id"`
+
+	// LeaseExpiresAt Until when it counts as living.
+	LeaseExpiresAt time.Time `json:"leaseExpiresAt"`
+	LeaseSeconds   int32     `json:"leaseSeconds"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+	Name     string   `json:"name"`
+
+	// Ready Connected, its lease in force, and a take open.
+	Ready     bool        `json:"ready"`
+	Revision  int32       `json:"revision"`
+	Status    SpokeStatus `json:"status"`
+	UpdatedAt time.Time   `json:"updatedAt"`
+
+	// Version The program's.
+	Version string `json:"version"`
+}
+
+// SpokeConnection defines model for SpokeConnection.
+type SpokeConnection struct {
+	// Epoch The one that registerSpoke answered.
+	Epoch int32 `json:"epoch"`
+}
+
+// SpokePage defines model for SpokePage.
+type SpokePage struct {
+	Items []Spoke `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// SpokeRegister defines model for SpokeRegister.
+type SpokeRegister struct {
+	// Data Any JSON object. It comes back with the values that were given.
+	Data *JSONObject `json:"data,omitempty"`
+
+	// GraceSeconds How long it may then be reconnecting before it is disconnected.
+	GraceSeconds *int32 `json:"graceSeconds,omitempty"`
+
+	// LeaseSeconds For how long a heartbeat or a take says that it lives.
+	LeaseSeconds *int32 `json:"leaseSeconds,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Unique in the organisation, and the same each time that the program starts.
+	Name    string  `json:"name"`
+	Version *string `json:"version,omitempty"`
+}
+
+// SpokeStatus defines model for SpokeStatus.
+type SpokeStatus string
+
 // StepFinishPart defines model for StepFinishPart.
 type StepFinishPart struct {
 	Data StepFinishPartData `json:"data"`
@@ -2565,6 +3140,37 @@ type SubtaskPartData struct {
 
 // Tag A label of the organisation's own.
 type Tag = string
+
+// TakenCall defines model for TakenCall.
+type TakenCall struct {
+	// Attempt Counts from 1: above, another spoke began and died.
+	Attempt         int32               `json:"attempt"`
+	CallerAccountId *openapi_types.UUID `json:"callerAccountId"`
+	DeadlineAt      time.Time           `json:"deadlineAt"`
+	Id              openapi_types.UUID  `json:"id"`
+
+	// Identity Any JSON object. It comes back with the values that were given.
+	Identity JSONObject `json:"identity"`
+
+	// Input Any JSON object. It comes back with the values that were given.
+	Input JSONObject `json:"input"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+
+	// Operation namespace.name
+	Operation string              `json:"operation"`
+	ParentId  *openapi_types.UUID `json:"parentId"`
+	SessionId *openapi_types.UUID `json:"sessionId"`
+}
+
+// TakenCalls defines model for TakenCalls.
+type TakenCalls struct {
+	Calls []TakenCall `json:"calls"`
+
+	// Stopped Calls that the spoke holds and that are over for others. What it says of them is refused.
+	Stopped []openapi_types.UUID `json:"stopped"`
+}
 
 // Task defines model for Task.
 type Task struct {
@@ -3083,6 +3689,9 @@ type AccountId = openapi_types.UUID
 // ApiKeyId defines model for ApiKeyId.
 type ApiKeyId = openapi_types.UUID
 
+// CallId defines model for CallId.
+type CallId = openapi_types.UUID
+
 // ClientId defines model for ClientId.
 type ClientId = openapi_types.UUID
 
@@ -3107,6 +3716,9 @@ type Limit = int32
 // MappingId defines model for MappingId.
 type MappingId = openapi_types.UUID
 
+// OperationName defines model for OperationName.
+type OperationName = string
+
 // OrganizationId defines model for OrganizationId.
 type OrganizationId = openapi_types.UUID
 
@@ -3121,6 +3733,9 @@ type SecretName = string
 
 // SessionId defines model for SessionId.
 type SessionId = openapi_types.UUID
+
+// SpokeId defines model for SpokeId.
+type SpokeId = openapi_types.UUID
 
 // TaskId defines model for TaskId.
 type TaskId = openapi_types.UUID
@@ -3306,6 +3921,85 @@ type VerifyAuditLogParams struct {
 	Platform *bool `form:"platform,omitempty" json:"platform,omitempty"`
 }
 
+// ListCallsParams defines parameters for ListCalls.
+type ListCallsParams struct {
+	// Operation Its name without a spoke.
+	Operation       *string             `form:"operation,omitempty" json:"operation,omitempty"`
+	Status          *CallStatus         `form:"status,omitempty" json:"status,omitempty"`
+	CallerAccountId *openapi_types.UUID `form:"callerAccountId,omitempty" json:"callerAccountId,omitempty"`
+	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+	SpokeId         *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	ParentId        *openapi_types.UUID `form:"parentId,omitempty" json:"parentId,omitempty"`
+	RequestId       *string             `form:"requestId,omitempty" json:"requestId,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// RecordCallParams defines parameters for RecordCall.
+type RecordCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetCallStatsParams defines parameters for GetCallStats.
+type GetCallStatsParams struct {
+	Since     time.Time `form:"since" json:"since"`
+	Until     time.Time `form:"until" json:"until"`
+	Operation *string   `form:"operation,omitempty" json:"operation,omitempty"`
+}
+
+// AbortCallParams defines parameters for AbortCall.
+type AbortCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// CompleteCallParams defines parameters for CompleteCall.
+type CompleteCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListCallEdgesParams defines parameters for ListCallEdges.
+type ListCallEdgesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// AddCallEdgesParams defines parameters for AddCallEdges.
+type AddCallEdgesParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// FailCallParams defines parameters for FailCall.
+type FailCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// StartCallParams defines parameters for StartCall.
+type StartCallParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// GetCallTreeParams defines parameters for GetCallTree.
+type GetCallTreeParams struct {
+	// Depth How many generations below the call.
+	Depth *int32 `form:"depth,omitempty" json:"depth,omitempty"`
+
+	// Limit How many calls at most.
+	Limit *int32 `form:"limit,omitempty" json:"limit,omitempty"`
+}
+
 // ListClientsParams defines parameters for ListClients.
 type ListClientsParams struct {
 	// Name Only the client with this name.
@@ -3435,6 +4129,28 @@ type RemoveMemberParams struct {
 type UpdateMemberParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
 	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// ListOperationsParams defines parameters for ListOperations.
+type ListOperationsParams struct {
+	SpokeId   *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	Namespace *string             `form:"namespace,omitempty" json:"namespace,omitempty"`
+
+	// Name The name within its namespace.
+	Name *string        `form:"name,omitempty" json:"name,omitempty"`
+	Kind *OperationKind `form:"kind,omitempty" json:"kind,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CallOperationParams defines parameters for CallOperation.
+type CallOperationParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
 // ListOrganizationsParams defines parameters for ListOrganizations.
@@ -3861,6 +4577,44 @@ type GetSessionUsageParams struct {
 	Descendants *Descendants `form:"descendants,omitempty" json:"descendants,omitempty"`
 }
 
+// ListSpokesParams defines parameters for ListSpokes.
+type ListSpokesParams struct {
+	Status *SpokeStatus `form:"status,omitempty" json:"status,omitempty"`
+
+	// AccountId Only spokes of this account.
+	AccountId *openapi_types.UUID `form:"accountId,omitempty" json:"accountId,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// RegisterSpokeParams defines parameters for RegisterSpoke.
+type RegisterSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DisconnectSpokeParams defines parameters for DisconnectSpoke.
+type DisconnectSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// HeartbeatSpokeParams defines parameters for HeartbeatSpoke.
+type HeartbeatSpokeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// TakeCallsParams defines parameters for TakeCalls.
+type TakeCallsParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // DeleteTaskParams defines parameters for DeleteTask.
 type DeleteTaskParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
@@ -3975,6 +4729,24 @@ type UpdateApiKeyApplicationMergePatchPlusJSONRequestBody = ApiKeyUpdate
 // RotateApiKeyJSONRequestBody defines body for RotateApiKey for application/json ContentType.
 type RotateApiKeyJSONRequestBody = ApiKeyRotate
 
+// RecordCallJSONRequestBody defines body for RecordCall for application/json ContentType.
+type RecordCallJSONRequestBody = CallRecord
+
+// AbortCallJSONRequestBody defines body for AbortCall for application/json ContentType.
+type AbortCallJSONRequestBody = CallAbort
+
+// CompleteCallJSONRequestBody defines body for CompleteCall for application/json ContentType.
+type CompleteCallJSONRequestBody = CallComplete
+
+// AddCallEdgesJSONRequestBody defines body for AddCallEdges for application/json ContentType.
+type AddCallEdgesJSONRequestBody = CallEdgesAdd
+
+// FailCallJSONRequestBody defines body for FailCall for application/json ContentType.
+type FailCallJSONRequestBody = CallFail
+
+// StartCallJSONRequestBody defines body for StartCall for application/json ContentType.
+type StartCallJSONRequestBody = CallStep
+
 // CreateClientJSONRequestBody defines body for CreateClient for application/json ContentType.
 type CreateClientJSONRequestBody = ClientCreate
 
@@ -3995,6 +4767,9 @@ type AddMemberJSONRequestBody = MemberAdd
 
 // UpdateMemberApplicationMergePatchPlusJSONRequestBody defines body for UpdateMember for application/merge-patch+json ContentType.
 type UpdateMemberApplicationMergePatchPlusJSONRequestBody = MemberUpdate
+
+// CallOperationJSONRequestBody defines body for CallOperation for application/json ContentType.
+type CallOperationJSONRequestBody = OperationCall
 
 // CreateOrganizationJSONRequestBody defines body for CreateOrganization for application/json ContentType.
 type CreateOrganizationJSONRequestBody = OrganizationCreate
@@ -4055,6 +4830,21 @@ type UpdatePartApplicationMergePatchPlusJSONRequestBody = PartUpdate
 
 // AppendPartDeltaJSONRequestBody defines body for AppendPartDelta for application/json ContentType.
 type AppendPartDeltaJSONRequestBody = PartDelta
+
+// RegisterSpokeJSONRequestBody defines body for RegisterSpoke for application/json ContentType.
+type RegisterSpokeJSONRequestBody = SpokeRegister
+
+// DisconnectSpokeJSONRequestBody defines body for DisconnectSpoke for application/json ContentType.
+type DisconnectSpokeJSONRequestBody = SpokeConnection
+
+// HeartbeatSpokeJSONRequestBody defines body for HeartbeatSpoke for application/json ContentType.
+type HeartbeatSpokeJSONRequestBody = SpokeConnection
+
+// PutOperationsJSONRequestBody defines body for PutOperations for application/json ContentType.
+type PutOperationsJSONRequestBody = OperationsPut
+
+// TakeCallsJSONRequestBody defines body for TakeCalls for application/json ContentType.
+type TakeCallsJSONRequestBody = CallsTake
 
 // UpdateTaskApplicationMergePatchPlusJSONRequestBody defines body for UpdateTask for application/merge-patch+json ContentType.
 type UpdateTaskApplicationMergePatchPlusJSONRequestBody = TaskUpdate
@@ -5689,6 +6479,181 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/audit-logs/verification (the `VerifyAuditLog` operationId).
 	VerifyAuditLog(ctx context.Context, params *VerifyAuditLogParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListCalls List calls
+	//
+	// The newest first.
+	//
+	// Scope: `calls:read`.
+	//
+	// Corresponds with GET /v1/calls (the `ListCalls` operationId).
+	ListCalls(ctx context.Context, params *ListCallsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RecordCallWithBody Record a call
+	//
+	// For runtimes that route by themselves. Idempotent by `requestId`: what is recorded again is completed, never taken back.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/calls (the `RecordCall` operationId).
+	RecordCallWithBody(ctx context.Context, params *RecordCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RecordCall Record a call
+	//
+	// For runtimes that route by themselves. Idempotent by `requestId`: what is recorded again is completed, never taken back.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/calls (the `RecordCall` operationId).
+	RecordCall(ctx context.Context, params *RecordCallParams, body RecordCallJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetCallStats Count and time calls
+	//
+	// Per operation, of calls that started in the range or were made in it and never did. At most 1,000 operations.
+	//
+	// Scope: `calls:read`.
+	//
+	// Corresponds with GET /v1/calls/stats (the `GetCallStats` operationId).
+	GetCallStats(ctx context.Context, params *GetCallStatsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetCall Get a call
+	//
+	// Scope: `calls:read`.
+	//
+	// Corresponds with GET /v1/calls/{callId} (the `GetCall` operationId).
+	GetCall(ctx context.Context, callId CallId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AbortCallWithBody Abort a call
+	//
+	// By its caller or an admin; with `spokeId` and `epoch` by its spoke. What it has called is aborted too. Its spoke is told with its next take.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/calls/{callId}/abort (the `AbortCall` operationId).
+	AbortCallWithBody(ctx context.Context, callId CallId, params *AbortCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AbortCall Abort a call
+	//
+	// By its caller or an admin; with `spokeId` and `epoch` by its spoke. What it has called is aborted too. Its spoke is told with its next take.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/calls/{callId}/abort (the `AbortCall` operationId).
+	AbortCall(ctx context.Context, callId CallId, params *AbortCallParams, body AbortCallJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CompleteCallWithBody Complete a call
+	//
+	// The output is held against the operation's schema. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/calls/{callId}/complete (the `CompleteCall` operationId).
+	CompleteCallWithBody(ctx context.Context, callId CallId, params *CompleteCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CompleteCall Complete a call
+	//
+	// The output is held against the operation's schema. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/calls/{callId}/complete (the `CompleteCall` operationId).
+	CompleteCall(ctx context.Context, callId CallId, params *CompleteCallParams, body CompleteCallJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListCallEdges List a call's edges
+	//
+	// In both directions.
+	//
+	// Scope: `calls:read`.
+	//
+	// Corresponds with GET /v1/calls/{callId}/edges (the `ListCallEdges` operationId).
+	ListCallEdges(ctx context.Context, callId CallId, params *ListCallEdgesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddCallEdgesWithBody Say how a call hangs together with others
+	//
+	// Edges that are there already stay. `triggered` is said by a call's `parentId` alone.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/calls/{callId}/edges (the `AddCallEdges` operationId).
+	AddCallEdgesWithBody(ctx context.Context, callId CallId, params *AddCallEdgesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AddCallEdges Say how a call hangs together with others
+	//
+	// Edges that are there already stay. `triggered` is said by a call's `parentId` alone.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/calls/{callId}/edges (the `AddCallEdges` operationId).
+	AddCallEdges(ctx context.Context, callId CallId, params *AddCallEdgesParams, body AddCallEdgesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// FailCallWithBody Fail a call
+	//
+	// Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/calls/{callId}/fail (the `FailCall` operationId).
+	FailCallWithBody(ctx context.Context, callId CallId, params *FailCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// FailCall Fail a call
+	//
+	// Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/calls/{callId}/fail (the `FailCall` operationId).
+	FailCall(ctx context.Context, callId CallId, params *FailCallParams, body FailCallJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// StartCallWithBody Say that a call begins
+	//
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/calls/{callId}/start (the `StartCall` operationId).
+	StartCallWithBody(ctx context.Context, callId CallId, params *StartCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// StartCall Say that a call begins
+	//
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/calls/{callId}/start (the `StartCall` operationId).
+	StartCall(ctx context.Context, callId CallId, params *StartCallParams, body StartCallJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetCallTree Get a call and what it led to
+	//
+	// Breadth first.
+	//
+	// Scope: `calls:read`.
+	//
+	// Corresponds with GET /v1/calls/{callId}/tree (the `GetCallTree` operationId).
+	GetCallTree(ctx context.Context, callId CallId, params *GetCallTreeParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListClientTypes List client types
 	//
 	// The kinds of clients, each with the JSON Schema (2020-12) that its config has to meet. In the order of their names.
@@ -5999,6 +6964,46 @@ type ClientInterface interface {
 	//
 	// Corresponds with PATCH /v1/members/{accountId} (the `UpdateMember` operationId).
 	UpdateMemberWithApplicationMergePatchPlusJSONBody(ctx context.Context, accountId AccountId, params *UpdateMemberParams, body UpdateMemberApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListOperations List what spokes offer
+	//
+	// In the order of their qualified names. An item has the fields of an MCP tool (title, description, inputSchema, outputSchema, annotations), and both names obey MCP's rule.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Corresponds with GET /v1/operations (the `ListOperations` operationId).
+	ListOperations(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetOperation Get an operation
+	//
+	// By `namespace.{spoke id}.name`, or by `namespace.name`, whoever offers it.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Corresponds with GET /v1/operations/{operationName} (the `GetOperation` operationId).
+	GetOperation(ctx context.Context, operationName OperationName, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CallOperationWithBody Call an operation
+	//
+	// By `namespace.{spoke id}.name`: of that spoke; by `namespace.name`: of the least busy connected spoke that offers it. The input is held against the operation's schema, and the key against its scopes. Waits for the end, for `waitSeconds` at most, and answers 200; else 202 with the call as it is. Called again with the same `requestId` it is the same call, and waits for that. The output is given to the letter, once and for an hour; afterwards it is what was written down. With an Idempotency-Key the call is made and nobody waits: the answer is 202.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/operations/{operationName}/call (the `CallOperation` operationId).
+	CallOperationWithBody(ctx context.Context, operationName OperationName, params *CallOperationParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CallOperation Call an operation
+	//
+	// By `namespace.{spoke id}.name`: of that spoke; by `namespace.name`: of the least busy connected spoke that offers it. The input is held against the operation's schema, and the key against its scopes. Waits for the end, for `waitSeconds` at most, and answers 200; else 202 with the call as it is. Called again with the same `requestId` it is the same call, and waits for that. The output is given to the letter, once and for an hour; afterwards it is what was written down. With an Idempotency-Key the call is made and nobody waits: the answer is 202.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/operations/{operationName}/call (the `CallOperation` operationId).
+	CallOperation(ctx context.Context, operationName OperationName, params *CallOperationParams, body CallOperationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// ListOrganizations List organisations
 	//
@@ -6761,6 +7766,132 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
 	GetSessionUsage(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListSpokes List spokes
+	//
+	// In the order of their names.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Corresponds with GET /v1/spokes (the `ListSpokes` operationId).
+	ListSpokes(ctx context.Context, params *ListSpokesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RegisterSpokeWithBody Connect a spoke
+	//
+	// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+	RegisterSpokeWithBody(ctx context.Context, params *RegisterSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// RegisterSpoke Connect a spoke
+	//
+	// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+	RegisterSpoke(ctx context.Context, params *RegisterSpokeParams, body RegisterSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetSpoke Get a spoke
+	//
+	// Scope: `spokes:read`.
+	//
+	// Corresponds with GET /v1/spokes/{spokeId} (the `GetSpoke` operationId).
+	GetSpoke(ctx context.Context, spokeId SpokeId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DisconnectSpokeWithBody End a spoke's connection
+	//
+	// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+	DisconnectSpokeWithBody(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DisconnectSpoke End a spoke's connection
+	//
+	// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+	DisconnectSpoke(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, body DisconnectSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// HeartbeatSpokeWithBody Say that a spoke lives
+	//
+	// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+	HeartbeatSpokeWithBody(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// HeartbeatSpoke Say that a spoke lives
+	//
+	// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+	HeartbeatSpoke(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, body HeartbeatSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutOperationsWithBody Say what a spoke offers
+	//
+	// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+	PutOperationsWithBody(ctx context.Context, spokeId SpokeId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// PutOperations Say what a spoke offers
+	//
+	// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+	PutOperations(ctx context.Context, spokeId SpokeId, body PutOperationsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TakeCallsWithBody Take calls
+	//
+	// A spoke's long poll: answers as soon as there is a call for it, or one that it must stop, and after `waitSeconds` at the latest. While it is open it is a heartbeat. A call that is taken is to be started within 30 seconds, else it is given out again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/take (the `TakeCalls` operationId).
+	TakeCallsWithBody(ctx context.Context, spokeId SpokeId, params *TakeCallsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// TakeCalls Take calls
+	//
+	// A spoke's long poll: answers as soon as there is a call for it, or one that it must stop, and after `waitSeconds` at the latest. While it is open it is a heartbeat. A call that is taken is to be started within 30 seconds, else it is given out again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/take (the `TakeCalls` operationId).
+	TakeCalls(ctx context.Context, spokeId SpokeId, params *TakeCallsParams, body TakeCallsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// DeleteTask Delete a task with its notes and history
 	//
@@ -7601,6 +8732,351 @@ func (c *Client) VerifyAuditLog(ctx context.Context, params *VerifyAuditLogParam
 	return c.Client.Do(req)
 }
 
+// ListCalls List calls
+//
+// The newest first.
+//
+// Scope: `calls:read`.
+//
+// Corresponds with GET /v1/calls (the `ListCalls` operationId).
+func (c *Client) ListCalls(ctx context.Context, params *ListCallsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListCallsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RecordCallWithBody Record a call
+//
+// For runtimes that route by themselves. Idempotent by `requestId`: what is recorded again is completed, never taken back.
+//
+// Scope: `calls:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/calls (the `RecordCall` operationId).
+func (c *Client) RecordCallWithBody(ctx context.Context, params *RecordCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRecordCallRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RecordCall Record a call
+//
+// For runtimes that route by themselves. Idempotent by `requestId`: what is recorded again is completed, never taken back.
+//
+// Scope: `calls:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/calls (the `RecordCall` operationId).
+func (c *Client) RecordCall(ctx context.Context, params *RecordCallParams, body RecordCallJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRecordCallRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetCallStats Count and time calls
+//
+// Per operation, of calls that started in the range or were made in it and never did. At most 1,000 operations.
+//
+// Scope: `calls:read`.
+//
+// Corresponds with GET /v1/calls/stats (the `GetCallStats` operationId).
+func (c *Client) GetCallStats(ctx context.Context, params *GetCallStatsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCallStatsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetCall Get a call
+//
+// Scope: `calls:read`.
+//
+// Corresponds with GET /v1/calls/{callId} (the `GetCall` operationId).
+func (c *Client) GetCall(ctx context.Context, callId CallId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCallRequest(c.Server, callId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AbortCallWithBody Abort a call
+//
+// By its caller or an admin; with `spokeId` and `epoch` by its spoke. What it has called is aborted too. Its spoke is told with its next take.
+//
+// Scope: `calls:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/calls/{callId}/abort (the `AbortCall` operationId).
+func (c *Client) AbortCallWithBody(ctx context.Context, callId CallId, params *AbortCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAbortCallRequestWithBody(c.Server, callId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AbortCall Abort a call
+//
+// By its caller or an admin; with `spokeId` and `epoch` by its spoke. What it has called is aborted too. Its spoke is told with its next take.
+//
+// Scope: `calls:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/calls/{callId}/abort (the `AbortCall` operationId).
+func (c *Client) AbortCall(ctx context.Context, callId CallId, params *AbortCallParams, body AbortCallJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAbortCallRequest(c.Server, callId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CompleteCallWithBody Complete a call
+//
+// The output is held against the operation's schema. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/calls/{callId}/complete (the `CompleteCall` operationId).
+func (c *Client) CompleteCallWithBody(ctx context.Context, callId CallId, params *CompleteCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCompleteCallRequestWithBody(c.Server, callId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CompleteCall Complete a call
+//
+// The output is held against the operation's schema. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/calls/{callId}/complete (the `CompleteCall` operationId).
+func (c *Client) CompleteCall(ctx context.Context, callId CallId, params *CompleteCallParams, body CompleteCallJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCompleteCallRequest(c.Server, callId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListCallEdges List a call's edges
+//
+// In both directions.
+//
+// Scope: `calls:read`.
+//
+// Corresponds with GET /v1/calls/{callId}/edges (the `ListCallEdges` operationId).
+func (c *Client) ListCallEdges(ctx context.Context, callId CallId, params *ListCallEdgesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListCallEdgesRequest(c.Server, callId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddCallEdgesWithBody Say how a call hangs together with others
+//
+// Edges that are there already stay. `triggered` is said by a call's `parentId` alone.
+//
+// Scope: `calls:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/calls/{callId}/edges (the `AddCallEdges` operationId).
+func (c *Client) AddCallEdgesWithBody(ctx context.Context, callId CallId, params *AddCallEdgesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddCallEdgesRequestWithBody(c.Server, callId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AddCallEdges Say how a call hangs together with others
+//
+// Edges that are there already stay. `triggered` is said by a call's `parentId` alone.
+//
+// Scope: `calls:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/calls/{callId}/edges (the `AddCallEdges` operationId).
+func (c *Client) AddCallEdges(ctx context.Context, callId CallId, params *AddCallEdgesParams, body AddCallEdgesJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAddCallEdgesRequest(c.Server, callId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// FailCallWithBody Fail a call
+//
+// Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/calls/{callId}/fail (the `FailCall` operationId).
+func (c *Client) FailCallWithBody(ctx context.Context, callId CallId, params *FailCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFailCallRequestWithBody(c.Server, callId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// FailCall Fail a call
+//
+// Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/calls/{callId}/fail (the `FailCall` operationId).
+func (c *Client) FailCall(ctx context.Context, callId CallId, params *FailCallParams, body FailCallJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewFailCallRequest(c.Server, callId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// StartCallWithBody Say that a call begins
+//
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/calls/{callId}/start (the `StartCall` operationId).
+func (c *Client) StartCallWithBody(ctx context.Context, callId CallId, params *StartCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewStartCallRequestWithBody(c.Server, callId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// StartCall Say that a call begins
+//
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/calls/{callId}/start (the `StartCall` operationId).
+func (c *Client) StartCall(ctx context.Context, callId CallId, params *StartCallParams, body StartCallJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewStartCallRequest(c.Server, callId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetCallTree Get a call and what it led to
+//
+// Breadth first.
+//
+// Scope: `calls:read`.
+//
+// Corresponds with GET /v1/calls/{callId}/tree (the `GetCallTree` operationId).
+func (c *Client) GetCallTree(ctx context.Context, callId CallId, params *GetCallTreeParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetCallTreeRequest(c.Server, callId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListClientTypes List client types
 //
 // The kinds of clients, each with the JSON Schema (2020-12) that its config has to meet. In the order of their names.
@@ -8212,6 +9688,86 @@ func (c *Client) UpdateMemberWithBody(ctx context.Context, accountId AccountId, 
 // Corresponds with PATCH /v1/members/{accountId} (the `UpdateMember` operationId).
 func (c *Client) UpdateMemberWithApplicationMergePatchPlusJSONBody(ctx context.Context, accountId AccountId, params *UpdateMemberParams, body UpdateMemberApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewUpdateMemberRequestWithApplicationMergePatchPlusJSONBody(c.Server, accountId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListOperations List what spokes offer
+//
+// In the order of their qualified names. An item has the fields of an MCP tool (title, description, inputSchema, outputSchema, annotations), and both names obey MCP's rule.
+//
+// Scope: `spokes:read`.
+//
+// Corresponds with GET /v1/operations (the `ListOperations` operationId).
+func (c *Client) ListOperations(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListOperationsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetOperation Get an operation
+//
+// By `namespace.{spoke id}.name`, or by `namespace.name`, whoever offers it.
+//
+// Scope: `spokes:read`.
+//
+// Corresponds with GET /v1/operations/{operationName} (the `GetOperation` operationId).
+func (c *Client) GetOperation(ctx context.Context, operationName OperationName, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetOperationRequest(c.Server, operationName)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CallOperationWithBody Call an operation
+//
+// By `namespace.{spoke id}.name`: of that spoke; by `namespace.name`: of the least busy connected spoke that offers it. The input is held against the operation's schema, and the key against its scopes. Waits for the end, for `waitSeconds` at most, and answers 200; else 202 with the call as it is. Called again with the same `requestId` it is the same call, and waits for that. The output is given to the letter, once and for an hour; afterwards it is what was written down. With an Idempotency-Key the call is made and nobody waits: the answer is 202.
+//
+// Scope: `calls:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/operations/{operationName}/call (the `CallOperation` operationId).
+func (c *Client) CallOperationWithBody(ctx context.Context, operationName OperationName, params *CallOperationParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCallOperationRequestWithBody(c.Server, operationName, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CallOperation Call an operation
+//
+// By `namespace.{spoke id}.name`: of that spoke; by `namespace.name`: of the least busy connected spoke that offers it. The input is held against the operation's schema, and the key against its scopes. Waits for the end, for `waitSeconds` at most, and answers 200; else 202 with the call as it is. Called again with the same `requestId` it is the same call, and waits for that. The output is given to the letter, once and for an hour; afterwards it is what was written down. With an Idempotency-Key the call is made and nobody waits: the answer is 202.
+//
+// Scope: `calls:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/operations/{operationName}/call (the `CallOperation` operationId).
+func (c *Client) CallOperation(ctx context.Context, operationName OperationName, params *CallOperationParams, body CallOperationJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCallOperationRequest(c.Server, operationName, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -9714,6 +11270,252 @@ func (c *Client) UnarchiveSession(ctx context.Context, sessionId SessionId, para
 // Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
 func (c *Client) GetSessionUsage(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetSessionUsageRequest(c.Server, sessionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListSpokes List spokes
+//
+// In the order of their names.
+//
+// Scope: `spokes:read`.
+//
+// Corresponds with GET /v1/spokes (the `ListSpokes` operationId).
+func (c *Client) ListSpokes(ctx context.Context, params *ListSpokesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListSpokesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RegisterSpokeWithBody Connect a spoke
+//
+// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+func (c *Client) RegisterSpokeWithBody(ctx context.Context, params *RegisterSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRegisterSpokeRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// RegisterSpoke Connect a spoke
+//
+// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+func (c *Client) RegisterSpoke(ctx context.Context, params *RegisterSpokeParams, body RegisterSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewRegisterSpokeRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetSpoke Get a spoke
+//
+// Scope: `spokes:read`.
+//
+// Corresponds with GET /v1/spokes/{spokeId} (the `GetSpoke` operationId).
+func (c *Client) GetSpoke(ctx context.Context, spokeId SpokeId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetSpokeRequest(c.Server, spokeId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DisconnectSpokeWithBody End a spoke's connection
+//
+// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+func (c *Client) DisconnectSpokeWithBody(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDisconnectSpokeRequestWithBody(c.Server, spokeId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DisconnectSpoke End a spoke's connection
+//
+// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+func (c *Client) DisconnectSpoke(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, body DisconnectSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDisconnectSpokeRequest(c.Server, spokeId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// HeartbeatSpokeWithBody Say that a spoke lives
+//
+// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+func (c *Client) HeartbeatSpokeWithBody(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHeartbeatSpokeRequestWithBody(c.Server, spokeId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// HeartbeatSpoke Say that a spoke lives
+//
+// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+func (c *Client) HeartbeatSpoke(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, body HeartbeatSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewHeartbeatSpokeRequest(c.Server, spokeId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutOperationsWithBody Say what a spoke offers
+//
+// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+func (c *Client) PutOperationsWithBody(ctx context.Context, spokeId SpokeId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutOperationsRequestWithBody(c.Server, spokeId, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// PutOperations Say what a spoke offers
+//
+// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+func (c *Client) PutOperations(ctx context.Context, spokeId SpokeId, body PutOperationsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewPutOperationsRequest(c.Server, spokeId, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TakeCallsWithBody Take calls
+//
+// A spoke's long poll: answers as soon as there is a call for it, or one that it must stop, and after `waitSeconds` at the latest. While it is open it is a heartbeat. A call that is taken is to be started within 30 seconds, else it is given out again.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/spokes/{spokeId}/take (the `TakeCalls` operationId).
+func (c *Client) TakeCallsWithBody(ctx context.Context, spokeId SpokeId, params *TakeCallsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTakeCallsRequestWithBody(c.Server, spokeId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// TakeCalls Take calls
+//
+// A spoke's long poll: answers as soon as there is a call for it, or one that it must stop, and after `waitSeconds` at the latest. While it is open it is a heartbeat. A call that is taken is to be started within 30 seconds, else it is given out again.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/spokes/{spokeId}/take (the `TakeCalls` operationId).
+func (c *Client) TakeCalls(ctx context.Context, spokeId SpokeId, params *TakeCallsParams, body TakeCallsJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewTakeCallsRequest(c.Server, spokeId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -11730,6 +13532,771 @@ func NewVerifyAuditLogRequest(server string, params *VerifyAuditLogParams) (*htt
 	return req, nil
 }
 
+// NewListCallsRequest constructs an http.Request for the ListCalls method
+func NewListCallsRequest(server string, params *ListCallsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Operation != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "operation", *params.Operation, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Status != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "status", *params.Status, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.CallerAccountId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "callerAccountId", *params.CallerAccountId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.SessionId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "sessionId", *params.SessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.SpokeId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "spokeId", *params.SpokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ParentId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "parentId", *params.ParentId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.RequestId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "requestId", *params.RequestId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRecordCallRequest calls the generic RecordCall builder with application/json body
+func NewRecordCallRequest(server string, params *RecordCallParams, body RecordCallJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRecordCallRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewRecordCallRequestWithBody constructs an http.Request for the RecordCall method, with any body, and a specified content type
+func NewRecordCallRequestWithBody(server string, params *RecordCallParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetCallStatsRequest constructs an http.Request for the GetCallStats method
+func NewGetCallStatsRequest(server string, params *GetCallStatsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls/stats")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "since", params.Since, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if queryFrag, err := runtime.StyleParamWithOptions("form", true, "until", params.Until, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "date-time"}); err != nil {
+			return nil, err
+		} else {
+			for _, qp := range strings.Split(queryFrag, "&") {
+				rawQueryFragments = append(rawQueryFragments, qp)
+			}
+		}
+
+		if params.Operation != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "operation", *params.Operation, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetCallRequest constructs an http.Request for the GetCall method
+func NewGetCallRequest(server string, callId CallId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "callId", callId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAbortCallRequest calls the generic AbortCall builder with application/json body
+func NewAbortCallRequest(server string, callId CallId, params *AbortCallParams, body AbortCallJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAbortCallRequestWithBody(server, callId, params, "application/json", bodyReader)
+}
+
+// NewAbortCallRequestWithBody constructs an http.Request for the AbortCall method, with any body, and a specified content type
+func NewAbortCallRequestWithBody(server string, callId CallId, params *AbortCallParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "callId", callId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls/%s/abort", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewCompleteCallRequest calls the generic CompleteCall builder with application/json body
+func NewCompleteCallRequest(server string, callId CallId, params *CompleteCallParams, body CompleteCallJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCompleteCallRequestWithBody(server, callId, params, "application/json", bodyReader)
+}
+
+// NewCompleteCallRequestWithBody constructs an http.Request for the CompleteCall method, with any body, and a specified content type
+func NewCompleteCallRequestWithBody(server string, callId CallId, params *CompleteCallParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "callId", callId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls/%s/complete", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListCallEdgesRequest constructs an http.Request for the ListCallEdges method
+func NewListCallEdgesRequest(server string, callId CallId, params *ListCallEdgesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "callId", callId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls/%s/edges", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAddCallEdgesRequest calls the generic AddCallEdges builder with application/json body
+func NewAddCallEdgesRequest(server string, callId CallId, params *AddCallEdgesParams, body AddCallEdgesJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewAddCallEdgesRequestWithBody(server, callId, params, "application/json", bodyReader)
+}
+
+// NewAddCallEdgesRequestWithBody constructs an http.Request for the AddCallEdges method, with any body, and a specified content type
+func NewAddCallEdgesRequestWithBody(server string, callId CallId, params *AddCallEdgesParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "callId", callId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls/%s/edges", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewFailCallRequest calls the generic FailCall builder with application/json body
+func NewFailCallRequest(server string, callId CallId, params *FailCallParams, body FailCallJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewFailCallRequestWithBody(server, callId, params, "application/json", bodyReader)
+}
+
+// NewFailCallRequestWithBody constructs an http.Request for the FailCall method, with any body, and a specified content type
+func NewFailCallRequestWithBody(server string, callId CallId, params *FailCallParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "callId", callId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls/%s/fail", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewStartCallRequest calls the generic StartCall builder with application/json body
+func NewStartCallRequest(server string, callId CallId, params *StartCallParams, body StartCallJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewStartCallRequestWithBody(server, callId, params, "application/json", bodyReader)
+}
+
+// NewStartCallRequestWithBody constructs an http.Request for the StartCall method, with any body, and a specified content type
+func NewStartCallRequestWithBody(server string, callId CallId, params *StartCallParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "callId", callId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls/%s/start", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetCallTreeRequest constructs an http.Request for the GetCallTree method
+func NewGetCallTreeRequest(server string, callId CallId, params *GetCallTreeParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "callId", callId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/calls/%s/tree", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Depth != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "depth", *params.Depth, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
 // NewListClientTypesRequest constructs an http.Request for the ListClientTypes method
 func NewListClientTypesRequest(server string) (*http.Request, error) {
 	var err error
@@ -13023,6 +15590,216 @@ func NewUpdateMemberRequestWithBody(server string, accountId AccountId, params *
 			}
 
 			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListOperationsRequest constructs an http.Request for the ListOperations method
+func NewListOperationsRequest(server string, params *ListOperationsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/operations")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.SpokeId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "spokeId", *params.SpokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Namespace != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "namespace", *params.Namespace, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Name != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "name", *params.Name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Kind != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "kind", *params.Kind, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewGetOperationRequest constructs an http.Request for the GetOperation method
+func NewGetOperationRequest(server string, operationName OperationName) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "operationName", operationName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/operations/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCallOperationRequest calls the generic CallOperation builder with application/json body
+func NewCallOperationRequest(server string, operationName OperationName, params *CallOperationParams, body CallOperationJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCallOperationRequestWithBody(server, operationName, params, "application/json", bodyReader)
+}
+
+// NewCallOperationRequestWithBody constructs an http.Request for the CallOperation method, with any body, and a specified content type
+func NewCallOperationRequestWithBody(server string, operationName OperationName, params *CallOperationParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "operationName", operationName, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: ""})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/operations/%s/call", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
 		}
 
 	}
@@ -16645,6 +19422,418 @@ func NewGetSessionUsageRequest(server string, sessionId SessionId, params *GetSe
 	return req, nil
 }
 
+// NewListSpokesRequest constructs an http.Request for the ListSpokes method
+func NewListSpokesRequest(server string, params *ListSpokesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Status != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "status", *params.Status, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.AccountId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "accountId", *params.AccountId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewRegisterSpokeRequest calls the generic RegisterSpoke builder with application/json body
+func NewRegisterSpokeRequest(server string, params *RegisterSpokeParams, body RegisterSpokeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewRegisterSpokeRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewRegisterSpokeRequestWithBody constructs an http.Request for the RegisterSpoke method, with any body, and a specified content type
+func NewRegisterSpokeRequestWithBody(server string, params *RegisterSpokeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetSpokeRequest constructs an http.Request for the GetSpoke method
+func NewGetSpokeRequest(server string, spokeId SpokeId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "spokeId", spokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewDisconnectSpokeRequest calls the generic DisconnectSpoke builder with application/json body
+func NewDisconnectSpokeRequest(server string, spokeId SpokeId, params *DisconnectSpokeParams, body DisconnectSpokeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewDisconnectSpokeRequestWithBody(server, spokeId, params, "application/json", bodyReader)
+}
+
+// NewDisconnectSpokeRequestWithBody constructs an http.Request for the DisconnectSpoke method, with any body, and a specified content type
+func NewDisconnectSpokeRequestWithBody(server string, spokeId SpokeId, params *DisconnectSpokeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "spokeId", spokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes/%s/disconnect", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewHeartbeatSpokeRequest calls the generic HeartbeatSpoke builder with application/json body
+func NewHeartbeatSpokeRequest(server string, spokeId SpokeId, params *HeartbeatSpokeParams, body HeartbeatSpokeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewHeartbeatSpokeRequestWithBody(server, spokeId, params, "application/json", bodyReader)
+}
+
+// NewHeartbeatSpokeRequestWithBody constructs an http.Request for the HeartbeatSpoke method, with any body, and a specified content type
+func NewHeartbeatSpokeRequestWithBody(server string, spokeId SpokeId, params *HeartbeatSpokeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "spokeId", spokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes/%s/heartbeat", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewPutOperationsRequest calls the generic PutOperations builder with application/json body
+func NewPutOperationsRequest(server string, spokeId SpokeId, body PutOperationsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewPutOperationsRequestWithBody(server, spokeId, "application/json", bodyReader)
+}
+
+// NewPutOperationsRequestWithBody constructs an http.Request for the PutOperations method, with any body, and a specified content type
+func NewPutOperationsRequestWithBody(server string, spokeId SpokeId, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "spokeId", spokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes/%s/operations", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPut, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	return req, nil
+}
+
+// NewTakeCallsRequest calls the generic TakeCalls builder with application/json body
+func NewTakeCallsRequest(server string, spokeId SpokeId, params *TakeCallsParams, body TakeCallsJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewTakeCallsRequestWithBody(server, spokeId, params, "application/json", bodyReader)
+}
+
+// NewTakeCallsRequestWithBody constructs an http.Request for the TakeCalls method, with any body, and a specified content type
+func NewTakeCallsRequestWithBody(server string, spokeId SpokeId, params *TakeCallsParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "spokeId", spokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/spokes/%s/take", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewDeleteTaskRequest constructs an http.Request for the DeleteTask method
 func NewDeleteTaskRequest(server string, taskId TaskId, params *DeleteTaskParams) (*http.Request, error) {
 	var err error
@@ -18071,6 +21260,191 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/audit-logs/verification (the `VerifyAuditLog` operationId).
 	VerifyAuditLogWithResponse(ctx context.Context, params *VerifyAuditLogParams, reqEditors ...RequestEditorFn) (*VerifyAuditLogResponse, error)
 
+	// ListCallsWithResponse List calls
+	//
+	// The newest first.
+	//
+	// Scope: `calls:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/calls (the `ListCalls` operationId).
+	ListCallsWithResponse(ctx context.Context, params *ListCallsParams, reqEditors ...RequestEditorFn) (*ListCallsResponse, error)
+
+	// RecordCallWithBodyWithResponse Record a call
+	//
+	// For runtimes that route by themselves. Idempotent by `requestId`: what is recorded again is completed, never taken back.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls (the `RecordCall` operationId).
+	RecordCallWithBodyWithResponse(ctx context.Context, params *RecordCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RecordCallResponse, error)
+
+	// RecordCallWithResponse Record a call
+	//
+	// For runtimes that route by themselves. Idempotent by `requestId`: what is recorded again is completed, never taken back.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls (the `RecordCall` operationId).
+	RecordCallWithResponse(ctx context.Context, params *RecordCallParams, body RecordCallJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordCallResponse, error)
+
+	// GetCallStatsWithResponse Count and time calls
+	//
+	// Per operation, of calls that started in the range or were made in it and never did. At most 1,000 operations.
+	//
+	// Scope: `calls:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/calls/stats (the `GetCallStats` operationId).
+	GetCallStatsWithResponse(ctx context.Context, params *GetCallStatsParams, reqEditors ...RequestEditorFn) (*GetCallStatsResponse, error)
+
+	// GetCallWithResponse Get a call
+	//
+	// Scope: `calls:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/calls/{callId} (the `GetCall` operationId).
+	GetCallWithResponse(ctx context.Context, callId CallId, reqEditors ...RequestEditorFn) (*GetCallResponse, error)
+
+	// AbortCallWithBodyWithResponse Abort a call
+	//
+	// By its caller or an admin; with `spokeId` and `epoch` by its spoke. What it has called is aborted too. Its spoke is told with its next take.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls/{callId}/abort (the `AbortCall` operationId).
+	AbortCallWithBodyWithResponse(ctx context.Context, callId CallId, params *AbortCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AbortCallResponse, error)
+
+	// AbortCallWithResponse Abort a call
+	//
+	// By its caller or an admin; with `spokeId` and `epoch` by its spoke. What it has called is aborted too. Its spoke is told with its next take.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls/{callId}/abort (the `AbortCall` operationId).
+	AbortCallWithResponse(ctx context.Context, callId CallId, params *AbortCallParams, body AbortCallJSONRequestBody, reqEditors ...RequestEditorFn) (*AbortCallResponse, error)
+
+	// CompleteCallWithBodyWithResponse Complete a call
+	//
+	// The output is held against the operation's schema. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls/{callId}/complete (the `CompleteCall` operationId).
+	CompleteCallWithBodyWithResponse(ctx context.Context, callId CallId, params *CompleteCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CompleteCallResponse, error)
+
+	// CompleteCallWithResponse Complete a call
+	//
+	// The output is held against the operation's schema. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls/{callId}/complete (the `CompleteCall` operationId).
+	CompleteCallWithResponse(ctx context.Context, callId CallId, params *CompleteCallParams, body CompleteCallJSONRequestBody, reqEditors ...RequestEditorFn) (*CompleteCallResponse, error)
+
+	// ListCallEdgesWithResponse List a call's edges
+	//
+	// In both directions.
+	//
+	// Scope: `calls:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/calls/{callId}/edges (the `ListCallEdges` operationId).
+	ListCallEdgesWithResponse(ctx context.Context, callId CallId, params *ListCallEdgesParams, reqEditors ...RequestEditorFn) (*ListCallEdgesResponse, error)
+
+	// AddCallEdgesWithBodyWithResponse Say how a call hangs together with others
+	//
+	// Edges that are there already stay. `triggered` is said by a call's `parentId` alone.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls/{callId}/edges (the `AddCallEdges` operationId).
+	AddCallEdgesWithBodyWithResponse(ctx context.Context, callId CallId, params *AddCallEdgesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddCallEdgesResponse, error)
+
+	// AddCallEdgesWithResponse Say how a call hangs together with others
+	//
+	// Edges that are there already stay. `triggered` is said by a call's `parentId` alone.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls/{callId}/edges (the `AddCallEdges` operationId).
+	AddCallEdgesWithResponse(ctx context.Context, callId CallId, params *AddCallEdgesParams, body AddCallEdgesJSONRequestBody, reqEditors ...RequestEditorFn) (*AddCallEdgesResponse, error)
+
+	// FailCallWithBodyWithResponse Fail a call
+	//
+	// Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls/{callId}/fail (the `FailCall` operationId).
+	FailCallWithBodyWithResponse(ctx context.Context, callId CallId, params *FailCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*FailCallResponse, error)
+
+	// FailCallWithResponse Fail a call
+	//
+	// Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls/{callId}/fail (the `FailCall` operationId).
+	FailCallWithResponse(ctx context.Context, callId CallId, params *FailCallParams, body FailCallJSONRequestBody, reqEditors ...RequestEditorFn) (*FailCallResponse, error)
+
+	// StartCallWithBodyWithResponse Say that a call begins
+	//
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls/{callId}/start (the `StartCall` operationId).
+	StartCallWithBodyWithResponse(ctx context.Context, callId CallId, params *StartCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StartCallResponse, error)
+
+	// StartCallWithResponse Say that a call begins
+	//
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/calls/{callId}/start (the `StartCall` operationId).
+	StartCallWithResponse(ctx context.Context, callId CallId, params *StartCallParams, body StartCallJSONRequestBody, reqEditors ...RequestEditorFn) (*StartCallResponse, error)
+
+	// GetCallTreeWithResponse Get a call and what it led to
+	//
+	// Breadth first.
+	//
+	// Scope: `calls:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/calls/{callId}/tree (the `GetCallTree` operationId).
+	GetCallTreeWithResponse(ctx context.Context, callId CallId, params *GetCallTreeParams, reqEditors ...RequestEditorFn) (*GetCallTreeResponse, error)
+
 	// ListClientTypesWithResponse List client types
 	//
 	// The kinds of clients, each with the JSON Schema (2020-12) that its config has to meet. In the order of their names.
@@ -18415,6 +21789,50 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with PATCH /v1/members/{accountId} (the `UpdateMember` operationId).
 	UpdateMemberWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, accountId AccountId, params *UpdateMemberParams, body UpdateMemberApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateMemberResponse, error)
+
+	// ListOperationsWithResponse List what spokes offer
+	//
+	// In the order of their qualified names. An item has the fields of an MCP tool (title, description, inputSchema, outputSchema, annotations), and both names obey MCP's rule.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/operations (the `ListOperations` operationId).
+	ListOperationsWithResponse(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*ListOperationsResponse, error)
+
+	// GetOperationWithResponse Get an operation
+	//
+	// By `namespace.{spoke id}.name`, or by `namespace.name`, whoever offers it.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/operations/{operationName} (the `GetOperation` operationId).
+	GetOperationWithResponse(ctx context.Context, operationName OperationName, reqEditors ...RequestEditorFn) (*GetOperationResponse, error)
+
+	// CallOperationWithBodyWithResponse Call an operation
+	//
+	// By `namespace.{spoke id}.name`: of that spoke; by `namespace.name`: of the least busy connected spoke that offers it. The input is held against the operation's schema, and the key against its scopes. Waits for the end, for `waitSeconds` at most, and answers 200; else 202 with the call as it is. Called again with the same `requestId` it is the same call, and waits for that. The output is given to the letter, once and for an hour; afterwards it is what was written down. With an Idempotency-Key the call is made and nobody waits: the answer is 202.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/operations/{operationName}/call (the `CallOperation` operationId).
+	CallOperationWithBodyWithResponse(ctx context.Context, operationName OperationName, params *CallOperationParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CallOperationResponse, error)
+
+	// CallOperationWithResponse Call an operation
+	//
+	// By `namespace.{spoke id}.name`: of that spoke; by `namespace.name`: of the least busy connected spoke that offers it. The input is held against the operation's schema, and the key against its scopes. Waits for the end, for `waitSeconds` at most, and answers 200; else 202 with the call as it is. Called again with the same `requestId` it is the same call, and waits for that. The output is given to the letter, once and for an hour; afterwards it is what was written down. With an Idempotency-Key the call is made and nobody waits: the answer is 202.
+	//
+	// Scope: `calls:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/operations/{operationName}/call (the `CallOperation` operationId).
+	CallOperationWithResponse(ctx context.Context, operationName OperationName, params *CallOperationParams, body CallOperationJSONRequestBody, reqEditors ...RequestEditorFn) (*CallOperationResponse, error)
 
 	// ListOrganizationsWithResponse List organisations
 	//
@@ -19243,6 +22661,136 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/sessions/{sessionId}/usage (the `GetSessionUsage` operationId).
 	GetSessionUsageWithResponse(ctx context.Context, sessionId SessionId, params *GetSessionUsageParams, reqEditors ...RequestEditorFn) (*GetSessionUsageResponse, error)
+
+	// ListSpokesWithResponse List spokes
+	//
+	// In the order of their names.
+	//
+	// Scope: `spokes:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/spokes (the `ListSpokes` operationId).
+	ListSpokesWithResponse(ctx context.Context, params *ListSpokesParams, reqEditors ...RequestEditorFn) (*ListSpokesResponse, error)
+
+	// RegisterSpokeWithBodyWithResponse Connect a spoke
+	//
+	// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+	RegisterSpokeWithBodyWithResponse(ctx context.Context, params *RegisterSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RegisterSpokeResponse, error)
+
+	// RegisterSpokeWithResponse Connect a spoke
+	//
+	// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+	RegisterSpokeWithResponse(ctx context.Context, params *RegisterSpokeParams, body RegisterSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*RegisterSpokeResponse, error)
+
+	// GetSpokeWithResponse Get a spoke
+	//
+	// Scope: `spokes:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/spokes/{spokeId} (the `GetSpoke` operationId).
+	GetSpokeWithResponse(ctx context.Context, spokeId SpokeId, reqEditors ...RequestEditorFn) (*GetSpokeResponse, error)
+
+	// DisconnectSpokeWithBodyWithResponse End a spoke's connection
+	//
+	// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+	DisconnectSpokeWithBodyWithResponse(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DisconnectSpokeResponse, error)
+
+	// DisconnectSpokeWithResponse End a spoke's connection
+	//
+	// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+	DisconnectSpokeWithResponse(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, body DisconnectSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*DisconnectSpokeResponse, error)
+
+	// HeartbeatSpokeWithBodyWithResponse Say that a spoke lives
+	//
+	// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+	HeartbeatSpokeWithBodyWithResponse(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*HeartbeatSpokeResponse, error)
+
+	// HeartbeatSpokeWithResponse Say that a spoke lives
+	//
+	// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+	HeartbeatSpokeWithResponse(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, body HeartbeatSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*HeartbeatSpokeResponse, error)
+
+	// PutOperationsWithBodyWithResponse Say what a spoke offers
+	//
+	// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+	PutOperationsWithBodyWithResponse(ctx context.Context, spokeId SpokeId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutOperationsResponse, error)
+
+	// PutOperationsWithResponse Say what a spoke offers
+	//
+	// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+	PutOperationsWithResponse(ctx context.Context, spokeId SpokeId, body PutOperationsJSONRequestBody, reqEditors ...RequestEditorFn) (*PutOperationsResponse, error)
+
+	// TakeCallsWithBodyWithResponse Take calls
+	//
+	// A spoke's long poll: answers as soon as there is a call for it, or one that it must stop, and after `waitSeconds` at the latest. While it is open it is a heartbeat. A call that is taken is to be started within 30 seconds, else it is given out again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/take (the `TakeCalls` operationId).
+	TakeCallsWithBodyWithResponse(ctx context.Context, spokeId SpokeId, params *TakeCallsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TakeCallsResponse, error)
+
+	// TakeCallsWithResponse Take calls
+	//
+	// A spoke's long poll: answers as soon as there is a call for it, or one that it must stop, and after `waitSeconds` at the latest. While it is open it is a heartbeat. A call that is taken is to be started within 30 seconds, else it is given out again.
+	//
+	// Scope: `spokes:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/spokes/{spokeId}/take (the `TakeCalls` operationId).
+	TakeCallsWithResponse(ctx context.Context, spokeId SpokeId, params *TakeCallsParams, body TakeCallsJSONRequestBody, reqEditors ...RequestEditorFn) (*TakeCallsResponse, error)
 
 	// DeleteTaskWithResponse Delete a task with its notes and history
 	//
@@ -20743,6 +24291,591 @@ func (r VerifyAuditLogResponse) ContentType() string {
 	return ""
 }
 
+type ListCallsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CallPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListCallsResponse) GetJSON200() *CallPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListCallsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListCallsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListCallsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListCallsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListCallsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RecordCallResponse200Headers the declared response headers of an HTTP 200 response for RecordCall
+type RecordCallResponse200Headers struct {
+	ETag string
+}
+
+// RecordCallResponse201Headers the declared response headers of an HTTP 201 response for RecordCall
+type RecordCallResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type RecordCallResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Call
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Call
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RecordCallResponse200Headers
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *RecordCallResponse201Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RecordCallResponse) GetJSON200() *Call {
+	return r.JSON200
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r RecordCallResponse) GetJSON201() *Call {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RecordCallResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RecordCallResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RecordCallResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RecordCallResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RecordCallResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetCallStatsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CallStats
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetCallStatsResponse) GetJSON200() *CallStats {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetCallStatsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetCallStatsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetCallStatsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetCallStatsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetCallStatsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetCallResponse200Headers the declared response headers of an HTTP 200 response for GetCall
+type GetCallResponse200Headers struct {
+	ETag string
+}
+
+type GetCallResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Call
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetCallResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetCallResponse) GetJSON200() *Call {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetCallResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetCallResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetCallResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetCallResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetCallResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// AbortCallResponse200Headers the declared response headers of an HTTP 200 response for AbortCall
+type AbortCallResponse200Headers struct {
+	ETag string
+}
+
+type AbortCallResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Call
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *AbortCallResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r AbortCallResponse) GetJSON200() *Call {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AbortCallResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AbortCallResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AbortCallResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AbortCallResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AbortCallResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CompleteCallResponse200Headers the declared response headers of an HTTP 200 response for CompleteCall
+type CompleteCallResponse200Headers struct {
+	ETag string
+}
+
+type CompleteCallResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Call
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *CompleteCallResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CompleteCallResponse) GetJSON200() *Call {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CompleteCallResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CompleteCallResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CompleteCallResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CompleteCallResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CompleteCallResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListCallEdgesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CallEdgePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListCallEdgesResponse) GetJSON200() *CallEdgePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListCallEdgesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListCallEdgesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListCallEdgesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListCallEdgesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListCallEdgesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type AddCallEdgesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CallEdges
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r AddCallEdgesResponse) GetJSON200() *CallEdges {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AddCallEdgesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AddCallEdgesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AddCallEdgesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AddCallEdgesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AddCallEdgesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// FailCallResponse200Headers the declared response headers of an HTTP 200 response for FailCall
+type FailCallResponse200Headers struct {
+	ETag string
+}
+
+type FailCallResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Call
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *FailCallResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r FailCallResponse) GetJSON200() *Call {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r FailCallResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r FailCallResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r FailCallResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r FailCallResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r FailCallResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// StartCallResponse200Headers the declared response headers of an HTTP 200 response for StartCall
+type StartCallResponse200Headers struct {
+	ETag string
+}
+
+type StartCallResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Call
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *StartCallResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r StartCallResponse) GetJSON200() *Call {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r StartCallResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r StartCallResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r StartCallResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r StartCallResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r StartCallResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type GetCallTreeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CallTree
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetCallTreeResponse) GetJSON200() *CallTree {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetCallTreeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetCallTreeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetCallTreeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetCallTreeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetCallTreeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListClientTypesResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -21957,6 +26090,164 @@ func (r UpdateMemberResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r UpdateMemberResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListOperationsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *OperationPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListOperationsResponse) GetJSON200() *OperationPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListOperationsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListOperationsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListOperationsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListOperationsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListOperationsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetOperationResponse200Headers the declared response headers of an HTTP 200 response for GetOperation
+type GetOperationResponse200Headers struct {
+	ETag string
+}
+
+type GetOperationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Operation
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetOperationResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetOperationResponse) GetJSON200() *Operation {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetOperationResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetOperationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetOperationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetOperationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetOperationResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type CallOperationResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *CallResult
+	// JSON202 the response for an HTTP 202 `application/json` response
+	JSON202 *CallResult
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r CallOperationResponse) GetJSON200() *CallResult {
+	return r.JSON200
+}
+
+// GetJSON202 returns the response for an HTTP 202 `application/json` response
+func (r CallOperationResponse) GetJSON202() *CallResult {
+	return r.JSON202
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CallOperationResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CallOperationResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CallOperationResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CallOperationResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CallOperationResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -24701,6 +28992,357 @@ func (r GetSessionUsageResponse) ContentType() string {
 	return ""
 }
 
+type ListSpokesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *SpokePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListSpokesResponse) GetJSON200() *SpokePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListSpokesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListSpokesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListSpokesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListSpokesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListSpokesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// RegisterSpokeResponse200Headers the declared response headers of an HTTP 200 response for RegisterSpoke
+type RegisterSpokeResponse200Headers struct {
+	ETag     string
+	Location string
+}
+
+type RegisterSpokeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Spoke
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *RegisterSpokeResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r RegisterSpokeResponse) GetJSON200() *Spoke {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r RegisterSpokeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r RegisterSpokeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r RegisterSpokeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r RegisterSpokeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r RegisterSpokeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetSpokeResponse200Headers the declared response headers of an HTTP 200 response for GetSpoke
+type GetSpokeResponse200Headers struct {
+	ETag string
+}
+
+type GetSpokeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Spoke
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetSpokeResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetSpokeResponse) GetJSON200() *Spoke {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetSpokeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetSpokeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetSpokeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetSpokeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetSpokeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DisconnectSpokeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Spoke
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r DisconnectSpokeResponse) GetJSON200() *Spoke {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DisconnectSpokeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DisconnectSpokeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DisconnectSpokeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DisconnectSpokeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DisconnectSpokeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type HeartbeatSpokeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Spoke
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r HeartbeatSpokeResponse) GetJSON200() *Spoke {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r HeartbeatSpokeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r HeartbeatSpokeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r HeartbeatSpokeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r HeartbeatSpokeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r HeartbeatSpokeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type PutOperationsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *OperationsChange
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r PutOperationsResponse) GetJSON200() *OperationsChange {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r PutOperationsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r PutOperationsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r PutOperationsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r PutOperationsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r PutOperationsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type TakeCallsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *TakenCalls
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r TakeCallsResponse) GetJSON200() *TakenCalls {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r TakeCallsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r TakeCallsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r TakeCallsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r TakeCallsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r TakeCallsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type DeleteTaskResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -26134,6 +30776,293 @@ func (c *ClientWithResponses) VerifyAuditLogWithResponse(ctx context.Context, pa
 	return ParseVerifyAuditLogResponse(rsp)
 }
 
+// ListCallsWithResponse List calls
+//
+// The newest first.
+//
+// Scope: `calls:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/calls (the `ListCalls` operationId).
+func (c *ClientWithResponses) ListCallsWithResponse(ctx context.Context, params *ListCallsParams, reqEditors ...RequestEditorFn) (*ListCallsResponse, error) {
+	rsp, err := c.ListCalls(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListCallsResponse(rsp)
+}
+
+// RecordCallWithBodyWithResponse Record a call
+//
+// For runtimes that route by themselves. Idempotent by `requestId`: what is recorded again is completed, never taken back.
+//
+// Scope: `calls:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls (the `RecordCall` operationId).
+func (c *ClientWithResponses) RecordCallWithBodyWithResponse(ctx context.Context, params *RecordCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RecordCallResponse, error) {
+	rsp, err := c.RecordCallWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRecordCallResponse(rsp)
+}
+
+// RecordCallWithResponse Record a call
+//
+// For runtimes that route by themselves. Idempotent by `requestId`: what is recorded again is completed, never taken back.
+//
+// Scope: `calls:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls (the `RecordCall` operationId).
+func (c *ClientWithResponses) RecordCallWithResponse(ctx context.Context, params *RecordCallParams, body RecordCallJSONRequestBody, reqEditors ...RequestEditorFn) (*RecordCallResponse, error) {
+	rsp, err := c.RecordCall(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRecordCallResponse(rsp)
+}
+
+// GetCallStatsWithResponse Count and time calls
+//
+// Per operation, of calls that started in the range or were made in it and never did. At most 1,000 operations.
+//
+// Scope: `calls:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/calls/stats (the `GetCallStats` operationId).
+func (c *ClientWithResponses) GetCallStatsWithResponse(ctx context.Context, params *GetCallStatsParams, reqEditors ...RequestEditorFn) (*GetCallStatsResponse, error) {
+	rsp, err := c.GetCallStats(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetCallStatsResponse(rsp)
+}
+
+// GetCallWithResponse Get a call
+//
+// Scope: `calls:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/calls/{callId} (the `GetCall` operationId).
+func (c *ClientWithResponses) GetCallWithResponse(ctx context.Context, callId CallId, reqEditors ...RequestEditorFn) (*GetCallResponse, error) {
+	rsp, err := c.GetCall(ctx, callId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetCallResponse(rsp)
+}
+
+// AbortCallWithBodyWithResponse Abort a call
+//
+// By its caller or an admin; with `spokeId` and `epoch` by its spoke. What it has called is aborted too. Its spoke is told with its next take.
+//
+// Scope: `calls:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls/{callId}/abort (the `AbortCall` operationId).
+func (c *ClientWithResponses) AbortCallWithBodyWithResponse(ctx context.Context, callId CallId, params *AbortCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AbortCallResponse, error) {
+	rsp, err := c.AbortCallWithBody(ctx, callId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAbortCallResponse(rsp)
+}
+
+// AbortCallWithResponse Abort a call
+//
+// By its caller or an admin; with `spokeId` and `epoch` by its spoke. What it has called is aborted too. Its spoke is told with its next take.
+//
+// Scope: `calls:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls/{callId}/abort (the `AbortCall` operationId).
+func (c *ClientWithResponses) AbortCallWithResponse(ctx context.Context, callId CallId, params *AbortCallParams, body AbortCallJSONRequestBody, reqEditors ...RequestEditorFn) (*AbortCallResponse, error) {
+	rsp, err := c.AbortCall(ctx, callId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAbortCallResponse(rsp)
+}
+
+// CompleteCallWithBodyWithResponse Complete a call
+//
+// The output is held against the operation's schema. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls/{callId}/complete (the `CompleteCall` operationId).
+func (c *ClientWithResponses) CompleteCallWithBodyWithResponse(ctx context.Context, callId CallId, params *CompleteCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CompleteCallResponse, error) {
+	rsp, err := c.CompleteCallWithBody(ctx, callId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCompleteCallResponse(rsp)
+}
+
+// CompleteCallWithResponse Complete a call
+//
+// The output is held against the operation's schema. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls/{callId}/complete (the `CompleteCall` operationId).
+func (c *ClientWithResponses) CompleteCallWithResponse(ctx context.Context, callId CallId, params *CompleteCallParams, body CompleteCallJSONRequestBody, reqEditors ...RequestEditorFn) (*CompleteCallResponse, error) {
+	rsp, err := c.CompleteCall(ctx, callId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCompleteCallResponse(rsp)
+}
+
+// ListCallEdgesWithResponse List a call's edges
+//
+// In both directions.
+//
+// Scope: `calls:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/calls/{callId}/edges (the `ListCallEdges` operationId).
+func (c *ClientWithResponses) ListCallEdgesWithResponse(ctx context.Context, callId CallId, params *ListCallEdgesParams, reqEditors ...RequestEditorFn) (*ListCallEdgesResponse, error) {
+	rsp, err := c.ListCallEdges(ctx, callId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListCallEdgesResponse(rsp)
+}
+
+// AddCallEdgesWithBodyWithResponse Say how a call hangs together with others
+//
+// Edges that are there already stay. `triggered` is said by a call's `parentId` alone.
+//
+// Scope: `calls:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls/{callId}/edges (the `AddCallEdges` operationId).
+func (c *ClientWithResponses) AddCallEdgesWithBodyWithResponse(ctx context.Context, callId CallId, params *AddCallEdgesParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*AddCallEdgesResponse, error) {
+	rsp, err := c.AddCallEdgesWithBody(ctx, callId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddCallEdgesResponse(rsp)
+}
+
+// AddCallEdgesWithResponse Say how a call hangs together with others
+//
+// Edges that are there already stay. `triggered` is said by a call's `parentId` alone.
+//
+// Scope: `calls:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls/{callId}/edges (the `AddCallEdges` operationId).
+func (c *ClientWithResponses) AddCallEdgesWithResponse(ctx context.Context, callId CallId, params *AddCallEdgesParams, body AddCallEdgesJSONRequestBody, reqEditors ...RequestEditorFn) (*AddCallEdgesResponse, error) {
+	rsp, err := c.AddCallEdges(ctx, callId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAddCallEdgesResponse(rsp)
+}
+
+// FailCallWithBodyWithResponse Fail a call
+//
+// Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls/{callId}/fail (the `FailCall` operationId).
+func (c *ClientWithResponses) FailCallWithBodyWithResponse(ctx context.Context, callId CallId, params *FailCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*FailCallResponse, error) {
+	rsp, err := c.FailCallWithBody(ctx, callId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFailCallResponse(rsp)
+}
+
+// FailCallWithResponse Fail a call
+//
+// Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls/{callId}/fail (the `FailCall` operationId).
+func (c *ClientWithResponses) FailCallWithResponse(ctx context.Context, callId CallId, params *FailCallParams, body FailCallJSONRequestBody, reqEditors ...RequestEditorFn) (*FailCallResponse, error) {
+	rsp, err := c.FailCall(ctx, callId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseFailCallResponse(rsp)
+}
+
+// StartCallWithBodyWithResponse Say that a call begins
+//
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls/{callId}/start (the `StartCall` operationId).
+func (c *ClientWithResponses) StartCallWithBodyWithResponse(ctx context.Context, callId CallId, params *StartCallParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*StartCallResponse, error) {
+	rsp, err := c.StartCallWithBody(ctx, callId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseStartCallResponse(rsp)
+}
+
+// StartCallWithResponse Say that a call begins
+//
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/calls/{callId}/start (the `StartCall` operationId).
+func (c *ClientWithResponses) StartCallWithResponse(ctx context.Context, callId CallId, params *StartCallParams, body StartCallJSONRequestBody, reqEditors ...RequestEditorFn) (*StartCallResponse, error) {
+	rsp, err := c.StartCall(ctx, callId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseStartCallResponse(rsp)
+}
+
+// GetCallTreeWithResponse Get a call and what it led to
+//
+// Breadth first.
+//
+// Scope: `calls:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/calls/{callId}/tree (the `GetCallTree` operationId).
+func (c *ClientWithResponses) GetCallTreeWithResponse(ctx context.Context, callId CallId, params *GetCallTreeParams, reqEditors ...RequestEditorFn) (*GetCallTreeResponse, error) {
+	rsp, err := c.GetCallTree(ctx, callId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetCallTreeResponse(rsp)
+}
+
 // ListClientTypesWithResponse List client types
 //
 // The kinds of clients, each with the JSON Schema (2020-12) that its config has to meet. In the order of their names.
@@ -26663,6 +31592,74 @@ func (c *ClientWithResponses) UpdateMemberWithApplicationMergePatchPlusJSONBodyW
 		return nil, err
 	}
 	return ParseUpdateMemberResponse(rsp)
+}
+
+// ListOperationsWithResponse List what spokes offer
+//
+// In the order of their qualified names. An item has the fields of an MCP tool (title, description, inputSchema, outputSchema, annotations), and both names obey MCP's rule.
+//
+// Scope: `spokes:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/operations (the `ListOperations` operationId).
+func (c *ClientWithResponses) ListOperationsWithResponse(ctx context.Context, params *ListOperationsParams, reqEditors ...RequestEditorFn) (*ListOperationsResponse, error) {
+	rsp, err := c.ListOperations(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListOperationsResponse(rsp)
+}
+
+// GetOperationWithResponse Get an operation
+//
+// By `namespace.{spoke id}.name`, or by `namespace.name`, whoever offers it.
+//
+// Scope: `spokes:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/operations/{operationName} (the `GetOperation` operationId).
+func (c *ClientWithResponses) GetOperationWithResponse(ctx context.Context, operationName OperationName, reqEditors ...RequestEditorFn) (*GetOperationResponse, error) {
+	rsp, err := c.GetOperation(ctx, operationName, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetOperationResponse(rsp)
+}
+
+// CallOperationWithBodyWithResponse Call an operation
+//
+// By `namespace.{spoke id}.name`: of that spoke; by `namespace.name`: of the least busy connected spoke that offers it. The input is held against the operation's schema, and the key against its scopes. Waits for the end, for `waitSeconds` at most, and answers 200; else 202 with the call as it is. Called again with the same `requestId` it is the same call, and waits for that. The output is given to the letter, once and for an hour; afterwards it is what was written down. With an Idempotency-Key the call is made and nobody waits: the answer is 202.
+//
+// Scope: `calls:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/operations/{operationName}/call (the `CallOperation` operationId).
+func (c *ClientWithResponses) CallOperationWithBodyWithResponse(ctx context.Context, operationName OperationName, params *CallOperationParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CallOperationResponse, error) {
+	rsp, err := c.CallOperationWithBody(ctx, operationName, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCallOperationResponse(rsp)
+}
+
+// CallOperationWithResponse Call an operation
+//
+// By `namespace.{spoke id}.name`: of that spoke; by `namespace.name`: of the least busy connected spoke that offers it. The input is held against the operation's schema, and the key against its scopes. Waits for the end, for `waitSeconds` at most, and answers 200; else 202 with the call as it is. Called again with the same `requestId` it is the same call, and waits for that. The output is given to the letter, once and for an hour; afterwards it is what was written down. With an Idempotency-Key the call is made and nobody waits: the answer is 202.
+//
+// Scope: `calls:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/operations/{operationName}/call (the `CallOperation` operationId).
+func (c *ClientWithResponses) CallOperationWithResponse(ctx context.Context, operationName OperationName, params *CallOperationParams, body CallOperationJSONRequestBody, reqEditors ...RequestEditorFn) (*CallOperationResponse, error) {
+	rsp, err := c.CallOperation(ctx, operationName, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCallOperationResponse(rsp)
 }
 
 // ListOrganizationsWithResponse List organisations
@@ -27935,6 +32932,208 @@ func (c *ClientWithResponses) GetSessionUsageWithResponse(ctx context.Context, s
 		return nil, err
 	}
 	return ParseGetSessionUsageResponse(rsp)
+}
+
+// ListSpokesWithResponse List spokes
+//
+// In the order of their names.
+//
+// Scope: `spokes:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/spokes (the `ListSpokes` operationId).
+func (c *ClientWithResponses) ListSpokesWithResponse(ctx context.Context, params *ListSpokesParams, reqEditors ...RequestEditorFn) (*ListSpokesResponse, error) {
+	rsp, err := c.ListSpokes(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListSpokesResponse(rsp)
+}
+
+// RegisterSpokeWithBodyWithResponse Connect a spoke
+//
+// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+func (c *ClientWithResponses) RegisterSpokeWithBodyWithResponse(ctx context.Context, params *RegisterSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*RegisterSpokeResponse, error) {
+	rsp, err := c.RegisterSpokeWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRegisterSpokeResponse(rsp)
+}
+
+// RegisterSpokeWithResponse Connect a spoke
+//
+// Who registers a name again is the same spoke on a new connection: its `epoch` rises, what speaks with an older one is refused, and calls that the old connection held are given back or fail, as their operation says. Its operations stay. A name belongs to the account that registered it first; admins may take it over.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes (the `RegisterSpoke` operationId).
+func (c *ClientWithResponses) RegisterSpokeWithResponse(ctx context.Context, params *RegisterSpokeParams, body RegisterSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*RegisterSpokeResponse, error) {
+	rsp, err := c.RegisterSpoke(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseRegisterSpokeResponse(rsp)
+}
+
+// GetSpokeWithResponse Get a spoke
+//
+// Scope: `spokes:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/spokes/{spokeId} (the `GetSpoke` operationId).
+func (c *ClientWithResponses) GetSpokeWithResponse(ctx context.Context, spokeId SpokeId, reqEditors ...RequestEditorFn) (*GetSpokeResponse, error) {
+	rsp, err := c.GetSpoke(ctx, spokeId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetSpokeResponse(rsp)
+}
+
+// DisconnectSpokeWithBodyWithResponse End a spoke's connection
+//
+// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+func (c *ClientWithResponses) DisconnectSpokeWithBodyWithResponse(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*DisconnectSpokeResponse, error) {
+	rsp, err := c.DisconnectSpokeWithBody(ctx, spokeId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDisconnectSpokeResponse(rsp)
+}
+
+// DisconnectSpokeWithResponse End a spoke's connection
+//
+// Its operations are gone with it, and calls that it holds are given to others or fail, as their operation says.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes/{spokeId}/disconnect (the `DisconnectSpoke` operationId).
+func (c *ClientWithResponses) DisconnectSpokeWithResponse(ctx context.Context, spokeId SpokeId, params *DisconnectSpokeParams, body DisconnectSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*DisconnectSpokeResponse, error) {
+	rsp, err := c.DisconnectSpoke(ctx, spokeId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDisconnectSpokeResponse(rsp)
+}
+
+// HeartbeatSpokeWithBodyWithResponse Say that a spoke lives
+//
+// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+func (c *ClientWithResponses) HeartbeatSpokeWithBodyWithResponse(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*HeartbeatSpokeResponse, error) {
+	rsp, err := c.HeartbeatSpokeWithBody(ctx, spokeId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHeartbeatSpokeResponse(rsp)
+}
+
+// HeartbeatSpokeWithResponse Say that a spoke lives
+//
+// Renews the lease. A spoke that is reconnecting is connected again. An epoch that is not the present one, and a spoke that is disconnected, are refused with 409 `spoke_epoch_stale`: register again.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes/{spokeId}/heartbeat (the `HeartbeatSpoke` operationId).
+func (c *ClientWithResponses) HeartbeatSpokeWithResponse(ctx context.Context, spokeId SpokeId, params *HeartbeatSpokeParams, body HeartbeatSpokeJSONRequestBody, reqEditors ...RequestEditorFn) (*HeartbeatSpokeResponse, error) {
+	rsp, err := c.HeartbeatSpoke(ctx, spokeId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseHeartbeatSpokeResponse(rsp)
+}
+
+// PutOperationsWithBodyWithResponse Say what a spoke offers
+//
+// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+func (c *ClientWithResponses) PutOperationsWithBodyWithResponse(ctx context.Context, spokeId SpokeId, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*PutOperationsResponse, error) {
+	rsp, err := c.PutOperationsWithBody(ctx, spokeId, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutOperationsResponse(rsp)
+}
+
+// PutOperationsWithResponse Say what a spoke offers
+//
+// The whole set: what is not in it is withdrawn. The answer says what changed. Schemas are JSON Schema (2020-12) and refer to nothing outside of themselves.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PUT /v1/spokes/{spokeId}/operations (the `PutOperations` operationId).
+func (c *ClientWithResponses) PutOperationsWithResponse(ctx context.Context, spokeId SpokeId, body PutOperationsJSONRequestBody, reqEditors ...RequestEditorFn) (*PutOperationsResponse, error) {
+	rsp, err := c.PutOperations(ctx, spokeId, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParsePutOperationsResponse(rsp)
+}
+
+// TakeCallsWithBodyWithResponse Take calls
+//
+// A spoke's long poll: answers as soon as there is a call for it, or one that it must stop, and after `waitSeconds` at the latest. While it is open it is a heartbeat. A call that is taken is to be started within 30 seconds, else it is given out again.
+//
+// Scope: `spokes:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes/{spokeId}/take (the `TakeCalls` operationId).
+func (c *ClientWithResponses) TakeCallsWithBodyWithResponse(ctx context.Context, spokeId SpokeId, params *TakeCallsParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*TakeCallsResponse, error) {
+	rsp, err := c.TakeCallsWithBody(ctx, spokeId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTakeCallsResponse(rsp)
+}
+
+// TakeCallsWithResponse Take calls
+//
+// A spoke's long poll: answers as soon as there is a call for it, or one that it must stop, and after `waitSeconds` at the latest. While it is open it is a heartbeat. A call that is taken is to be started within 30 seconds, else it is given out again.
+//
+// Scope: `spokes:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/spokes/{spokeId}/take (the `TakeCalls` operationId).
+func (c *ClientWithResponses) TakeCallsWithResponse(ctx context.Context, spokeId SpokeId, params *TakeCallsParams, body TakeCallsJSONRequestBody, reqEditors ...RequestEditorFn) (*TakeCallsResponse, error) {
+	rsp, err := c.TakeCalls(ctx, spokeId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseTakeCallsResponse(rsp)
 }
 
 // DeleteTaskWithResponse Delete a task with its notes and history
@@ -29369,6 +34568,471 @@ func ParseVerifyAuditLogResponse(rsp *http.Response) (*VerifyAuditLogResponse, e
 	return response, nil
 }
 
+// ParseListCallsResponse parses an HTTP response from a ListCallsWithResponse call
+func ParseListCallsResponse(rsp *http.Response) (*ListCallsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListCallsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CallPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRecordCallResponse parses an HTTP response from a RecordCallWithResponse call
+func ParseRecordCallResponse(rsp *http.Response) (*RecordCallResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RecordCallResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Call
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Call
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RecordCallResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 201:
+		var headers RecordCallResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetCallStatsResponse parses an HTTP response from a GetCallStatsWithResponse call
+func ParseGetCallStatsResponse(rsp *http.Response) (*GetCallStatsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetCallStatsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CallStats
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetCallResponse parses an HTTP response from a GetCallWithResponse call
+func ParseGetCallResponse(rsp *http.Response) (*GetCallResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetCallResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Call
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetCallResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseAbortCallResponse parses an HTTP response from a AbortCallWithResponse call
+func ParseAbortCallResponse(rsp *http.Response) (*AbortCallResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AbortCallResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Call
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers AbortCallResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCompleteCallResponse parses an HTTP response from a CompleteCallWithResponse call
+func ParseCompleteCallResponse(rsp *http.Response) (*CompleteCallResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CompleteCallResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Call
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers CompleteCallResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListCallEdgesResponse parses an HTTP response from a ListCallEdgesWithResponse call
+func ParseListCallEdgesResponse(rsp *http.Response) (*ListCallEdgesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListCallEdgesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CallEdgePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseAddCallEdgesResponse parses an HTTP response from a AddCallEdgesWithResponse call
+func ParseAddCallEdgesResponse(rsp *http.Response) (*AddCallEdgesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AddCallEdgesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CallEdges
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseFailCallResponse parses an HTTP response from a FailCallWithResponse call
+func ParseFailCallResponse(rsp *http.Response) (*FailCallResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &FailCallResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Call
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers FailCallResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseStartCallResponse parses an HTTP response from a StartCallWithResponse call
+func ParseStartCallResponse(rsp *http.Response) (*StartCallResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &StartCallResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Call
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers StartCallResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetCallTreeResponse parses an HTTP response from a GetCallTreeWithResponse call
+func ParseGetCallTreeResponse(rsp *http.Response) (*GetCallTreeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetCallTreeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CallTree
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
 // ParseListClientTypesResponse parses an HTTP response from a ListClientTypesWithResponse call
 func ParseListClientTypesResponse(rsp *http.Response) (*ListClientTypesResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -30341,6 +36005,125 @@ func ParseUpdateMemberResponse(rsp *http.Response) (*UpdateMemberResponse, error
 			headers.ETag = value
 		}
 		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListOperationsResponse parses an HTTP response from a ListOperationsWithResponse call
+func ParseListOperationsResponse(rsp *http.Response) (*ListOperationsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListOperationsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest OperationPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetOperationResponse parses an HTTP response from a GetOperationWithResponse call
+func ParseGetOperationResponse(rsp *http.Response) (*GetOperationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetOperationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Operation
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetOperationResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseCallOperationResponse parses an HTTP response from a CallOperationWithResponse call
+func ParseCallOperationResponse(rsp *http.Response) (*CallOperationResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CallOperationResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest CallResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 202:
+		var dest CallResult
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON202 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
 	}
 
 	return response, nil
@@ -32464,6 +38247,270 @@ func ParseGetSessionUsageResponse(rsp *http.Response) (*GetSessionUsageResponse,
 	switch {
 	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
 		var dest SessionUsage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseListSpokesResponse parses an HTTP response from a ListSpokesWithResponse call
+func ParseListSpokesResponse(rsp *http.Response) (*ListSpokesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListSpokesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest SpokePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseRegisterSpokeResponse parses an HTTP response from a RegisterSpokeWithResponse call
+func ParseRegisterSpokeResponse(rsp *http.Response) (*RegisterSpokeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &RegisterSpokeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Spoke
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers RegisterSpokeResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetSpokeResponse parses an HTTP response from a GetSpokeWithResponse call
+func ParseGetSpokeResponse(rsp *http.Response) (*GetSpokeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetSpokeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Spoke
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetSpokeResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDisconnectSpokeResponse parses an HTTP response from a DisconnectSpokeWithResponse call
+func ParseDisconnectSpokeResponse(rsp *http.Response) (*DisconnectSpokeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DisconnectSpokeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Spoke
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseHeartbeatSpokeResponse parses an HTTP response from a HeartbeatSpokeWithResponse call
+func ParseHeartbeatSpokeResponse(rsp *http.Response) (*HeartbeatSpokeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &HeartbeatSpokeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Spoke
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParsePutOperationsResponse parses an HTTP response from a PutOperationsWithResponse call
+func ParsePutOperationsResponse(rsp *http.Response) (*PutOperationsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &PutOperationsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest OperationsChange
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseTakeCallsResponse parses an HTTP response from a TakeCallsWithResponse call
+func ParseTakeCallsResponse(rsp *http.Response) (*TakeCallsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &TakeCallsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest TakenCalls
 		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
 			return nil, err
 		}

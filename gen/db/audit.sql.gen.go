@@ -94,7 +94,7 @@ func (q *Queries) ExportAuditLogs(ctx context.Context, arg ExportAuditLogsParams
 }
 
 const getRetentionPolicy = `-- name: GetRetentionPolicy :one
-SELECT org_id, audit_days, session_days, metadata, revision, created_at, updated_at FROM retention_policies WHERE org_id = current_org_id()
+SELECT org_id, audit_days, session_days, metadata, revision, created_at, updated_at, call_days, call_payload_days, call_payload_limit FROM retention_policies WHERE org_id = current_org_id()
 `
 
 func (q *Queries) GetRetentionPolicy(ctx context.Context) (RetentionPolicy, error) {
@@ -108,6 +108,9 @@ func (q *Queries) GetRetentionPolicy(ctx context.Context) (RetentionPolicy, erro
 		&i.Revision,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.CallDays,
+		&i.CallPayloadDays,
+		&i.CallPayloadLimit,
 	)
 	return i, err
 }
@@ -196,19 +199,27 @@ const setRetentionPolicy = `-- name: SetRetentionPolicy :one
 UPDATE retention_policies SET
     audit_days = CASE WHEN $1::boolean THEN $2 ELSE audit_days END,
     session_days = CASE WHEN $3::boolean THEN $4 ELSE session_days END,
-    metadata   = jsonb_merge_patch(metadata, $5::jsonb)
+    call_days  = CASE WHEN $5::boolean THEN $6 ELSE call_days END,
+    call_payload_days  = CASE WHEN $7::boolean THEN $8 ELSE call_payload_days END,
+    call_payload_limit = coalesce($9, call_payload_limit),
+    metadata   = jsonb_merge_patch(metadata, $10::jsonb)
 WHERE org_id = current_org_id()
-  AND revision = coalesce($6::integer, revision)
-RETURNING org_id, audit_days, session_days, metadata, revision, created_at, updated_at
+  AND revision = coalesce($11::integer, revision)
+RETURNING org_id, audit_days, session_days, metadata, revision, created_at, updated_at, call_days, call_payload_days, call_payload_limit
 `
 
 type SetRetentionPolicyParams struct {
-	SetAuditDays   bool
-	AuditDays      *int32
-	SetSessionDays bool
-	SessionDays    *int32
-	MetadataPatch  json.RawMessage
-	IfMatch        *int32
+	SetAuditDays       bool
+	AuditDays          *int32
+	SetSessionDays     bool
+	SessionDays        *int32
+	SetCallDays        bool
+	CallDays           *int32
+	SetCallPayloadDays bool
+	CallPayloadDays    *int32
+	CallPayloadLimit   *int32
+	MetadataPatch      json.RawMessage
+	IfMatch            *int32
 }
 
 func (q *Queries) SetRetentionPolicy(ctx context.Context, arg SetRetentionPolicyParams) (RetentionPolicy, error) {
@@ -217,6 +228,11 @@ func (q *Queries) SetRetentionPolicy(ctx context.Context, arg SetRetentionPolicy
 		arg.AuditDays,
 		arg.SetSessionDays,
 		arg.SessionDays,
+		arg.SetCallDays,
+		arg.CallDays,
+		arg.SetCallPayloadDays,
+		arg.CallPayloadDays,
+		arg.CallPayloadLimit,
 		arg.MetadataPatch,
 		arg.IfMatch,
 	)
@@ -229,6 +245,9 @@ func (q *Queries) SetRetentionPolicy(ctx context.Context, arg SetRetentionPolicy
 		&i.Revision,
 		&i.CreatedAt,
 		&i.UpdatedAt,
+		&i.CallDays,
+		&i.CallPayloadDays,
+		&i.CallPayloadLimit,
 	)
 	return i, err
 }

@@ -99,6 +99,28 @@ func (q *Queries) PurgeAuditLogs(ctx context.Context, rowLimit int32) (int64, er
 	return purge_audit_logs, err
 }
 
+const purgeCallPayloads = `-- name: PurgeCallPayloads :one
+SELECT purge_call_payloads($1)
+`
+
+func (q *Queries) PurgeCallPayloads(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, purgeCallPayloads, rowLimit)
+	var purge_call_payloads int64
+	err := row.Scan(&purge_call_payloads)
+	return purge_call_payloads, err
+}
+
+const purgeCalls = `-- name: PurgeCalls :one
+SELECT purge_calls($1)
+`
+
+func (q *Queries) PurgeCalls(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, purgeCalls, rowLimit)
+	var purge_calls int64
+	err := row.Scan(&purge_calls)
+	return purge_calls, err
+}
+
 const purgeDeletedSessions = `-- name: PurgeDeletedSessions :one
 SELECT purge_deleted_sessions($1)
 `
@@ -169,4 +191,26 @@ func (q *Queries) ReturnExpiredTasks(ctx context.Context, rowLimit int32) (int64
 	var return_expired_tasks int64
 	err := row.Scan(&return_expired_tasks)
 	return return_expired_tasks, err
+}
+
+const sweepCalls = `-- name: SweepCalls :one
+SELECT sweep_calls($1)
+`
+
+func (q *Queries) SweepCalls(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, sweepCalls, rowLimit)
+	var sweep_calls int64
+	err := row.Scan(&sweep_calls)
+	return sweep_calls, err
+}
+
+const sweepSpokes = `-- name: SweepSpokes :one
+SELECT sweep_spokes($1)
+`
+
+func (q *Queries) SweepSpokes(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, sweepSpokes, rowLimit)
+	var sweep_spokes int64
+	err := row.Scan(&sweep_spokes)
+	return sweep_spokes, err
 }

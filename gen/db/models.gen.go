@@ -68,6 +68,68 @@ type AuditLog struct {
 	CreatedAt time.Time
 }
 
+// Calls of operations: the nodes of the call graph. What they say of payloads is redacted (W08) and truncated (W18), by whatever way it was written.
+type Call struct {
+	OrgID uuid.UUID
+	ID    uuid.UUID
+	// The caller's own id: a call that is made or recorded again under it is the same.
+	RequestID *string
+	// Whether the hub routes it, or a runtime that routes by itself records it.
+	Routed bool
+	// namespace.name. A snapshot: the operation may be gone (C03).
+	Operation string
+	Kind      *string
+	Status    string
+	// C10: the call that made this one while it ran, and the only statement of that.
+	ParentID  *uuid.UUID
+	SessionID *uuid.UUID
+	// W19: who called. NULL once that account has left.
+	CallerAccountID *uuid.UUID
+	// W19: account, key, scopes, level and projects of the caller, as they were.
+	Identity json.RawMessage
+	// Who does it, or did it last.
+	SpokeID *uuid.UUID
+	// W06: the connection that took it. No other one says anything of it.
+	SpokeEpoch *int32
+	// W04: called by its qualified name: no other spoke will do.
+	Pinned bool
+	// How often it was started.
+	Attempts    int32
+	MaxAttempts int32
+	// C03, W08: of the operation, as they were.
+	RedactPaths []string
+	// C03, W18: of the operation or the organisation, as it was.
+	PayloadLimit *int32
+	// W08, W18: as it may be kept. Strings are escaped (X07).
+	Input json.RawMessage
+	// W08, W18: as it may be kept. Strings are escaped (X07).
+	Output json.RawMessage
+	// W08, W18: details, as they may be kept. Strings are escaped (X07).
+	Error json.RawMessage
+	// What went wrong, in a word: deadline_exceeded, spoke_lost, parent_ended, or the operation's own.
+	ErrorCode *string
+	// spoke; caller, who aborted it; deadline; parent, that ended first; spoke_loss; recorder, of a call that is recorded.
+	EndedBy *string
+	// Whether its spoke is still to be told that it ended.
+	StopPending  bool
+	DeadlineAt   *time.Time
+	DispatchedAt *time.Time
+	// Until when its spoke must have started it: else it is given out again.
+	DispatchExpiresAt *time.Time
+	StartedAt         *time.Time
+	EndedAt           *time.Time
+	// W09: when its payloads went.
+	PayloadsExpiredAt *time.Time
+	// W18: reserved for payloads in object storage.
+	StorageUrl *string
+	// W01: opaque, one object per subsystem. Redacted and truncated as well.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
 // What an organisation's agents talk to: model providers, MCP servers, git forges, buckets, webhooks, HTTP APIs. What is secret about one is in client_secrets.
 type Client struct {
 	OrgID uuid.UUID
@@ -114,6 +176,49 @@ type MappingDetail struct {
 	Revision        int32
 	CreatedAt       time.Time
 	UpdatedAt       time.Time
+}
+
+// What connected spokes offer. C03: gone with the connection; calls keep what they need of it.
+type OperationSpec struct {
+	OrgID   uuid.UUID
+	ID      uuid.UUID
+	SpokeID uuid.UUID
+	// W04: the spoke's own, one segment.
+	Namespace string
+	// W04: the spoke's own. Dots are welcome; it does not begin with what looks like a spoke's id.
+	Name string
+	// W04: namespace.{spoke id}.name: this spoke's, whoever else offers namespace.name.
+	QualifiedName string
+	Kind          string
+	Version       string
+	Title         string
+	Description   string
+	// JSON Schema (2020-12) of a call's input. Strings are escaped (X07).
+	InputSchema json.RawMessage
+	// JSON Schema of the output; NULL for none. Strings are escaped (X07).
+	OutputSchema json.RawMessage
+	// JSON Schema of an error's details; NULL for none. Strings are escaped (X07).
+	ErrorSchema json.RawMessage
+	// Scopes that a caller's key must all cover.
+	ScopesAll []string
+	// Scopes of which a caller's key must cover one, where there are any.
+	ScopesAny []string
+	// W08: JSON pointers into input, output, error and metadata whose values are not written down.
+	RedactPaths []string
+	// W18: bytes of a payload that are written down; NULL for the organisation's limit.
+	PayloadLimit *int32
+	// How often a call may be started: above 1, it is given to somebody else when its spoke dies.
+	MaxAttempts int32
+	// organization: everybody in it; account: the spoke's account, and admins.
+	Visibility string
+	// MCP's tool annotations: readOnlyHint, destructiveHint, idempotentHint, openWorldHint.
+	Annotations json.RawMessage
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
 }
 
 // The tenants. Everything below an organisation carries its id and is invisible to every other one (X01).
@@ -186,6 +291,12 @@ type RetentionPolicy struct {
 	Revision  int32
 	CreatedAt time.Time
 	UpdatedAt time.Time
+	// W09: days that calls are kept; NULL for ever.
+	CallDays *int32
+	// W09: days that the payloads of calls are kept, where that is shorter; NULL for as long as the call.
+	CallPayloadDays *int32
+	// W18: bytes of a payload that are written down, where the operation does not say otherwise.
+	CallPayloadLimit int32
 }
 
 // Agent roles: what an LLM is told to be in a session. Neither an access level nor a membership level (W14).
@@ -273,6 +384,39 @@ type Session struct {
 	// C02: the highest id of a part; the next one is above it.
 	LastPartID uuid.UUID
 	// Counts changes of everything but last_activity_at: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// Programs that do work for others: each offers operations and takes calls of them.
+type Spoke struct {
+	OrgID uuid.UUID
+	ID    uuid.UUID
+	// Unique in the organisation. Who registers it again is the same spoke, on a new connection.
+	Name string
+	// Whose key connected it: only that account, and admins, speak for it. NULL once the account has left.
+	AccountID *uuid.UUID
+	Status    string
+	// W06: counts its connections. Whoever speaks with an older one is refused.
+	Epoch int32
+	// The program's.
+	Version string
+	// For how long a heartbeat, or a take, says that it lives.
+	LeaseSeconds int32
+	// W06: how long it may then be reconnecting.
+	GraceSeconds   int32
+	LeaseExpiresAt time.Time
+	// W06: until when its newest take waits for calls. Ready means connected, and a take that is open.
+	TakeExpiresAt *time.Time
+	// When the present connection, or the last one, began.
+	ConnectedAt    time.Time
+	DisconnectedAt *time.Time
+	// W01: what the program says of itself.
+	Data json.RawMessage
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes of everything but the lease: the ETag.
 	Revision  int32
 	CreatedAt time.Time
 	UpdatedAt time.Time

@@ -79,6 +79,73 @@ const (
 	AuditLogsSessionIDFkey                       = "audit_logs_session_id_fkey"
 	AuditLogsSessionIDFkeyInUse                  = "audit_logs_session_id_fkey_in_use"
 	AuditPlatformForAdmins                       = "audit_platform_for_admins"
+	CallAbortedByCaller                          = "call_aborted_by_caller"
+	CallEdgeRowsIDVersionCheck                   = "call_edge_rows_id_version_check"
+	CallEdgeRowsNotTriggeredCheck                = "call_edge_rows_not_triggered_check"
+	CallEdgeRowsPkey                             = "call_edge_rows_pkey"
+	CallEdgeRowsSourceCallIDFkey                 = "call_edge_rows_source_call_id_fkey"
+	CallEdgeRowsSourceCallIDFkeyInUse            = "call_edge_rows_source_call_id_fkey_in_use"
+	CallEdgeRowsSourceTargetTypeKey              = "call_edge_rows_source_target_type_key"
+	CallEdgeRowsTargetCallIDFkey                 = "call_edge_rows_target_call_id_fkey"
+	CallEdgeRowsTargetCallIDFkeyInUse            = "call_edge_rows_target_call_id_fkey_in_use"
+	CallEdgeRowsTwoCallsCheck                    = "call_edge_rows_two_calls_check"
+	CallEdgeRowsTypeFkey                         = "call_edge_rows_type_fkey"
+	CallEdgeRowsTypeFkeyInUse                    = "call_edge_rows_type_fkey_in_use"
+	CallEdgeTypesPkey                            = "call_edge_types_pkey"
+	CallHeldByConnection                         = "call_held_by_connection"
+	CallNotOver                                  = "call_not_over"
+	CallPayloadsCallIDDirectionKey               = "call_payloads_call_id_direction_key"
+	CallPayloadsCallIDFkey                       = "call_payloads_call_id_fkey"
+	CallPayloadsCallIDFkeyInUse                  = "call_payloads_call_id_fkey_in_use"
+	CallPayloadsDirectionCheck                   = "call_payloads_direction_check"
+	CallPayloadsIDVersionCheck                   = "call_payloads_id_version_check"
+	CallPayloadsKeyVersionFkey                   = "call_payloads_key_version_fkey"
+	CallPayloadsKeyVersionFkeyInUse              = "call_payloads_key_version_fkey_in_use"
+	CallPayloadsPkey                             = "call_payloads_pkey"
+	CallPayloadsSizeCheck                        = "call_payloads_size_check"
+	CallStartedOnce                              = "call_started_once"
+	CallStatusTransitionsFromStatusFkey          = "call_status_transitions_from_status_fkey"
+	CallStatusTransitionsFromStatusFkeyInUse     = "call_status_transitions_from_status_fkey_in_use"
+	CallStatusTransitionsPkey                    = "call_status_transitions_pkey"
+	CallStatusTransitionsToStatusFkey            = "call_status_transitions_to_status_fkey"
+	CallStatusTransitionsToStatusFkeyInUse       = "call_status_transitions_to_status_fkey_in_use"
+	CallStatusesPkey                             = "call_statuses_pkey"
+	CallsAttemptsCheck                           = "calls_attempts_check"
+	CallsCallerAccountIDFkey                     = "calls_caller_account_id_fkey"
+	CallsCallerAccountIDFkeyInUse                = "calls_caller_account_id_fkey_in_use"
+	CallsEndedByCheck                            = "calls_ended_by_check"
+	CallsEndedWholeCheck                         = "calls_ended_whole_check"
+	CallsErrorCodeLengthCheck                    = "calls_error_code_length_check"
+	CallsHeldWholeCheck                          = "calls_held_whole_check"
+	CallsIDVersionCheck                          = "calls_id_version_check"
+	CallsIdentityImmutable                       = "calls_identity_immutable"
+	CallsIdentityObjectCheck                     = "calls_identity_object_check"
+	CallsKindCheck                               = "calls_kind_check"
+	CallsLinksKept                               = "calls_links_kept"
+	CallsMetadataCheck                           = "calls_metadata_check"
+	CallsNotOwnParentCheck                       = "calls_not_own_parent_check"
+	CallsOperationLengthCheck                    = "calls_operation_length_check"
+	CallsOrgIDFkey                               = "calls_org_id_fkey"
+	CallsOrgIDFkeyInUse                          = "calls_org_id_fkey_in_use"
+	CallsParentAlive                             = "calls_parent_alive"
+	CallsParentIDFkey                            = "calls_parent_id_fkey"
+	CallsParentIDFkeyInUse                       = "calls_parent_id_fkey_in_use"
+	CallsPayloadLimitCheck                       = "calls_payload_limit_check"
+	CallsPkey                                    = "calls_pkey"
+	CallsRecordedByCaller                        = "calls_recorded_by_caller"
+	CallsRedactPathsShapeCheck                   = "calls_redact_paths_shape_check"
+	CallsRequestIDKey                            = "calls_request_id_key"
+	CallsRequestIDLengthCheck                    = "calls_request_id_length_check"
+	CallsRoutedHasDeadlineCheck                  = "calls_routed_has_deadline_check"
+	CallsSessionIDFkey                           = "calls_session_id_fkey"
+	CallsSessionIDFkeyInUse                      = "calls_session_id_fkey_in_use"
+	CallsSpokeIDFkey                             = "calls_spoke_id_fkey"
+	CallsSpokeIDFkeyInUse                        = "calls_spoke_id_fkey_in_use"
+	CallsStartedBeforeEndedCheck                 = "calls_started_before_ended_check"
+	CallsStatusFkey                              = "calls_status_fkey"
+	CallsStatusFkeyInUse                         = "calls_status_fkey_in_use"
+	CallsStatusTransition                        = "calls_status_transition"
+	CallsStorageUrlLengthCheck                   = "calls_storage_url_length_check"
 	ClientSecretsCiphertextLengthCheck           = "client_secrets_ciphertext_length_check"
 	ClientSecretsClientIDFkey                    = "client_secrets_client_id_fkey"
 	ClientSecretsClientIDFkeyInUse               = "client_secrets_client_id_fkey_in_use"
@@ -167,6 +234,36 @@ const (
 	MessagesSourceShapeCheck                     = "messages_source_shape_check"
 	MessagesSourceSourceIDKey                    = "messages_source_source_id_key"
 	MessagesSourceWholeCheck                     = "messages_source_whole_check"
+	OperationCallable                            = "operation_callable"
+	OperationOfferedNow                          = "operation_offered_now"
+	OperationScopesCovered                       = "operation_scopes_covered"
+	OperationSpecsAnnotationsObjectCheck         = "operation_specs_annotations_object_check"
+	OperationSpecsDescriptionLengthCheck         = "operation_specs_description_length_check"
+	OperationSpecsErrorSchemaObjectCheck         = "operation_specs_error_schema_object_check"
+	OperationSpecsIDVersionCheck                 = "operation_specs_id_version_check"
+	OperationSpecsIdentityImmutable              = "operation_specs_identity_immutable"
+	OperationSpecsInputSchemaObjectCheck         = "operation_specs_input_schema_object_check"
+	OperationSpecsKindCheck                      = "operation_specs_kind_check"
+	OperationSpecsMaxAttemptsCheck               = "operation_specs_max_attempts_check"
+	OperationSpecsMetadataCheck                  = "operation_specs_metadata_check"
+	OperationSpecsNameShapeCheck                 = "operation_specs_name_shape_check"
+	OperationSpecsNamespaceFree                  = "operation_specs_namespace_free"
+	OperationSpecsNamespaceShapeCheck            = "operation_specs_namespace_shape_check"
+	OperationSpecsOutputSchemaObjectCheck        = "operation_specs_output_schema_object_check"
+	OperationSpecsPayloadLimitCheck              = "operation_specs_payload_limit_check"
+	OperationSpecsPkey                           = "operation_specs_pkey"
+	OperationSpecsQualifiedNameKey               = "operation_specs_qualified_name_key"
+	OperationSpecsQualifiedNameLengthCheck       = "operation_specs_qualified_name_length_check"
+	OperationSpecsRedactPathsShapeCheck          = "operation_specs_redact_paths_shape_check"
+	OperationSpecsScopesAllShapeCheck            = "operation_specs_scopes_all_shape_check"
+	OperationSpecsScopesAnyShapeCheck            = "operation_specs_scopes_any_shape_check"
+	OperationSpecsSpokeConnected                 = "operation_specs_spoke_connected"
+	OperationSpecsSpokeIDFkey                    = "operation_specs_spoke_id_fkey"
+	OperationSpecsSpokeIDFkeyInUse               = "operation_specs_spoke_id_fkey_in_use"
+	OperationSpecsSpokeIDNameKey                 = "operation_specs_spoke_id_name_key"
+	OperationSpecsTitleLengthCheck               = "operation_specs_title_length_check"
+	OperationSpecsVersionLengthCheck             = "operation_specs_version_length_check"
+	OperationSpecsVisibilityCheck                = "operation_specs_visibility_check"
 	OrganizationMembersAccountIDFkey             = "organization_members_account_id_fkey"
 	OrganizationMembersAccountIDFkeyInUse        = "organization_members_account_id_fkey_in_use"
 	OrganizationMembersIdentityImmutable         = "organization_members_identity_immutable"
@@ -233,7 +330,11 @@ const (
 	ProjectsSlugShapeCheck                       = "projects_slug_shape_check"
 	ReservedEmailDomainsPkey                     = "reserved_email_domains_pkey"
 	ReservedEmailDomainsShapeCheck               = "reserved_email_domains_shape_check"
+	ReservedNamespacesPkey                       = "reserved_namespaces_pkey"
 	RetentionPoliciesAuditDaysCheck              = "retention_policies_audit_days_check"
+	RetentionPoliciesCallDaysCheck               = "retention_policies_call_days_check"
+	RetentionPoliciesCallPayloadDaysCheck        = "retention_policies_call_payload_days_check"
+	RetentionPoliciesCallPayloadLimitCheck       = "retention_policies_call_payload_limit_check"
 	RetentionPoliciesIdentityImmutable           = "retention_policies_identity_immutable"
 	RetentionPoliciesMetadataCheck               = "retention_policies_metadata_check"
 	RetentionPoliciesOrgIDFkey                   = "retention_policies_org_id_fkey"
@@ -271,6 +372,8 @@ const (
 	SecretRotationsStatusCheck                   = "secret_rotations_status_check"
 	SecretRotationsTargetVersionFkey             = "secret_rotations_target_version_fkey"
 	SecretRotationsTargetVersionFkeyInUse        = "secret_rotations_target_version_fkey_in_use"
+	SensitiveNamesPkey                           = "sensitive_names_pkey"
+	SensitiveNamesShapeCheck                     = "sensitive_names_shape_check"
 	SessionRunStateTransitionsFromStateFkey      = "session_run_state_transitions_from_state_fkey"
 	SessionRunStateTransitionsFromStateFkeyInUse = "session_run_state_transitions_from_state_fkey_in_use"
 	SessionRunStateTransitionsPkey               = "session_run_state_transitions_pkey"
@@ -311,6 +414,35 @@ const (
 	SessionsTitleLengthCheck                     = "sessions_title_length_check"
 	SessionsVersionFkey                          = "sessions_version_fkey"
 	SessionsVersionFkeyInUse                     = "sessions_version_fkey_in_use"
+	SpokeEpochStale                              = "spoke_epoch_stale"
+	SpokeOfAnotherAccount                        = "spoke_of_another_account"
+	SpokeStatusTransitionsFromStatusFkey         = "spoke_status_transitions_from_status_fkey"
+	SpokeStatusTransitionsFromStatusFkeyInUse    = "spoke_status_transitions_from_status_fkey_in_use"
+	SpokeStatusTransitionsPkey                   = "spoke_status_transitions_pkey"
+	SpokeStatusTransitionsToStatusFkey           = "spoke_status_transitions_to_status_fkey"
+	SpokeStatusTransitionsToStatusFkeyInUse      = "spoke_status_transitions_to_status_fkey_in_use"
+	SpokeStatusesPkey                            = "spoke_statuses_pkey"
+	SpokesAccountIDFkey                          = "spokes_account_id_fkey"
+	SpokesAccountIDFkeyInUse                     = "spokes_account_id_fkey_in_use"
+	SpokesByTheirAccount                         = "spokes_by_their_account"
+	SpokesDataObjectCheck                        = "spokes_data_object_check"
+	SpokesDisconnectedHasTimeCheck               = "spokes_disconnected_has_time_check"
+	SpokesEpochCheck                             = "spokes_epoch_check"
+	SpokesEpochRises                             = "spokes_epoch_rises"
+	SpokesGraceSecondsCheck                      = "spokes_grace_seconds_check"
+	SpokesIDVersionCheck                         = "spokes_id_version_check"
+	SpokesIdentityImmutable                      = "spokes_identity_immutable"
+	SpokesLeaseSecondsCheck                      = "spokes_lease_seconds_check"
+	SpokesMetadataCheck                          = "spokes_metadata_check"
+	SpokesNameKey                                = "spokes_name_key"
+	SpokesNameShapeCheck                         = "spokes_name_shape_check"
+	SpokesOrgIDFkey                              = "spokes_org_id_fkey"
+	SpokesOrgIDFkeyInUse                         = "spokes_org_id_fkey_in_use"
+	SpokesPkey                                   = "spokes_pkey"
+	SpokesStatusFkey                             = "spokes_status_fkey"
+	SpokesStatusFkeyInUse                        = "spokes_status_fkey_in_use"
+	SpokesStatusTransition                       = "spokes_status_transition"
+	SpokesVersionLengthCheck                     = "spokes_version_length_check"
 	TaskAlreadyClaimed                           = "task_already_claimed"
 	TaskDependenciesAcyclic                      = "task_dependencies_acyclic"
 	TaskDependenciesDependentTaskIDFkey          = "task_dependencies_dependent_task_id_fkey"
@@ -445,6 +577,73 @@ var Rules = []string{
 	AuditLogsSessionIDFkey,
 	AuditLogsSessionIDFkeyInUse,
 	AuditPlatformForAdmins,
+	CallAbortedByCaller,
+	CallEdgeRowsIDVersionCheck,
+	CallEdgeRowsNotTriggeredCheck,
+	CallEdgeRowsPkey,
+	CallEdgeRowsSourceCallIDFkey,
+	CallEdgeRowsSourceCallIDFkeyInUse,
+	CallEdgeRowsSourceTargetTypeKey,
+	CallEdgeRowsTargetCallIDFkey,
+	CallEdgeRowsTargetCallIDFkeyInUse,
+	CallEdgeRowsTwoCallsCheck,
+	CallEdgeRowsTypeFkey,
+	CallEdgeRowsTypeFkeyInUse,
+	CallEdgeTypesPkey,
+	CallHeldByConnection,
+	CallNotOver,
+	CallPayloadsCallIDDirectionKey,
+	CallPayloadsCallIDFkey,
+	CallPayloadsCallIDFkeyInUse,
+	CallPayloadsDirectionCheck,
+	CallPayloadsIDVersionCheck,
+	CallPayloadsKeyVersionFkey,
+	CallPayloadsKeyVersionFkeyInUse,
+	CallPayloadsPkey,
+	CallPayloadsSizeCheck,
+	CallStartedOnce,
+	CallStatusTransitionsFromStatusFkey,
+	CallStatusTransitionsFromStatusFkeyInUse,
+	CallStatusTransitionsPkey,
+	CallStatusTransitionsToStatusFkey,
+	CallStatusTransitionsToStatusFkeyInUse,
+	CallStatusesPkey,
+	CallsAttemptsCheck,
+	CallsCallerAccountIDFkey,
+	CallsCallerAccountIDFkeyInUse,
+	CallsEndedByCheck,
+	CallsEndedWholeCheck,
+	CallsErrorCodeLengthCheck,
+	CallsHeldWholeCheck,
+	CallsIDVersionCheck,
+	CallsIdentityImmutable,
+	CallsIdentityObjectCheck,
+	CallsKindCheck,
+	CallsLinksKept,
+	CallsMetadataCheck,
+	CallsNotOwnParentCheck,
+	CallsOperationLengthCheck,
+	CallsOrgIDFkey,
+	CallsOrgIDFkeyInUse,
+	CallsParentAlive,
+	CallsParentIDFkey,
+	CallsParentIDFkeyInUse,
+	CallsPayloadLimitCheck,
+	CallsPkey,
+	CallsRecordedByCaller,
+	CallsRedactPathsShapeCheck,
+	CallsRequestIDKey,
+	CallsRequestIDLengthCheck,
+	CallsRoutedHasDeadlineCheck,
+	CallsSessionIDFkey,
+	CallsSessionIDFkeyInUse,
+	CallsSpokeIDFkey,
+	CallsSpokeIDFkeyInUse,
+	CallsStartedBeforeEndedCheck,
+	CallsStatusFkey,
+	CallsStatusFkeyInUse,
+	CallsStatusTransition,
+	CallsStorageUrlLengthCheck,
 	ClientSecretsCiphertextLengthCheck,
 	ClientSecretsClientIDFkey,
 	ClientSecretsClientIDFkeyInUse,
@@ -533,6 +732,36 @@ var Rules = []string{
 	MessagesSourceShapeCheck,
 	MessagesSourceSourceIDKey,
 	MessagesSourceWholeCheck,
+	OperationCallable,
+	OperationOfferedNow,
+	OperationScopesCovered,
+	OperationSpecsAnnotationsObjectCheck,
+	OperationSpecsDescriptionLengthCheck,
+	OperationSpecsErrorSchemaObjectCheck,
+	OperationSpecsIDVersionCheck,
+	OperationSpecsIdentityImmutable,
+	OperationSpecsInputSchemaObjectCheck,
+	OperationSpecsKindCheck,
+	OperationSpecsMaxAttemptsCheck,
+	OperationSpecsMetadataCheck,
+	OperationSpecsNameShapeCheck,
+	OperationSpecsNamespaceFree,
+	OperationSpecsNamespaceShapeCheck,
+	OperationSpecsOutputSchemaObjectCheck,
+	OperationSpecsPayloadLimitCheck,
+	OperationSpecsPkey,
+	OperationSpecsQualifiedNameKey,
+	OperationSpecsQualifiedNameLengthCheck,
+	OperationSpecsRedactPathsShapeCheck,
+	OperationSpecsScopesAllShapeCheck,
+	OperationSpecsScopesAnyShapeCheck,
+	OperationSpecsSpokeConnected,
+	OperationSpecsSpokeIDFkey,
+	OperationSpecsSpokeIDFkeyInUse,
+	OperationSpecsSpokeIDNameKey,
+	OperationSpecsTitleLengthCheck,
+	OperationSpecsVersionLengthCheck,
+	OperationSpecsVisibilityCheck,
 	OrganizationMembersAccountIDFkey,
 	OrganizationMembersAccountIDFkeyInUse,
 	OrganizationMembersIdentityImmutable,
@@ -599,7 +828,11 @@ var Rules = []string{
 	ProjectsSlugShapeCheck,
 	ReservedEmailDomainsPkey,
 	ReservedEmailDomainsShapeCheck,
+	ReservedNamespacesPkey,
 	RetentionPoliciesAuditDaysCheck,
+	RetentionPoliciesCallDaysCheck,
+	RetentionPoliciesCallPayloadDaysCheck,
+	RetentionPoliciesCallPayloadLimitCheck,
 	RetentionPoliciesIdentityImmutable,
 	RetentionPoliciesMetadataCheck,
 	RetentionPoliciesOrgIDFkey,
@@ -637,6 +870,8 @@ var Rules = []string{
 	SecretRotationsStatusCheck,
 	SecretRotationsTargetVersionFkey,
 	SecretRotationsTargetVersionFkeyInUse,
+	SensitiveNamesPkey,
+	SensitiveNamesShapeCheck,
 	SessionRunStateTransitionsFromStateFkey,
 	SessionRunStateTransitionsFromStateFkeyInUse,
 	SessionRunStateTransitionsPkey,
@@ -677,6 +912,35 @@ var Rules = []string{
 	SessionsTitleLengthCheck,
 	SessionsVersionFkey,
 	SessionsVersionFkeyInUse,
+	SpokeEpochStale,
+	SpokeOfAnotherAccount,
+	SpokeStatusTransitionsFromStatusFkey,
+	SpokeStatusTransitionsFromStatusFkeyInUse,
+	SpokeStatusTransitionsPkey,
+	SpokeStatusTransitionsToStatusFkey,
+	SpokeStatusTransitionsToStatusFkeyInUse,
+	SpokeStatusesPkey,
+	SpokesAccountIDFkey,
+	SpokesAccountIDFkeyInUse,
+	SpokesByTheirAccount,
+	SpokesDataObjectCheck,
+	SpokesDisconnectedHasTimeCheck,
+	SpokesEpochCheck,
+	SpokesEpochRises,
+	SpokesGraceSecondsCheck,
+	SpokesIDVersionCheck,
+	SpokesIdentityImmutable,
+	SpokesLeaseSecondsCheck,
+	SpokesMetadataCheck,
+	SpokesNameKey,
+	SpokesNameShapeCheck,
+	SpokesOrgIDFkey,
+	SpokesOrgIDFkeyInUse,
+	SpokesPkey,
+	SpokesStatusFkey,
+	SpokesStatusFkeyInUse,
+	SpokesStatusTransition,
+	SpokesVersionLengthCheck,
 	TaskAlreadyClaimed,
 	TaskDependenciesAcyclic,
 	TaskDependenciesDependentTaskIDFkey,

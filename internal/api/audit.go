@@ -115,6 +115,8 @@ func (s *Server) SetRetentionPolicy(ctx context.Context, r api.SetRetentionPolic
 	row, err := s.db.SetRetentionPolicy(ctx, db.SetRetentionPolicyParams{
 		IfMatch: expected, SetAuditDays: r.Body.AuditDays.IsSpecified(), AuditDays: valueOrNull(r.Body.AuditDays),
 		SetSessionDays: r.Body.SessionDays.IsSpecified(), SessionDays: valueOrNull(r.Body.SessionDays), MetadataPatch: metadata,
+		SetCallDays: r.Body.CallDays.IsSpecified(), CallDays: valueOrNull(r.Body.CallDays),
+		SetCallPayloadDays: r.Body.CallPayloadDays.IsSpecified(), CallPayloadDays: valueOrNull(r.Body.CallPayloadDays), CallPayloadLimit: r.Body.CallPayloadLimit,
 	})
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = untouched(expected, func() error { _, err := s.db.GetRetentionPolicy(ctx); return err })
@@ -134,5 +136,8 @@ func auditLog(l db.AuditLog) api.AuditLog {
 }
 
 func retentionPolicy(p db.RetentionPolicy) api.RetentionPolicy {
-	return api.RetentionPolicy{AuditDays: p.AuditDays, SessionDays: p.SessionDays, Metadata: given(p.Metadata), Revision: p.Revision, CreatedAt: p.CreatedAt, UpdatedAt: p.UpdatedAt}
+	return api.RetentionPolicy{
+		AuditDays: p.AuditDays, SessionDays: p.SessionDays, CallDays: p.CallDays, CallPayloadDays: p.CallPayloadDays, CallPayloadLimit: p.CallPayloadLimit,
+		Metadata: given(p.Metadata), Revision: p.Revision, CreatedAt: p.CreatedAt, UpdatedAt: p.UpdatedAt,
+	}
 }

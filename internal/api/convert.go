@@ -132,3 +132,32 @@ func deref[T any](p *T) T {
 	}
 	return *p
 }
+
+// valueOr is an optional value, or what stands for its absence.
+func valueOr[T any](p *T, otherwise T) T {
+	if p == nil {
+		return otherwise
+	}
+	return *p
+}
+
+// givenOrAbsent is a stored JSON value as it was given; nil for NULL.
+func givenOrAbsent(stored []byte) *json.RawMessage {
+	if stored == nil {
+		return nil
+	}
+	text := given(stored)
+	return &text
+}
+
+// within puts a place of the body in front of what an error points at.
+func within(pointer string, err error) error {
+	var known *problem
+	if errors.As(err, &known) {
+		for i := range known.Errors {
+			known.Errors[i].Pointer = pointer + known.Errors[i].Pointer
+		}
+		return known
+	}
+	return at(pointer, err)
+}

@@ -134,16 +134,19 @@ func allScopes(t testing.TB) []string {
 // family is what most operations are about: a project, a session in it and a message in that; and accounts, keys and an organisation
 // to do things to.
 type family struct {
-	org                                     string // its own
-	project, emptyProject, session, message string
-	client, rotation                        string
-	part, agentRole, shelf                  string // the shelf is a session to archive
-	self, account, leaver, heir, outsider   string // accounts: the holder of the keys, and members, but for the outsider
-	removed                                 string // the one that removeMember removes
-	key, lostKey, oldKey                    string // keys to change, to revoke, to rotate
-	emptyOrg                                string // the organisation that deleteOrganization deletes: its own, where its maker could make no other
-	task, waiting, delegation, coordinator  string
-	held                                    map[string]held // a task for each operation that needs one in a certain state
+	org                                      string // its own
+	project, emptyProject, session, message  string
+	spoke                                    string // its epoch is 1; it offers fs.read, and holds runningCall and heldCall
+	call, heldCall, runningCall, failingCall string
+	leavingSpoke                             string
+	client, rotation                         string
+	part, agentRole, shelf                   string // the shelf is a session to archive
+	self, account, leaver, heir, outsider    string // accounts: the holder of the keys, and members, but for the outsider
+	removed                                  string // the one that removeMember removes
+	key, lostKey, oldKey                     string // keys to change, to revoke, to rotate
+	emptyOrg                                 string // the organisation that deleteOrganization deletes: its own, where its maker could make no other
+	task, waiting, delegation, coordinator   string
+	held                                     map[string]held // a task for each operation that needs one in a certain state
 }
 
 // held is a task in progress, and its claim.
@@ -198,6 +201,18 @@ func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 	h.as(t, c, "PUT", "/v1/clients/"+f.client+"/secrets/token", `{"value":"hush"}`).wants(t, http.StatusCreated)
 	h.exec(t, "INSERT INTO encryption_keys (version, fingerprint) VALUES (1000000, sha256('retired')) ON CONFLICT DO NOTHING")
 	f.rotation = h.do(t, "POST", "/v1/secret-rotations", nil).wants(t, http.StatusAccepted).id(t)
+	f.spoke = h.as(t, c, "POST", "/v1/spokes", `{"name":"f-`+uuid.NewString()+`"}`).wants(t, http.StatusOK).id(t)
+	h.as(t, c, "PUT", "/v1/spokes/"+f.spoke+"/operations", `{"epoch":1,"operations":[{"namespace":"fs","name":"read","kind":"query"}]}`).wants(t, http.StatusOK)
+	f.leavingSpoke = h.as(t, c, "POST", "/v1/spokes", `{"name":"l-`+uuid.NewString()+`"}`).wants(t, http.StatusOK).id(t)
+	for _, into := range []*string{&f.runningCall, &f.failingCall, &f.heldCall, &f.call} {
+		var made struct{ Call struct{ ID string } }
+		h.as(t, c, "POST", "/v1/operations/fs."+f.spoke+".read/call", `{"waitSeconds":0}`).wants(t, http.StatusAccepted).into(t, &made)
+		*into = made.Call.ID
+	}
+	h.as(t, c, "POST", "/v1/spokes/"+f.spoke+"/take", `{"epoch":1,"maxCalls":3,"waitSeconds":0}`).wants(t, http.StatusOK)
+	for _, call := range []string{f.runningCall, f.failingCall} {
+		h.as(t, c, "POST", "/v1/calls/"+call+"/start", `{"epoch":1,"spokeId":"`+f.spoke+`"}`).wants(t, http.StatusOK)
+	}
 
 	for _, account := range []*string{&f.account, &f.leaver, &f.heir, &f.outsider} {
 		*account = create("/v1/accounts", `{"kind":"human","displayName":"family"}`).id(t)
@@ -231,7 +246,7 @@ func (h *hub) isPlatformAdmin(t testing.TB, c caller) (is bool) {
 func (f family) ids() []string {
 	all := []string{
 		f.org, f.project, f.emptyProject, f.session, f.message, f.part, f.agentRole, f.shelf, f.self, f.account, f.leaver, f.heir, f.outsider, f.key, f.lostKey, f.oldKey, f.emptyOrg, f.client,
-		f.task, f.waiting, f.delegation, f.coordinator,
+		f.task, f.waiting, f.delegation, f.coordinator, f.spoke, f.leavingSpoke, f.call, f.heldCall, f.runningCall, f.failingCall,
 	}
 	for _, verb := range slices.Sorted(maps.Keys(f.held)) {
 		all = append(all, f.held[verb].task, f.held[verb].mapping)
@@ -276,6 +291,7 @@ func (f family) samples() map[string]sample {
 		return sample{"POST", "/v1/tasks/" + f.held[name].task + "/" + name, plain, `{"mappingId":"` + f.held[name].mapping + `"}`, 200}
 	}
 	account, organization, key := "/v1/accounts/"+f.account, "/v1/organizations/"+f.org, "/v1/api-keys/"+f.key
+	spoke := "/v1/spokes/" + f.spoke
 	return map[string]sample{
 		"getHealth":    {"GET", "/healthz", "", "", 200},
 		"getReadiness": {"GET", "/readyz", "", "", 200},
@@ -410,6 +426,28 @@ func (f family) samples() map[string]sample {
 		"listMappings":  {"GET", "/v1/projects/" + f.project + "/mappings", "", "", 200},
 		"getMapping":    {"GET", "/v1/mappings/" + f.delegation, "", "", 200},
 		"endMapping":    {"POST", "/v1/mappings/" + f.held["end"].mapping + "/end", plain, `{"status":"failed"}`, 200},
+
+		"registerSpoke":   {"POST", "/v1/spokes", plain, `{"name":"s-` + uuid.NewString() + `"}`, 200},
+		"listSpokes":      {"GET", "/v1/spokes", "", "", 200},
+		"getSpoke":        {"GET", spoke, "", "", 200},
+		"heartbeatSpoke":  {"POST", spoke + "/heartbeat", plain, `{"epoch":1}`, 200},
+		"disconnectSpoke": {"POST", "/v1/spokes/" + f.leavingSpoke + "/disconnect", plain, `{"epoch":1}`, 200},
+		"putOperations":   {"PUT", spoke + "/operations", plain, `{"epoch":1,"operations":[{"namespace":"fs","name":"read","kind":"query"}]}`, 200},
+		"callOperation":   {"POST", "/v1/operations/fs.read/call", plain, `{"waitSeconds":0}`, 202},
+		"takeCalls":       {"POST", spoke + "/take", plain, `{"epoch":1,"waitSeconds":0}`, 200},
+		"startCall":       {"POST", "/v1/calls/" + f.heldCall + "/start", plain, `{"epoch":1,"spokeId":"` + f.spoke + `"}`, 200},
+		"completeCall":    {"POST", "/v1/calls/" + f.runningCall + "/complete", plain, `{"epoch":1,"spokeId":"` + f.spoke + `","output":{}}`, 200},
+		"failCall":        {"POST", "/v1/calls/" + f.failingCall + "/fail", plain, `{"epoch":1,"spokeId":"` + f.spoke + `","code":"x"}`, 200},
+		"abortCall":       {"POST", "/v1/calls/" + f.call + "/abort", plain, `{"reason":"enough"}`, 200},
+		"recordCall":      {"POST", "/v1/calls", plain, `{"requestId":"s-` + uuid.NewString() + `","operation":"x.y","status":"running","parentId":"` + f.call + `"}`, 201},
+		"listCalls":       {"GET", "/v1/calls", "", "", 200},
+		"getCall":         {"GET", "/v1/calls/" + f.call, "", "", 200},
+		"getCallTree":     {"GET", "/v1/calls/" + f.call + "/tree", "", "", 200},
+		"getCallStats":    {"GET", "/v1/calls/stats?since=2026-01-01T00:00:00Z&until=2036-01-01T00:00:00Z", "", "", 200},
+		"addCallEdges":    {"POST", "/v1/calls/" + f.call + "/edges", plain, `{"edges":[{"targetCallId":"` + f.heldCall + `","type":"depends_on"}]}`, 200},
+		"listCallEdges":   {"GET", "/v1/calls/" + f.call + "/edges", "", "", 200},
+		"listOperations":  {"GET", "/v1/operations", "", "", 200},
+		"getOperation":    {"GET", "/v1/operations/fs.read", "", "", 200},
 	}
 }
 

@@ -256,7 +256,7 @@ func TestPathParametersAreChecked(t *testing.T) {
 	ids := map[string]string{
 		"{projectId}": f.project, "{sessionId}": f.session, "{messageId}": f.message, "{partId}": f.part, "{roleId}": f.agentRole, "{accountId}": f.account, "{organizationId}": f.org, "{apiKeyId}": f.key,
 		"{clientId}": f.client, "{rotationId}": f.rotation,
-		"{taskId}": f.task, "{dependsOnTaskId}": f.task, "{mappingId}": f.delegation,
+		"{taskId}": f.task, "{dependsOnTaskId}": f.task, "{mappingId}": f.delegation, "{spokeId}": f.spoke, "{callId}": f.call,
 	}
 	for _, op := range operations(t) {
 		s, ok := f.sampleOf(t, op)
@@ -323,7 +323,7 @@ func TestRoutesThatAreNone(t *testing.T) {
 	}
 	for _, op := range operations(t) {
 		path, method := op.anyPath(), "PUT"
-		if op.path == "/v1/clients/{clientId}/secrets/{secretName}" { // the one that can be put
+		if op.path == "/v1/clients/{clientId}/secrets/{secretName}" || op.path == "/v1/spokes/{spokeId}/operations" { // what can be put
 			method = "PATCH"
 		}
 		a := h.do(t, method, path, nil)

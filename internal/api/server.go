@@ -26,6 +26,7 @@ import (
 	"github.com/alkdev/hub/gen/api"
 	"github.com/alkdev/hub/gen/db"
 	"github.com/alkdev/hub/internal/keyring"
+	"github.com/alkdev/hub/internal/schemas"
 	"github.com/alkdev/hub/internal/store"
 )
 
@@ -46,7 +47,7 @@ type Config struct {
 	Keys         *keyring.Ring   // what secrets are encrypted with; nil where there is none
 	RotationRate int             // secrets that a rotation encrypts anew in a second, here; 500
 	MetricsOpen  bool            // /metrics is for requests from everywhere
-	Stopping     <-chan struct{} // closed when the server stops: event streams would go on while it waits for its last requests
+	Stopping     <-chan struct{} // closed when the server stops: who waits for something gets an answer, and event streams end
 	Heartbeat    time.Duration   // of event streams; 15 s
 	SlowReader   time.Duration   // how long the reader of an event stream may take for what it was sent; 20 s
 }
@@ -66,6 +67,8 @@ type Server struct {
 	orgs            *lru.Cache[[32]byte, uuid.UUID] // to which organisation a key belongs, by its hash
 	metrics         *metrics
 	rotate          chan struct{} // wakes the sweep
+	waiters         waiters
+	schemas         *lru.Cache[schemaKey, *schemas.Schema] // of operations called lately
 }
 
 // New returns the handler for all routes. Prepare comes before its first request.
@@ -87,6 +90,9 @@ func New(cfg Config) (*Server, error) {
 
 	var err error
 	if s.orgs, err = lru.New[[32]byte, uuid.UUID](rememberedKeys); err != nil {
+		return nil, err
+	}
+	if s.schemas, err = lru.New[schemaKey, *schemas.Schema](1000); err != nil {
 		return nil, err
 	}
 	doc, err := openapi3.NewLoader().LoadFromData(api.Contract)

@@ -28,10 +28,15 @@ var tasks = map[string]func(*db.Queries, context.Context, int32) (int64, error){
 	"purge events":           (*db.Queries).PurgeEvents,
 	"fold part deltas":       (*db.Queries).FoldPartDeltas,
 	"return expired tasks":   (*db.Queries).ReturnExpiredTasks,
+	"purge calls":            (*db.Queries).PurgeCalls,
+	"purge call payloads":    (*db.Queries).PurgeCallPayloads,
 }
 
 // Run works until ctx ends: a round every interval, or a little later, so that servers that start together do not stay together.
 func Run(ctx context.Context, store *store.DB, log *slog.Logger, interval time.Duration) {
+	ended := make(chan struct{})
+	go func() { defer close(ended); runUrgent(ctx, store, log) }()
+	defer func() { <-ended }()
 	for {
 		select {
 		case <-ctx.Done():

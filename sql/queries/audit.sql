@@ -38,6 +38,9 @@ SELECT * FROM retention_policies WHERE org_id = current_org_id();
 UPDATE retention_policies SET
     audit_days = CASE WHEN @set_audit_days::boolean THEN sqlc.narg('audit_days') ELSE audit_days END,
     session_days = CASE WHEN @set_session_days::boolean THEN sqlc.narg('session_days') ELSE session_days END,
+    call_days  = CASE WHEN @set_call_days::boolean THEN sqlc.narg('call_days') ELSE call_days END,
+    call_payload_days  = CASE WHEN @set_call_payload_days::boolean THEN sqlc.narg('call_payload_days') ELSE call_payload_days END,
+    call_payload_limit = coalesce(sqlc.narg('call_payload_limit'), call_payload_limit),
     metadata   = jsonb_merge_patch(metadata, sqlc.narg('metadata_patch')::jsonb)
 WHERE org_id = current_org_id()
   AND revision = coalesce(sqlc.narg('if_match')::integer, revision)

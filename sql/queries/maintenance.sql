@@ -35,3 +35,15 @@ SELECT p.org_id::uuid AS org_id, p.last_position::bigint AS last_position FROM e
 
 -- name: ReturnExpiredTasks :one
 SELECT return_expired_tasks(@row_limit);
+
+-- name: SweepSpokes :one
+SELECT sweep_spokes(@row_limit);
+
+-- name: SweepCalls :one
+SELECT sweep_calls(@row_limit);
+
+-- name: PurgeCalls :one
+SELECT purge_calls(@row_limit);
+
+-- name: PurgeCallPayloads :one
+SELECT purge_call_payloads(@row_limit);

@@ -1,0 +1,15 @@
+DROP FUNCTION put_operations(uuid, integer, jsonb);
+DROP FUNCTION hold_spoke(uuid, integer);
+DROP TABLE operation_specs;
+DROP TABLE spokes;
+DROP TABLE reserved_namespaces;
+DROP TABLE spoke_status_transitions;
+DROP TABLE spoke_statuses;
+DROP FUNCTION sweep_spokes(integer);
+DROP FUNCTION withdraw_operations();
+DROP FUNCTION check_operation_spoke();
+DROP FUNCTION check_operation_namespace();
+DROP FUNCTION are_redact_paths(text[]);
+DROP FUNCTION are_scopes(text[]);
+DROP FUNCTION check_spoke_status();
+DROP FUNCTION check_spoke_account();
