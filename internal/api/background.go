@@ -152,7 +152,7 @@ func judgeClients(ctx context.Context, run func(func(*db.Queries) error) error, 
 				faults := []api.FieldError{{Pointer: "/type", Message: "is not known to this hub"}}
 				schema, known := clienttypes.Current()[row.Type]
 				if known {
-					faults = configErrors(schema.Validate(given(row.Config)))
+					faults = schemaFaults("/config", schema.Validate(given(row.Config)))
 				}
 				if len(faults) > 0 {
 					invalid++

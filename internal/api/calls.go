@@ -71,7 +71,7 @@ func (s *Server) makeCall(ctx context.Context, name string, body *api.OperationC
 		if err != nil {
 			return db.Call{}, missing("operation", err)
 		}
-		if faults := s.faults(spec.ID, spec.Revision, "input", spec.InputSchema, input); faults != nil {
+		if faults := s.faults(spec.ID, spec.Revision, "input", spec.InputSchema, input); len(faults) > 0 {
 			return db.Call{}, refuse("call_input_invalid", faults...)
 		}
 		id := uuid.Must(uuid.NewV7())
@@ -148,7 +148,7 @@ func (s *Server) outputOf(ctx context.Context, call db.Call) (output json.RawMes
 	return given(call.Output), false, nil
 }
 
-// faults are what is wrong with a payload, held against its operation's schema; nil where nothing is.
+// faults are what is wrong with a payload, held against its operation's schema.
 func (s *Server) faults(spec uuid.UUID, revision int32, what string, schema, payload json.RawMessage) []api.FieldError {
 	key := schemaKey{spec, revision, what}
 	compiled, ok := s.schemas.Get(key)
@@ -159,13 +159,7 @@ func (s *Server) faults(spec uuid.UUID, revision int32, what string, schema, pay
 		}
 		s.schemas.Add(key, compiled)
 	}
-	found := compiled.Validate(payload)
-	if len(found) == 0 {
-		return nil
-	}
-	return each(found[:min(len(found), 100)], func(f schemas.Fault) api.FieldError {
-		return api.FieldError{Pointer: "/" + what + f.Pointer, Message: f.Message}
-	})
+	return schemaFaults("/"+what, compiled.Validate(payload))
 }
 
 type schemaKey struct {
@@ -293,7 +287,7 @@ func (s *Server) CompleteCall(ctx context.Context, r api.CompleteCallRequestObje
 		return nil, missing("call", err)
 	}
 	if spec.OutputSchema != nil {
-		if faults := s.faults(deref(spec.ID), deref(spec.Revision), "output", spec.OutputSchema, output); faults != nil {
+		if faults := s.faults(deref(spec.ID), deref(spec.Revision), "output", spec.OutputSchema, output); len(faults) > 0 {
 			return nil, refuse("call_output_invalid", faults...)
 		}
 	}

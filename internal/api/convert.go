@@ -10,6 +10,7 @@ import (
 
 	"github.com/alkdev/hub/gen/api"
 	"github.com/alkdev/hub/internal/pgjson"
+	"github.com/alkdev/hub/internal/schemas"
 )
 
 // What several domains need to go from the contract's values to the database's and back.
@@ -86,6 +87,13 @@ func at(pointer string, err error) error {
 		return &pgjson.Error{Pointer: pointer + fault.Pointer, Offset: fault.Offset, Message: fault.Message}
 	}
 	return err
+}
+
+// schemaFaults are what is wrong with the value at a pointer; a hundred of them say enough.
+func schemaFaults(pointer string, faults []schemas.Fault) []api.FieldError {
+	return each(faults[:min(len(faults), 100)], func(f schemas.Fault) api.FieldError {
+		return api.FieldError{Pointer: pointer + f.Pointer, Message: f.Message}
+	})
 }
 
 // missing makes "no row" the noun's 404.

@@ -53,7 +53,7 @@ func (s *Server) CreateClient(ctx context.Context, r api.CreateClientRequestObje
 		return nil, refuse(db.ClientsTypeFkey, api.FieldError{Pointer: "/type", Message: "must be one of listClientTypes"})
 	}
 	if faults := schema.Validate(r.Body.Config); faults != nil {
-		return nil, refuse("client_config_invalid", configErrors(faults)...)
+		return nil, refuse("client_config_invalid", schemaFaults("/config", faults)...)
 	}
 	row, err := s.db.CreateClient(ctx, db.CreateClientParams{
 		Type: schema.Type, SchemaVersion: schema.Version, Name: r.Body.Name, Description: deref(r.Body.Description),
@@ -144,7 +144,7 @@ func (s *Server) patchConfig(ctx context.Context, patch json.RawMessage, change 
 			return refuse(db.ClientsTypeFkey, api.FieldError{Pointer: "/type", Message: "is not known to this hub"})
 		}
 		if faults := schema.Validate(given(row.Config)); faults != nil {
-			return refuse("client_config_invalid", configErrors(faults)...)
+			return refuse("client_config_invalid", schemaFaults("/config", faults)...)
 		}
 		change.Config, change.SchemaVersion, change.IfMatch = row.Config, &schema.Version, &row.Revision
 		return nil
@@ -181,13 +181,6 @@ func (s *Server) ValidateClients(ctx context.Context, _ api.ValidateClientsReque
 	}
 	verdict.Checked, verdict.Invalid = checked, invalid
 	return api.ValidateClients200JSONResponse(verdict), nil
-}
-
-// configErrors are faults of a config, from the body.
-func configErrors(faults []clienttypes.Fault) []api.FieldError {
-	return each(faults, func(f clienttypes.Fault) api.FieldError {
-		return api.FieldError{Pointer: "/config" + f.Pointer, Message: f.Message}
-	})
 }
 
 // Secrets -----------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
@@ -41,7 +42,7 @@ func Compile(text []byte) (*Schema, error) {
 		var invalid *jsonschema.SchemaValidationError
 		var judged *jsonschema.ValidationError
 		if errors.As(err, &invalid) && errors.As(invalid.Err, &judged) {
-			if found := faults(judged); len(found) > 0 {
+			if found := faults(judged, document, nil); len(found) > 0 {
 				return nil, fmt.Errorf("at %s: %s", cmp.Or(found[0].Pointer, "/"), found[0].Message)
 			}
 		}
@@ -71,15 +72,16 @@ func (s *Schema) Validate(text []byte) []Fault {
 	if !errors.As(err, &invalid) {
 		return []Fault{{Message: "cannot be validated"}}
 	}
-	found := faults(invalid)
+	found := faults(invalid, value, nil)
 	slices.SortFunc(found, func(a, b Fault) int {
 		return cmp.Or(strings.Compare(a.Pointer, b.Pointer), strings.Compare(a.Message, b.Message))
 	})
 	return slices.Compact(found)
 }
 
-// faults are the leaves of the tree of errors: what they hang below only says that they are there.
-func faults(err *jsonschema.ValidationError) []Fault {
+// faults are the leaves of the tree of errors about a value: what they hang below, at the location above, only says that they are
+// there.
+func faults(err *jsonschema.ValidationError, value any, above []string) []Fault {
 	at := pointer(err.InstanceLocation)
 	switch k := err.ErrorKind.(type) {
 	case *kind.Required:
@@ -89,16 +91,64 @@ func faults(err *jsonschema.ValidationError) []Fault {
 	case *kind.AdditionalProperties:
 		return members(at, k.Properties, "is not a field of this object")
 	case *kind.PropertyNames:
-		return []Fault{{at + token(k.Property), "has a name that is not allowed here"}}
+		return []Fault{misnamed(k.Property, value, above, len(err.InstanceLocation))}
 	}
 	if len(err.Causes) > 0 {
 		var found []Fault
 		for _, cause := range err.Causes {
-			found = append(found, faults(cause)...)
+			found = append(found, faults(cause, value, err.InstanceLocation)...)
 		}
 		return found
 	}
 	return []Fault{{at, message(err.ErrorKind)}}
+}
+
+// misnamed says which member has a name that is not allowed. The library lets the location of such an error be overwritten
+// (https://github.com/santhosh-tekuri/jsonschema/pull/269); its depth holds, and it lies below the error that it hangs below. Where
+// that leaves more than one object, the fault is about what they have in common.
+func misnamed(name string, value any, above []string, depth int) Fault {
+	for _, t := range above {
+		switch v := value.(type) {
+		case map[string]any:
+			value = v[t]
+		case []any:
+			i, _ := strconv.Atoi(t) // the library's own
+			value = v[i]
+		}
+	}
+	var places []string
+	var search func(value any, at string, depth int)
+	search = func(value any, at string, depth int) {
+		switch v := value.(type) {
+		case map[string]any:
+			if depth == 0 {
+				if _, ok := v[name]; ok {
+					places = append(places, at)
+				}
+				return
+			}
+			for member, below := range v {
+				search(below, at+token(member), depth-1)
+			}
+		case []any:
+			if depth > 0 {
+				for i, below := range v {
+					search(below, at+token(strconv.Itoa(i)), depth-1)
+				}
+			}
+		}
+	}
+	search(value, pointer(above), depth-len(above))
+	if len(places) == 1 {
+		return Fault{places[0] + token(name), "has a name that is not allowed here"}
+	}
+	common := places[0]
+	for _, place := range places {
+		for !strings.HasPrefix(place+"/", common+"/") {
+			common = common[:strings.LastIndex(common, "/")]
+		}
+	}
+	return Fault{common, "has in it the name " + strings.TrimPrefix(token(name), "/") + ", which is not allowed there"}
 }
 
 func members(at string, names []string, message string) []Fault {

@@ -37,6 +37,30 @@ func TestValidateNamesPlacesAndNeverQuotesValues(t *testing.T) {
 	}
 }
 
+// The library overwrites the locations of these errors with those of what it judges later.
+func TestNamesThatAreNotAllowed(t *testing.T) {
+	t.Parallel()
+	s, err := schemas.Compile([]byte(`{"properties":{"z":{"type":"integer"},"a":{"type":"array","items":{"propertyNames":{"maxLength":2}}}},"propertyNames":{"maxLength":3}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]string{
+		`{"a":[{"x":1},{"long/1":1},{"y":1},{"v":1}],"z":1}`:    "/a/1/long~11 has a name that is not allowed here",
+		`{"a":[{"x":1},{"long":1},{"long":1},{"v":1}],"z":1}`:   "/a has in it the name long, which is not allowed there",
+		`{"a":[{"x":1},{"long":1},{"y":1},[2]],"long":1,"z":1}`: "/a/1/long has a name that is not allowed here;/long has a name that is not allowed here",
+	} {
+		for range 50 {
+			var got []string
+			for _, f := range s.Validate([]byte(text)) {
+				got = append(got, f.Pointer+" "+f.Message)
+			}
+			if strings.Join(got, ";") != want {
+				t.Fatalf("%s: %q, want %q", text, got, want)
+			}
+		}
+	}
+}
+
 func TestCompileRefusesWhatIsNoSchemaAndWhatLiesOutside(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
