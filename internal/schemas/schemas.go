@@ -112,8 +112,9 @@ func misnamed(name string, value any, above []string, depth int) Fault {
 		case map[string]any:
 			value = v[t]
 		case []any:
-			i, _ := strconv.Atoi(t) // the library's own
-			value = v[i]
+			if i, err := strconv.Atoi(t); err == nil && i < len(v) {
+				value = v[i]
+			}
 		}
 	}
 	var places []string
@@ -142,7 +143,10 @@ func misnamed(name string, value any, above []string, depth int) Fault {
 	if len(places) == 1 {
 		return Fault{places[0] + token(name), "has a name that is not allowed here"}
 	}
-	common := places[0]
+	common := pointer(above)
+	if len(places) > 0 {
+		common = places[0]
+	}
 	for _, place := range places {
 		for !strings.HasPrefix(place+"/", common+"/") {
 			common = common[:strings.LastIndex(common, "/")]

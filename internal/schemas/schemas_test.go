@@ -65,6 +65,7 @@ func TestCompileRefusesWhatIsNoSchemaAndWhatLiesOutside(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		`{"type":"strnig"}`:                       "at /type",
+		`{"patternProperties":{"a":{},"(":{}}}`:   "at /patternProperties/(: has a name",
 		`{"properties":{"a":{"minimum":"x"}}}`:    "at /properties/a/minimum: must be a number",
 		`{"$ref":"https://example.com/x.json"}`:   "refers to itself only",
 		`{"$ref":"file:///etc/passwd"}`:           "refers to itself only",
