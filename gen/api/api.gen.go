@@ -3174,8 +3174,8 @@ type Task struct {
 	ArchivedAt *time.Time `json:"archivedAt"`
 	Assignee   *string    `json:"assignee"`
 
-	// Body Markdown.
-	Body  string     `json:"body"`
+	// Body Markdown. Absent in lists.
+	Body  *string    `json:"body,omitempty"`
 	Claim *TaskClaim `json:"claim"`
 
 	// CompletedAt When it was completed, or failed.

@@ -3177,8 +3177,8 @@ type Task struct {
 	ArchivedAt *time.Time `json:"archivedAt"`
 	Assignee   *string    `json:"assignee"`
 
-	// Body Markdown.
-	Body  string     `json:"body"`
+	// Body Markdown. Absent in lists.
+	Body  *string    `json:"body,omitempty"`
 	Claim *TaskClaim `json:"claim"`
 
 	// CompletedAt When it was completed, or failed.
@@ -7160,7 +7160,7 @@ type ClientInterface interface {
 
 	// ListTasks List a project's tasks
 	//
-	// In the order of their slugs.
+	// In the order of their slugs, and without their bodies.
 	//
 	// Scope: `tasks:read`.
 	//
@@ -10103,7 +10103,7 @@ func (c *Client) ListMappings(ctx context.Context, projectId ProjectId, params *
 
 // ListTasks List a project's tasks
 //
-// In the order of their slugs.
+// In the order of their slugs, and without their bodies.
 //
 // Scope: `tasks:read`.
 //
@@ -22003,7 +22003,7 @@ type ClientWithResponsesInterface interface {
 
 	// ListTasksWithResponse List a project's tasks
 	//
-	// In the order of their slugs.
+	// In the order of their slugs, and without their bodies.
 	//
 	// Scope: `tasks:read`.
 	//
@@ -31933,7 +31933,7 @@ func (c *ClientWithResponses) ListMappingsWithResponse(ctx context.Context, proj
 
 // ListTasksWithResponse List a project's tasks
 //
-// In the order of their slugs.
+// In the order of their slugs, and without their bodies.
 //
 // Scope: `tasks:read`.
 //

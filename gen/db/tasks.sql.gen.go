@@ -831,7 +831,10 @@ func (q *Queries) ListTaskStatusChanges(ctx context.Context, arg ListTaskStatusC
 }
 
 const listTasks = `-- name: ListTasks :many
-SELECT org_id, id, project_id, slug, name, path, scope, risk, impact, level, priority, tags, assignee, due, body, file_created_at, file_modified_at, frontmatter, base, archived_at, status, started_at, completed_at, unmet_count, failed_count, downstream_count, priority_rank, metadata, revision, created_at, updated_at, mapping_id, session_id, lease_seconds, lease_expires_at, claimed_at, depends_on FROM task_details
+SELECT org_id, id, project_id, slug, name, path, scope, risk, impact, level, priority, tags, assignee, due, ''::text AS body, file_created_at, file_modified_at, frontmatter, base,
+       archived_at, status, started_at, completed_at, unmet_count, failed_count, downstream_count, priority_rank, metadata, revision, created_at, updated_at,
+       mapping_id, session_id, lease_seconds, lease_expires_at, claimed_at, depends_on
+FROM task_details
 WHERE org_id = current_org_id()
   AND project_id = $1
   AND slug > $2
@@ -861,7 +864,48 @@ type ListTasksParams struct {
 	RowLimit   int32
 }
 
-func (q *Queries) ListTasks(ctx context.Context, arg ListTasksParams) ([]TaskDetail, error) {
+type ListTasksRow struct {
+	OrgID           uuid.UUID
+	ID              uuid.UUID
+	ProjectID       uuid.UUID
+	Slug            string
+	Name            string
+	Path            string
+	Scope           *string
+	Risk            *string
+	Impact          *string
+	Level           *string
+	Priority        *string
+	Tags            []string
+	Assignee        *string
+	Due             *string
+	Body            string
+	FileCreatedAt   *time.Time
+	FileModifiedAt  *time.Time
+	Frontmatter     *string
+	Base            json.RawMessage
+	ArchivedAt      *time.Time
+	Status          string
+	StartedAt       *time.Time
+	CompletedAt     *time.Time
+	UnmetCount      int32
+	FailedCount     int32
+	DownstreamCount int32
+	PriorityRank    int32
+	Metadata        json.RawMessage
+	Revision        int32
+	CreatedAt       time.Time
+	UpdatedAt       time.Time
+	MappingID       *uuid.UUID
+	SessionID       *uuid.UUID
+	LeaseSeconds    *int32
+	LeaseExpiresAt  *time.Time
+	ClaimedAt       *time.Time
+	DependsOn       []string
+}
+
+// The columns of task_details, but for bodies: a page of them could be large.
+func (q *Queries) ListTasks(ctx context.Context, arg ListTasksParams) ([]ListTasksRow, error) {
 	rows, err := q.db.Query(ctx, listTasks,
 		arg.ProjectID,
 		arg.AfterSlug,
@@ -879,9 +923,9 @@ func (q *Queries) ListTasks(ctx context.Context, arg ListTasksParams) ([]TaskDet
 		return nil, err
 	}
 	defer rows.Close()
-	items := []TaskDetail{}
+	items := []ListTasksRow{}
 	for rows.Next() {
-		var i TaskDetail
+		var i ListTasksRow
 		if err := rows.Scan(
 			&i.OrgID,
 			&i.ID,

@@ -165,3 +165,37 @@ func BenchmarkImport(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkTasks measures a project's first sync, a sync of what has not changed, and its graph.
+func BenchmarkTasks(b *testing.B) {
+	h := newHub(b)
+	for _, n := range []int{1000, 10_000} {
+		var files []string
+		for i := range n {
+			dependsOn := "[]"
+			if i >= 10 {
+				dependsOn = fmt.Sprintf(`["t/%05d", "t/%05d"]`, i-10, i-1-i%7)
+			}
+			files = append(files, fmt.Sprintf(`{"path":"t/%05d.md","text":"---\nid: t/%05d\nname: Task %d\nstatus: pending\nscope: narrow\nrisk: medium\nimpact: component\ntags: [a, b]\ndepends_on: %s\n---\n%s\n"}`,
+				i, i, i, strings.ReplaceAll(dependsOn, `"`, `\"`), strings.Repeat("what is to be done ", 20)))
+		}
+		body := `{"files":[` + strings.Join(files, ",") + `]}`
+		b.Run(fmt.Sprintf("sync-%d", n), func(b *testing.B) {
+			for i := 0; b.Loop(); i++ {
+				project := h.newProject(b, fmt.Sprintf("sync-%d-%d-%d", n, b.N, i))
+				h.do(b, "POST", "/v1/projects/"+project+"/tasks/sync", body).wants(b, http.StatusOK)
+			}
+		})
+		project := h.newProject(b, fmt.Sprintf("graph-%d", n))
+		h.do(b, "POST", "/v1/projects/"+project+"/tasks/sync", body).wants(b, http.StatusOK)
+		for _, what := range []struct{ name, method, path, body string }{
+			{"sync-again", "POST", "/tasks/sync", body}, {"graph", "GET", "/tasks/graph", ""}, {"costs", "GET", "/tasks/costs", ""}, {"dot", "GET", "/tasks/graph?format=dot", ""},
+		} {
+			b.Run(fmt.Sprintf("%s-%d", what.name, n), func(b *testing.B) {
+				for b.Loop() {
+					h.do(b, what.method, "/v1/projects/"+project+what.path, what.body).wants(b, http.StatusOK)
+				}
+			})
+		}
+	}
+}

@@ -99,8 +99,12 @@ func (s *Server) ListTasks(ctx context.Context, r api.ListTasksRequestObject) (a
 	if err = s.projectOf(ctx, r.ProjectId, len(rows), err); err != nil {
 		return nil, err
 	}
-	rows, cursor := next(rows, limit, filters, func(t db.TaskDetail) string { return t.Slug })
-	return api.ListTasks200JSONResponse{Items: each(rows, task), NextCursor: cursor}, nil
+	rows, cursor := next(rows, limit, filters, func(t db.ListTasksRow) string { return t.Slug })
+	return api.ListTasks200JSONResponse{Items: each(rows, func(row db.ListTasksRow) api.Task {
+		item := task(db.TaskDetail(row))
+		item.Body = nil
+		return item
+	}), NextCursor: cursor}, nil
 }
 
 // UpdateTask implements the contract's operation.
@@ -408,7 +412,7 @@ func (s *Server) ReopenTask(ctx context.Context, r api.ReopenTaskRequestObject) 
 func task(t db.TaskDetail) api.Task {
 	out := api.Task{
 		Id: t.ID, ProjectId: t.ProjectID, Slug: t.Slug, Name: t.Name, Path: t.Path, Status: api.TaskStatus(t.Status),
-		Scope: t.Scope, Risk: t.Risk, Impact: t.Impact, Level: t.Level, Priority: t.Priority, Tags: notNil(t.Tags), Assignee: t.Assignee, Due: t.Due, Body: t.Body,
+		Scope: t.Scope, Risk: t.Risk, Impact: t.Impact, Level: t.Level, Priority: t.Priority, Tags: notNil(t.Tags), Assignee: t.Assignee, Due: t.Due, Body: &t.Body,
 		DependsOn: notNil(t.DependsOn), Ready: t.Status == "pending" && t.UnmetCount == 0 && t.ArchivedAt == nil,
 		UnmetCount: t.UnmetCount, FailedCount: t.FailedCount, DownstreamCount: t.DownstreamCount,
 		StartedAt: t.StartedAt, CompletedAt: t.CompletedAt, FileCreatedAt: t.FileCreatedAt, FileModifiedAt: t.FileModifiedAt, ArchivedAt: t.ArchivedAt,

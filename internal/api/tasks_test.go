@@ -211,6 +211,9 @@ func TestC08_NotesAndDocument(t *testing.T) {
 	if len(seen) != 64 || strings.Count(document, "\n### ") != 64 || !strings.HasPrefix(document, "# Task a\n\nBody.\n\n## Notes\n\n### ") {
 		t.Errorf("%d notes\n%s", len(seen), document)
 	}
+	if list := h.do(t, "GET", "/v1/projects/"+p+"/tasks", nil).wants(t, 200); strings.Contains(string(list.body), `"body"`) || !strings.Contains(string(list.body), task.ID) {
+		t.Errorf("a list has bodies: %s", list.body)
+	}
 	if got := h.do(t, "GET", path, nil).task(t); got.Revision != 1 || got.Body != "Body.\n\n" {
 		t.Errorf("a note changed the task: %+v", got)
 	}

@@ -281,16 +281,18 @@ func (g *Graph) DOT() string {
 	return b.String()
 }
 
-func quoted(text string) string {
-	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", " ", "\r", " ").Replace(text) + `"`
-}
+var inDOT = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", " ", "\r", " ")
+
+func quoted(text string) string { return `"` + inDOT.Replace(text) + `"` }
+
+var inMermaid = strings.NewReplacer(`"`, "#quot;", "\n", " ", "\r", " ", "#", "#35;", "<", "#lt;", ">", "#gt;")
 
 // Mermaid draws the graph for Markdown. Its nodes are numbered, for ids may hold what Mermaid reads as its own.
 func (g *Graph) Mermaid() string {
 	var b strings.Builder
 	b.WriteString("graph LR\n")
 	for i, t := range g.Tasks {
-		fmt.Fprintf(&b, "  t%d[\"%s\"]\n", i, strings.NewReplacer(`"`, "#quot;", "\n", " ", "\r", " ", "#", "#35;", "<", "#lt;", ">", "#gt;").Replace(t.ID))
+		fmt.Fprintf(&b, "  t%d[\"%s\"]\n", i, inMermaid.Replace(t.ID))
 	}
 	for i := range g.Tasks {
 		for _, d := range g.after[i] {

@@ -9,7 +9,11 @@ RETURNING id;
 SELECT * FROM task_details WHERE org_id = current_org_id() AND id = @id;
 
 -- name: ListTasks :many
-SELECT * FROM task_details
+-- The columns of task_details, but for bodies: a page of them could be large.
+SELECT org_id, id, project_id, slug, name, path, scope, risk, impact, level, priority, tags, assignee, due, ''::text AS body, file_created_at, file_modified_at, frontmatter, base,
+       archived_at, status, started_at, completed_at, unmet_count, failed_count, downstream_count, priority_rank, metadata, revision, created_at, updated_at,
+       mapping_id, session_id, lease_seconds, lease_expires_at, claimed_at, depends_on
+FROM task_details
 WHERE org_id = current_org_id()
   AND project_id = @project_id
   AND slug > @after_slug
