@@ -104,21 +104,12 @@ func (s keySource) reloadOnHangup(ctx context.Context, log *slog.Logger, use fun
 	return func() { signal.Stop(hangup) }
 }
 
-func metricsFromEnv() (open bool, err error) {
-	switch text := os.Getenv("HUB_METRICS"); text {
-	case "", "loopback":
-		return false, nil
-	case "all":
-		return true, nil
-	default:
-		return false, fmt.Errorf("HUB_METRICS: %q is neither loopback nor all", text)
-	}
-}
-
 // The commands ----------------------------------------------------------------------------------------------------------
 
 func keysCommand() *cobra.Command {
 	cmd := &cobra.Command{
+		Args:  cobra.NoArgs,
+		RunE:  showHelp,
 		Use:   "keys",
 		Short: "Make, watch and change the keys that encrypt secrets",
 		Long: `Make, watch and change the keys that encrypt secrets.

@@ -64,30 +64,9 @@ admin-key in the data directory.`,
 func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error {
 	ctx := cmd.Context()
 	config := api.Config{Log: log, Version: programVersion()}
-	var errs [7]error
-	config.MaxBody, errs[0] = numberFromEnv("HUB_MAX_BODY", 16<<20)
-	config.MaxImport, errs[1] = numberFromEnv("HUB_MAX_IMPORT", 256<<20)
-	config.RequestTimeout, errs[2] = durationFromEnv("HUB_REQUEST_TIMEOUT", 30*time.Second)
-	config.ImportTimeout, errs[3] = durationFromEnv("HUB_IMPORT_TIMEOUT", 10*time.Minute)
-	var connections, rateLimit int64
-	connections, errs[4] = numberFromEnv("HUB_DATABASE_CONNECTIONS", 16)
-	rateLimit, errs[5] = rateLimitFromEnv()
-	var upkeepEvery time.Duration
-	upkeepEvery, errs[6] = durationFromEnv("HUB_UPKEEP_INTERVAL", time.Minute)
-	if err := errors.Join(errs[:]...); err != nil {
-		return err
-	}
-	rotationRate, err := numberFromEnv("HUB_ROTATION_RATE", 500)
+	connections, upkeepEvery, err := configure(&config)
 	if err != nil {
 		return err
-	}
-	config.RotationRate = int(min(rotationRate, 1_000_000))
-	if config.MetricsOpen, err = metricsFromEnv(); err != nil {
-		return err
-	}
-	config.RateLimit = int(rateLimit)
-	if connections > 1000 {
-		return errors.New("HUB_DATABASE_CONNECTIONS: at most 1000")
 	}
 	// The port first: it is the likeliest thing to be wrong, and cheap to try.
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", listen)
@@ -120,8 +99,7 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 	if err := bootstrap(ctx, log, ownerURL, keyFile); err != nil {
 		return err
 	}
-	config.Transfers = max(1, int(connections)/2) // the rest is for everybody else
-	config.DB, err = store.Open(ctx, store.Config{URL: appURL, Log: log, Connections: int32(connections)})
+	config.DB, err = store.Open(ctx, store.Config{URL: appURL, Log: log, Connections: connections})
 	if err != nil {
 		return err
 	}
