@@ -188,6 +188,7 @@ func TestRoundTripsOfEveryOperation(t *testing.T) {
 	retried := map[string]cost{"startSecretRotation": {6, 7}, "forkSession": {8, 9}, "appendPartDelta": {6, 7}, "addMember": {6, 7}, "deactivateAccount": {6, 7}, "addDependency": {6, 7}, "claimNextTask": {7, 8}, "createMapping": {6, 7}, "createTask": {7, 8}, "endMapping": {7, 8}, "syncTasks": {12, 13}, "callOperation": {6, 7}, "completeCall": {6, 7}, "addCallEdges": {6, 7}}
 	w := &wire{}
 	h := newHub(t, w.configure)
+	read := h.newFamily(t, h.admin) // what only looks needs none of its own
 	for _, op := range operations(t) {
 		if op.streamed || op.id == "getReadiness" {
 			continue
@@ -195,7 +196,11 @@ func TestRoundTripsOfEveryOperation(t *testing.T) {
 		measured := func(send func(s sample) answer) (c cost) {
 			t.Helper()
 			for range 2 { // the first time a connection also prepares its statements
-				s, ok := h.newFamily(t, h.admin).sampleOf(t, op)
+				f := read
+				if op.method != "GET" {
+					f = h.newFamily(t, h.admin)
+				}
+				s, ok := f.sampleOf(t, op)
 				if !ok {
 					return c
 				}
