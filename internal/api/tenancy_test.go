@@ -17,9 +17,7 @@ func (h *hub) tablesOf(t testing.TB, org uuid.UUID) tables {
 		if name == "accounts" {
 			condition = "(home_org_id = $1 OR id IN (SELECT account_id FROM organization_members WHERE org_id = $1))"
 		}
-		var sum string
-		h.scan(t, &sum, `SELECT count(*) || ' rows ' || coalesce(md5(string_agg(md5(r::text), '' ORDER BY md5(r::text))), '') FROM public."`+name+`" r WHERE `+condition, org)
-		all[name] = sum
+		all[name] = h.sumOf(t, name, condition, org)
 	}
 	return all
 }
