@@ -155,6 +155,7 @@ CREATE TABLE public.calls (
     error_code text,
     ended_by text,
     stop_pending boolean DEFAULT false NOT NULL,
+    stop_told_at timestamp with time zone,
     deadline_at timestamp with time zone,
     dispatched_at timestamp with time zone,
     dispatch_expires_at timestamp with time zone,
@@ -262,6 +263,10 @@ COMMENT ON COLUMN public.calls.ended_by IS 'spoke; caller, who aborted it; deadl
 -- Name: COLUMN calls.stop_pending; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.calls.stop_pending IS 'Whether its spoke is still to be told that it ended.';
+
+-- Name: COLUMN calls.stop_told_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.stop_told_at IS 'When it was told first. It is told twice, for an answer may get lost.';
 
 -- Name: COLUMN calls.dispatch_expires_at; Type: COMMENT; Schema: public; Owner: -
 
@@ -1686,7 +1691,7 @@ DECLARE
 BEGIN
     IF jsonb_typeof(p_value) = 'object' THEN
         -- {"name": "Authorization", "value": "..."}, as headers and variables are often written.
-        v_named := p_value ? 'value' AND public.bare_name(coalesce(p_value ->> 'name', p_value ->> 'header')) ~ p_pattern;
+        v_named := p_value ? 'value' AND EXISTS (SELECT FROM unnest(ARRAY['name', 'key', 'header', 'variable']) n WHERE public.bare_name(p_value ->> n) ~ p_pattern);
         RETURN (
             SELECT coalesce(jsonb_object_agg(e.key, CASE
                 WHEN '' = ANY (e.below) THEN public.redacted(e.value)
@@ -2447,7 +2452,7 @@ CREATE FUNCTION public.find_work(p_org_ids uuid[], p_ids uuid[]) RETURNS SETOF u
     AS $$
     SELECT w.id FROM unnest(p_org_ids, p_ids) w(org_id, id)
     WHERE EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.status = 'pending')
-       OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.stop_pending)
+       OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.stop_pending AND (c.stop_told_at IS NULL OR c.stop_told_at < now() - interval '5 seconds'))
        OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.id = w.id AND c.ended_at IS NOT NULL)
 $$;
 
@@ -4310,9 +4315,17 @@ BEGIN
     LOOP
         v_spoke := NULL;
         IF v_call.status <> 'running' OR v_call.attempts < v_call.max_attempts THEN
-            v_spoke := CASE
-                WHEN NEW.status <> 'disconnected' THEN NEW.id -- it is back, as another connection
-                WHEN NOT v_call.pinned THEN pick_spoke(NEW.org_id, split_part(v_call.operation, '.', 1), substr(v_call.operation, strpos(v_call.operation, '.') + 1), NEW.id) END;
+            IF NEW.status <> 'disconnected' THEN
+                v_spoke := NEW.id; -- it is back, as another connection
+            ELSIF NOT v_call.pinned THEN
+                LOOP
+                    v_spoke := pick_spoke(NEW.org_id, split_part(v_call.operation, '.', 1), substr(v_call.operation, strpos(v_call.operation, '.') + 1), NEW.id);
+                    -- With a lock, as enqueue_call: whoever disconnects that one waits, and then finds the call. It may have gone just now.
+                    EXIT WHEN v_spoke IS NULL;
+                    PERFORM FROM spokes s WHERE (s.org_id, s.id) = (NEW.org_id, v_spoke) AND s.status = 'connected' FOR SHARE;
+                    EXIT WHEN FOUND;
+                END LOOP;
+            END IF;
         END IF;
         IF v_spoke IS NULL THEN
             UPDATE calls c SET status = 'failed', error_code = 'spoke_lost', ended_by = 'spoke_loss', ended_at = clock_timestamp()
@@ -4986,12 +4999,12 @@ BEGIN
     END IF;
     UPDATE spokes s SET status = 'connected', lease_expires_at = greatest(s.lease_expires_at, now() + make_interval(secs => s.lease_seconds + p_wait_seconds)),
         take_expires_at = now() + make_interval(secs => p_wait_seconds + 2)
-    WHERE s.org_id = current_org_id() AND s.id = p_spoke_id;
+    WHERE s.org_id = current_org_id() AND s.id = p_spoke_id RETURNING s.take_expires_at INTO deadline_at;
     held := true;
     RETURN NEXT;
     RETURN QUERY
-        UPDATE calls c SET stop_pending = false
-        WHERE c.org_id = current_org_id() AND c.spoke_id = p_spoke_id AND c.stop_pending
+        UPDATE calls c SET stop_pending = c.stop_told_at IS NULL, stop_told_at = now()
+        WHERE c.org_id = current_org_id() AND c.spoke_id = p_spoke_id AND c.stop_pending AND (c.stop_told_at IS NULL OR c.stop_told_at < now() - interval '5 seconds')
         RETURNING false, true, c.id, c.operation, c.attempts, NULL::uuid, NULL::uuid, NULL::uuid, NULL::jsonb, NULL::jsonb, NULL::timestamptz, NULL::integer, NULL::bytea;
     RETURN QUERY
         WITH queued AS MATERIALIZED (
@@ -5010,7 +5023,7 @@ END $$;
 
 -- Name: FUNCTION take_calls(p_spoke_id uuid, p_epoch integer, p_calls integer, p_bytes bigint, p_wait_seconds integer, OUT held boolean, OUT stopped boolean, OUT id uuid, OUT operation text, OUT attempt integer, OUT parent_id uuid, OUT session_id uuid, OUT caller_account_id uuid, OUT identity jsonb, OUT metadata jsonb, OUT deadline_at timestamp with time zone, OUT key_version integer, OUT ciphertext bytea); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.take_calls(p_spoke_id uuid, p_epoch integer, p_calls integer, p_bytes bigint, p_wait_seconds integer, OUT held boolean, OUT stopped boolean, OUT id uuid, OUT operation text, OUT attempt integer, OUT parent_id uuid, OUT session_id uuid, OUT caller_account_id uuid, OUT identity jsonb, OUT metadata jsonb, OUT deadline_at timestamp with time zone, OUT key_version integer, OUT ciphertext bytea) IS 'A spoke''s take: first a row that says that the connection holds, then calls that it must stop, then calls for it, up to so many and so many bytes. It is a heartbeat as well, for as long as the take waits.';
+COMMENT ON FUNCTION public.take_calls(p_spoke_id uuid, p_epoch integer, p_calls integer, p_bytes bigint, p_wait_seconds integer, OUT held boolean, OUT stopped boolean, OUT id uuid, OUT operation text, OUT attempt integer, OUT parent_id uuid, OUT session_id uuid, OUT caller_account_id uuid, OUT identity jsonb, OUT metadata jsonb, OUT deadline_at timestamp with time zone, OUT key_version integer, OUT ciphertext bytea) IS 'A spoke''s take: first a row that says that the connection holds, and until when the take does, then calls that it must stop, then calls for it, up to so many and so many bytes. It is a heartbeat as well, for as long as the take waits.';
 
 -- Name: touch_row(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -9376,6 +9389,10 @@ GRANT UPDATE(ended_by) ON TABLE public.calls TO hub_system;
 
 GRANT UPDATE(stop_pending) ON TABLE public.calls TO hub_app;
 GRANT UPDATE(stop_pending) ON TABLE public.calls TO hub_system;
+
+-- Name: COLUMN calls.stop_told_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(stop_told_at) ON TABLE public.calls TO hub_app;
 
 -- Name: COLUMN calls.deadline_at; Type: ACL; Schema: public; Owner: -
 

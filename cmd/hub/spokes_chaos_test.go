@@ -26,7 +26,7 @@ import (
 // Each run of a command is two lines in the log of effects: that it began, and that it ended.
 const chaosYAML = `
 name: %s
-concurrency: 3
+concurrency: 6
 leaseSeconds: 1
 graceSeconds: 1
 operations:
@@ -136,7 +136,7 @@ func TestW06_KillsOfSpokesAndHubs(t *testing.T) {
 		caller := process{url: "http://" + addresses[turn%2], key: hubs[0].key}
 		return caller.send("POST", path, strings.NewReader(body))
 	}
-	for range 6 {
+	for range 24 {
 		callers.Go(func() {
 			for {
 				select {

@@ -106,7 +106,7 @@ DECLARE
 BEGIN
     IF jsonb_typeof(p_value) = 'object' THEN
         -- {"name": "Authorization", "value": "..."}, as headers and variables are often written.
-        v_named := p_value ? 'value' AND public.bare_name(coalesce(p_value ->> 'name', p_value ->> 'header')) ~ p_pattern;
+        v_named := p_value ? 'value' AND EXISTS (SELECT FROM unnest(ARRAY['name', 'key', 'header', 'variable']) n WHERE public.bare_name(p_value ->> n) ~ p_pattern);
         RETURN (
             SELECT coalesce(jsonb_object_agg(e.key, CASE
                 WHEN '' = ANY (e.below) THEN public.redacted(e.value)
@@ -197,6 +197,7 @@ CREATE TABLE calls (
     error_code          text,
     ended_by            text,
     stop_pending        boolean     NOT NULL DEFAULT false,
+    stop_told_at        timestamptz,
     deadline_at         timestamptz,
     dispatched_at       timestamptz,
     dispatch_expires_at timestamptz,
@@ -253,6 +254,7 @@ COMMENT ON COLUMN calls.error IS 'W08, W18: details, as they may be kept. String
 COMMENT ON COLUMN calls.error_code IS 'What went wrong, in a word: deadline_exceeded, spoke_lost, parent_ended, or the operation''s own.';
 COMMENT ON COLUMN calls.ended_by IS 'spoke; caller, who aborted it; deadline; parent, that ended first; spoke_loss; recorder, of a call that is recorded.';
 COMMENT ON COLUMN calls.stop_pending IS 'Whether its spoke is still to be told that it ended.';
+COMMENT ON COLUMN calls.stop_told_at IS 'When it was told first. It is told twice, for an answer may get lost.';
 COMMENT ON COLUMN calls.dispatch_expires_at IS 'Until when its spoke must have started it: else it is given out again.';
 COMMENT ON COLUMN calls.payloads_expired_at IS 'W09: when its payloads went.';
 COMMENT ON COLUMN calls.storage_url IS 'W18: reserved for payloads in object storage.';
@@ -495,9 +497,17 @@ BEGIN
     LOOP
         v_spoke := NULL;
         IF v_call.status <> 'running' OR v_call.attempts < v_call.max_attempts THEN
-            v_spoke := CASE
-                WHEN NEW.status <> 'disconnected' THEN NEW.id -- it is back, as another connection
-                WHEN NOT v_call.pinned THEN pick_spoke(NEW.org_id, split_part(v_call.operation, '.', 1), substr(v_call.operation, strpos(v_call.operation, '.') + 1), NEW.id) END;
+            IF NEW.status <> 'disconnected' THEN
+                v_spoke := NEW.id; -- it is back, as another connection
+            ELSIF NOT v_call.pinned THEN
+                LOOP
+                    v_spoke := pick_spoke(NEW.org_id, split_part(v_call.operation, '.', 1), substr(v_call.operation, strpos(v_call.operation, '.') + 1), NEW.id);
+                    -- With a lock, as enqueue_call: whoever disconnects that one waits, and then finds the call. It may have gone just now.
+                    EXIT WHEN v_spoke IS NULL;
+                    PERFORM FROM spokes s WHERE (s.org_id, s.id) = (NEW.org_id, v_spoke) AND s.status = 'connected' FOR SHARE;
+                    EXIT WHEN FOUND;
+                END LOOP;
+            END IF;
         END IF;
         IF v_spoke IS NULL THEN
             UPDATE calls c SET status = 'failed', error_code = 'spoke_lost', ended_by = 'spoke_loss', ended_at = clock_timestamp()
@@ -591,12 +601,12 @@ BEGIN
     END IF;
     UPDATE spokes s SET status = 'connected', lease_expires_at = greatest(s.lease_expires_at, now() + make_interval(secs => s.lease_seconds + p_wait_seconds)),
         take_expires_at = now() + make_interval(secs => p_wait_seconds + 2)
-    WHERE s.org_id = current_org_id() AND s.id = p_spoke_id;
+    WHERE s.org_id = current_org_id() AND s.id = p_spoke_id RETURNING s.take_expires_at INTO deadline_at;
     held := true;
     RETURN NEXT;
     RETURN QUERY
-        UPDATE calls c SET stop_pending = false
-        WHERE c.org_id = current_org_id() AND c.spoke_id = p_spoke_id AND c.stop_pending
+        UPDATE calls c SET stop_pending = c.stop_told_at IS NULL, stop_told_at = now()
+        WHERE c.org_id = current_org_id() AND c.spoke_id = p_spoke_id AND c.stop_pending AND (c.stop_told_at IS NULL OR c.stop_told_at < now() - interval '5 seconds')
         RETURNING false, true, c.id, c.operation, c.attempts, NULL::uuid, NULL::uuid, NULL::uuid, NULL::jsonb, NULL::jsonb, NULL::timestamptz, NULL::integer, NULL::bytea;
     RETURN QUERY
         WITH queued AS MATERIALIZED (
@@ -613,7 +623,7 @@ BEGIN
         RETURNING false, false, c.id, c.operation, c.attempts + 1, c.parent_id, c.session_id, c.caller_account_id, c.identity, c.metadata, c.deadline_at, z.key_version, z.ciphertext;
 END $$;
 COMMENT ON FUNCTION take_calls(uuid, integer, integer, bigint, integer) IS
-    'A spoke''s take: first a row that says that the connection holds, then calls that it must stop, then calls for it, up to so many and so many bytes. It is a heartbeat as well, for as long as the take waits.';
+    'A spoke''s take: first a row that says that the connection holds, and until when the take does, then calls that it must stop, then calls for it, up to so many and so many bytes. It is a heartbeat as well, for as long as the take waits.';
 
 CREATE FUNCTION step_call(p_call_id uuid, p_spoke_id uuid, p_epoch integer, p_status text, p_output jsonb, p_error jsonb, p_error_code text, p_key_version integer, p_ciphertext bytea)
 RETURNS SETOF calls
@@ -675,7 +685,7 @@ CREATE FUNCTION find_work(p_org_ids uuid[], p_ids uuid[]) RETURNS SETOF uuid
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
     SELECT w.id FROM unnest(p_org_ids, p_ids) w(org_id, id)
     WHERE EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.status = 'pending')
-       OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.stop_pending)
+       OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.stop_pending AND (c.stop_told_at IS NULL OR c.stop_told_at < now() - interval '5 seconds'))
        OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.id = w.id AND c.ended_at IS NOT NULL)
 $$;
 COMMENT ON FUNCTION find_work(uuid[], uuid[]) IS 'Of spokes and calls that somebody waits for, those with something to take, and those that ended: one look for all who wait on a server.';
@@ -799,7 +809,7 @@ GRANT SELECT ON call_statuses, call_status_transitions, call_edge_types, sensiti
 GRANT SELECT ON calls TO hub_app;
 GRANT INSERT (org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, spoke_id, pinned, max_attempts, redact_paths, payload_limit, input, output, error, error_code,
               ended_by, deadline_at, started_at, ended_at, metadata),
-      UPDATE (routed, kind, status, spoke_epoch, attempts, input, output, error, error_code, ended_by, stop_pending, dispatched_at, dispatch_expires_at, started_at, ended_at, metadata) ON calls TO hub_app;
+      UPDATE (routed, kind, status, spoke_epoch, attempts, input, output, error, error_code, ended_by, stop_pending, stop_told_at, dispatched_at, dispatch_expires_at, started_at, ended_at, metadata) ON calls TO hub_app;
 GRANT SELECT, INSERT (org_id, source_call_id, target_call_id, type) ON call_edge_rows TO hub_app;
 GRANT SELECT ON call_edges TO hub_app;
 GRANT SELECT, DELETE, INSERT (org_id, call_id, direction, key_version, ciphertext) ON call_payloads TO hub_app;
