@@ -86,7 +86,6 @@ func serve(cmd *cobra.Command, log *slog.Logger, dir, listen, bin string) error 
 		return err
 	}
 	config.RateLimit = int(rateLimit)
-	config.Stopping = ctx.Done() // who waits for calls gets an answer
 	if connections > 1000 {
 		return errors.New("HUB_DATABASE_CONNECTIONS: at most 1000")
 	}

@@ -59,11 +59,14 @@ func (h *hub) call(t testing.TB, c caller, name, body string, status int) (got c
 // A call goes to a spoke and its output comes back, to the letter, though what is written down is redacted and truncated.
 func TestW18_CallsPassToTheLetter(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
+	h := newHub(t, live(t))
 	s := h.newSpoke(t, h.admin, "builder", readFile)
 	input := `{"apiKey":"sk-planted","nul":"a\u0000b","lone":"\ud83d","number":1.50e+2,"long":"` + strings.Repeat("ä", 9000) + `"}`
-	done := make(chan called)
-	go func() { done <- h.call(t, h.admin, "fs.read", `{"input":`+input+`}`, 200) }()
+	done := make(chan called, 1)
+	go func() {
+		defer close(done) // also where the call is refused
+		done <- h.call(t, h.admin, "fs.read", `{"input":`+input+`}`, 200)
+	}()
 	calls, _ := s.take(t, 20)
 	if len(calls) != 1 || string(calls[0].Input) != input || calls[0].Operation != "fs.read" || calls[0].Attempt != 1 {
 		t.Fatalf("%.300v", calls)
@@ -89,7 +92,7 @@ func TestW18_CallsPassToTheLetter(t *testing.T) {
 // Payloads on their way are encrypted.
 func TestW18_PayloadsOnTheirWayAreEncrypted(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
+	h := newHub(t, live(t))
 	h.newSpoke(t, h.admin, "builder", readFile)
 	h.call(t, h.admin, "fs.read", `{"input":{"text":"sk-planted"},"waitSeconds":0}`, 202)
 	if n := h.count(t, "SELECT count(*) FROM call_payloads WHERE position('sk-planted' IN encode(ciphertext, 'escape')) = 0 AND octet_length(ciphertext) > 29"); n != 1 {
@@ -103,7 +106,7 @@ func TestW18_PayloadsOnTheirWayAreEncrypted(t *testing.T) {
 // What the operation takes is asked for before anybody is bothered; what it puts out before anybody gets it.
 func TestCallsAreHeldAgainstSchemas(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
+	h := newHub(t, live(t))
 	s := h.newSpoke(t, h.admin, "builder", `{"namespace":"fs","name":"read","kind":"query","inputSchema":{"type":"object","required":["path"],"properties":{"path":{"type":"string"},"depth":{"type":"integer","maximum":9}}},"outputSchema":{"type":"object","required":["text"]}}`)
 	call := func(body string) answer { return h.do(t, "POST", "/v1/operations/fs.read/call", body) }
 	call(`{"input":{}}`).refused(t, 422, "call_input_invalid", "/input/path")
@@ -125,7 +128,7 @@ func TestCallsAreHeldAgainstSchemas(t *testing.T) {
 // An operation's scopes are those of the caller's key: all of the ones, any of the others.
 func TestCallsTakeTheOperationsScopes(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
+	h := newHub(t, live(t))
 	h.newSpoke(t, h.admin, "builder", `{"namespace":"fs","name":"read","kind":"query","scopesAll":["projects:read"],"scopesAny":["tasks:read","tasks:write"]}`)
 	for scopes, ok := range map[string]bool{"calls:write": false, "calls:write projects:read": false, "calls:write tasks:read": false, "calls:write projects:read tasks:write": true, "*": true} {
 		c := h.newCaller(t, h.admin.org, strings.Fields(scopes)...)
@@ -141,7 +144,7 @@ func TestCallsTakeTheOperationsScopes(t *testing.T) {
 // W04: a qualified name finds its spoke, another one the least busy.
 func TestW04_CallsFindTheirSpoke(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
+	h := newHub(t, live(t))
 	a, b := h.newSpoke(t, h.admin, "a", readFile), h.newSpoke(t, h.admin, "b", readFile)
 	on := map[string]int{}
 	for range 3 {
@@ -164,7 +167,7 @@ func TestW04_CallsFindTheirSpoke(t *testing.T) {
 // The same request id is the same call, which may be waited for again; another's is not to be had.
 func TestCallsAreIdempotentByRequestID(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
+	h := newHub(t, live(t))
 	s := h.newSpoke(t, h.admin, "builder", readFile, strings.Replace(readFile, "read", "list", 1))
 	first := h.call(t, h.admin, "fs.read", `{"requestId":"r1","waitSeconds":0}`, 202)
 	var wg sync.WaitGroup
@@ -200,18 +203,22 @@ func TestCallsAreIdempotentByRequestID(t *testing.T) {
 // An abort reaches the spoke with its next take, and what it says of the call afterwards is refused. What the call made is aborted too.
 func TestAbortReachesTheSpoke(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
+	h := newHub(t, live(t))
 	s := h.newSpoke(t, h.admin, "builder", readFile)
 	parent := h.call(t, h.admin, "fs.read", `{"waitSeconds":0}`, 202).Call.ID
 	calls, _ := s.take(t, 0)
 	s.step(t, calls[0].ID, "start", "").wants(t, 200)
 	child := h.call(t, h.admin, "fs.read", `{"waitSeconds":0,"parentId":"`+parent+`"}`, 202).Call.ID
 	h.as(t, h.newCaller(t, h.admin.org, "*"), "POST", "/v1/calls/"+parent+"/abort", `{}`).refused(t, 403, "call_aborted_by_caller")
-	waiting := make(chan []string)
+	waiting := make(chan []string, 1)
 	if calls, _ = s.take(t, 0); len(calls) != 1 || calls[0].ID != child {
 		t.Fatal(calls)
 	}
-	go func() { _, stopped := s.take(t, 20); waiting <- stopped }()
+	go func() {
+		defer close(waiting)
+		_, stopped := s.take(t, 20)
+		waiting <- stopped
+	}()
 	time.Sleep(50 * time.Millisecond)
 	h.do(t, "POST", "/v1/calls/"+parent+"/abort", `{"reason":"enough"}`).wants(t, 200)
 	stopped := strings.Join(<-waiting, " ")
@@ -230,7 +237,7 @@ func TestAbortReachesTheSpoke(t *testing.T) {
 // A take waits without a connection to the database, and is woken by what another server does.
 func TestTakesWaitWithoutHoldingConnections(t *testing.T) {
 	t.Parallel()
-	h := newHub(t, func(_ *api.Config, c *pgxpool.Config) { c.MaxConns = 2 })
+	h := newHub(t, live(t), func(_ *api.Config, c *pgxpool.Config) { c.MaxConns = 2 })
 	var wg sync.WaitGroup
 	var got atomic.Int32
 	for i := range 6 { // more than there are connections
@@ -269,7 +276,7 @@ func TestTakesWaitWithoutHoldingConnections(t *testing.T) {
 // Two servers, spokes that die at random, callers that do not care: each call ends exactly once, and is done by whoever said that it began last.
 func TestCallsEndExactlyOnceUnderChaos(t *testing.T) {
 	t.Parallel()
-	h := newHub(t, func(c *api.Config, _ *pgxpool.Config) { c.RateLimit = -1 })
+	h := newHub(t, live(t), func(c *api.Config, _ *pgxpool.Config) { c.RateLimit = -1 })
 	const spokes, callers, each = 5, 4, 15
 	done := make(chan struct{})
 	var work, calls sync.WaitGroup
@@ -358,7 +365,7 @@ func TestCallsEndExactlyOnceUnderChaos(t *testing.T) {
 // recordCall is idempotent, completes what was begun, and takes nothing back.
 func TestRecordCall(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
+	h := newHub(t, live(t))
 	record := func(body string) answer { return h.do(t, "POST", "/v1/calls", body) }
 	first := record(`{"requestId":"r1","operation":"llm.chat","status":"running","input":{"messages":["a\u0000"],"api_key":"sk-planted"}}`).wants(t, 201)
 	if strings.Contains(string(first.body), "sk-planted") || !strings.Contains(string(first.body), `a\u0000`) {
@@ -381,7 +388,7 @@ func TestRecordCall(t *testing.T) {
 // A tree comes breadth first, bounded, with its edges; stats count and time.
 func TestC10_CallTreeEdgesAndStats(t *testing.T) {
 	t.Parallel()
-	h := newHub(t)
+	h := newHub(t, live(t))
 	var ids []string
 	for i := range 13 { // each has two children
 		body := fmt.Sprintf(`{"requestId":"r%d","operation":"x.op%d","status":"%s","startedAt":"2026-01-01T00:00:00Z","endedAt":"2026-01-01T00:00:00.%03dZ"`, i, i%2, []string{"completed", "failed"}[i%2], 10*(i+1))

@@ -26,7 +26,7 @@ import (
 	"github.com/alkdev/hub/internal/upkeep"
 )
 
-// live makes event streams go on until the test ends.
+// live makes event streams, and requests that wait, go on until the test ends.
 func live(t testing.TB) func(*api.Config, *pgxpool.Config) {
 	return func(c *api.Config, _ *pgxpool.Config) { c.Stopping = t.Context().Done() }
 }

@@ -201,18 +201,6 @@ func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 	h.as(t, c, "PUT", "/v1/clients/"+f.client+"/secrets/token", `{"value":"hush"}`).wants(t, http.StatusCreated)
 	h.exec(t, "INSERT INTO encryption_keys (version, fingerprint) VALUES (1000000, sha256('retired')) ON CONFLICT DO NOTHING")
 	f.rotation = h.do(t, "POST", "/v1/secret-rotations", nil).wants(t, http.StatusAccepted).id(t)
-	f.spoke = h.as(t, c, "POST", "/v1/spokes", `{"name":"f-`+uuid.NewString()+`"}`).wants(t, http.StatusOK).id(t)
-	h.as(t, c, "PUT", "/v1/spokes/"+f.spoke+"/operations", `{"epoch":1,"operations":[{"namespace":"fs","name":"read","kind":"query"}]}`).wants(t, http.StatusOK)
-	f.leavingSpoke = h.as(t, c, "POST", "/v1/spokes", `{"name":"l-`+uuid.NewString()+`"}`).wants(t, http.StatusOK).id(t)
-	for _, into := range []*string{&f.runningCall, &f.failingCall, &f.heldCall, &f.call} {
-		var made struct{ Call struct{ ID string } }
-		h.as(t, c, "POST", "/v1/operations/fs."+f.spoke+".read/call", `{"waitSeconds":0}`).wants(t, http.StatusAccepted).into(t, &made)
-		*into = made.Call.ID
-	}
-	h.as(t, c, "POST", "/v1/spokes/"+f.spoke+"/take", `{"epoch":1,"maxCalls":3,"waitSeconds":0}`).wants(t, http.StatusOK)
-	for _, call := range []string{f.runningCall, f.failingCall} {
-		h.as(t, c, "POST", "/v1/calls/"+call+"/start", `{"epoch":1,"spokeId":"`+f.spoke+`"}`).wants(t, http.StatusOK)
-	}
 
 	for _, account := range []*string{&f.account, &f.leaver, &f.heir, &f.outsider} {
 		*account = create("/v1/accounts", `{"kind":"human","displayName":"family"}`).id(t)
@@ -223,6 +211,13 @@ func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 		f.self = holder[0].account.String()
 		f.removed = f.self
 	}
+	f.spoke, f.leavingSpoke, f.call, f.heldCall, f.runningCall, f.failingCall = id(), id(), id(), id(), id(), id()
+	h.exec(t, `INSERT INTO spokes (org_id, id, name, account_id, lease_expires_at) SELECT $1, s, s::text, $2, now() + interval '1 hour' FROM unnest($3::uuid[]) s`, f.org, f.self, []string{f.spoke, f.leavingSpoke})
+	h.exec(t, `INSERT INTO operation_specs (org_id, spoke_id, namespace, name, kind) VALUES ($1, $2, 'fs', 'read', 'query')`, f.org, f.spoke)
+	h.exec(t, `INSERT INTO calls (org_id, id, routed, operation, spoke_id, caller_account_id, deadline_at, status, spoke_epoch, attempts, dispatched_at, started_at)
+		SELECT $1, id, true, 'fs.read', $2, $3, now() + interval '1 hour', status, CASE WHEN status <> 'pending' THEN 1 END, (status = 'running')::int,
+		CASE WHEN status <> 'pending' THEN now() END, CASE WHEN status = 'running' THEN now() END
+		FROM unnest($4::uuid[], '{pending,dispatched,running,running}'::text[]) u(id, status)`, f.org, f.spoke, f.self, []string{f.call, f.heldCall, f.runningCall, f.failingCall})
 	for _, key := range []*string{&f.key, &f.lostKey, &f.oldKey} {
 		var created struct{ APIKey struct{ ID string } }
 		create("/v1/api-keys", `{"accountId":"`+f.self+`","name":"family","scopes":["keys:write"]}`).into(t, &created)
@@ -433,7 +428,7 @@ func (f family) samples() map[string]sample {
 		"heartbeatSpoke":  {"POST", spoke + "/heartbeat", plain, `{"epoch":1}`, 200},
 		"disconnectSpoke": {"POST", "/v1/spokes/" + f.leavingSpoke + "/disconnect", plain, `{"epoch":1}`, 200},
 		"putOperations":   {"PUT", spoke + "/operations", plain, `{"epoch":1,"operations":[{"namespace":"fs","name":"read","kind":"query"}]}`, 200},
-		"callOperation":   {"POST", "/v1/operations/fs.read/call", plain, `{"waitSeconds":0}`, 202},
+		"callOperation":   {"POST", "/v1/operations/fs." + f.spoke + ".read/call", plain, `{"waitSeconds":0}`, 202},
 		"takeCalls":       {"POST", spoke + "/take", plain, `{"epoch":1,"waitSeconds":0}`, 200},
 		"startCall":       {"POST", "/v1/calls/" + f.heldCall + "/start", plain, `{"epoch":1,"spokeId":"` + f.spoke + `"}`, 200},
 		"completeCall":    {"POST", "/v1/calls/" + f.runningCall + "/complete", plain, `{"epoch":1,"spokeId":"` + f.spoke + `","output":{}}`, 200},
@@ -447,7 +442,7 @@ func (f family) samples() map[string]sample {
 		"addCallEdges":    {"POST", "/v1/calls/" + f.call + "/edges", plain, `{"edges":[{"targetCallId":"` + f.heldCall + `","type":"depends_on"}]}`, 200},
 		"listCallEdges":   {"GET", "/v1/calls/" + f.call + "/edges", "", "", 200},
 		"listOperations":  {"GET", "/v1/operations", "", "", 200},
-		"getOperation":    {"GET", "/v1/operations/fs.read", "", "", 200},
+		"getOperation":    {"GET", "/v1/operations/fs." + f.spoke + ".read", "", "", 200},
 	}
 }
 

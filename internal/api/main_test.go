@@ -84,7 +84,7 @@ func (h *hub) serve(t testing.TB, url string, configure ...func(*api.Config, *pg
 	t.Helper()
 	log := slog.New(slog.NewJSONHandler(&syncWriter{w: h.log}, nil))
 	ended := make(chan struct{})
-	close(ended) // event streams end as they begin, unless a test says otherwise
+	close(ended) // event streams end as they begin, and nobody waits, unless a test says otherwise
 	config := api.Config{Log: log, Version: "test", Stopping: ended, Keys: testKeys}
 	h.database = url
 	database, err := store.Open(t.Context(), store.Config{URL: url, Log: log, Configure: func(c *pgxpool.Config) {

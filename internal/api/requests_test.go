@@ -267,7 +267,7 @@ func TestPathParametersAreChecked(t *testing.T) {
 			for place, id := range ids {
 				path = strings.ReplaceAll(path, place, id)
 			}
-			path = strings.NewReplacer("{secretName}", "token", "{keyVersion}", "1000000").Replace(path) // no ids
+			path = strings.NewReplacer("{secretName}", "token", "{keyVersion}", "1000000", "{operationName}", "fs."+f.spoke+".read").Replace(path) // no ids
 			if strings.Contains(path, "{") {
 				t.Errorf("%s: this test has no id for a parameter of %s", op.id, path)
 			}

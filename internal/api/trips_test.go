@@ -181,8 +181,11 @@ func TestRoundTripsOfEveryOperation(t *testing.T) {
 		"listDependencies": {2, 4}, "listTaskNotes": {2, 4}, "listTaskStatusChanges": {2, 4}, // nothing: because there is no such task?
 		"getTaskGraph": {2, 4}, "getTaskCosts": {2, 4}, // tasks, and their dependencies
 		"syncTasks": {10, 14}, // read, locked, read again, written
+
+		"callOperation": {2, 4}, "completeCall": {2, 4}, // the schema, then what it is held against
+		"addCallEdges": {2, 4}, "listCallEdges": {2, 4}, // is there the call?
 	}
-	retried := map[string]cost{"startSecretRotation": {6, 7}, "forkSession": {8, 9}, "appendPartDelta": {6, 7}, "addMember": {6, 7}, "deactivateAccount": {6, 7}, "addDependency": {6, 7}, "claimNextTask": {7, 8}, "createMapping": {6, 7}, "createTask": {7, 8}, "endMapping": {7, 8}, "syncTasks": {12, 13}}
+	retried := map[string]cost{"startSecretRotation": {6, 7}, "forkSession": {8, 9}, "appendPartDelta": {6, 7}, "addMember": {6, 7}, "deactivateAccount": {6, 7}, "addDependency": {6, 7}, "claimNextTask": {7, 8}, "createMapping": {6, 7}, "createTask": {7, 8}, "endMapping": {7, 8}, "syncTasks": {12, 13}, "callOperation": {6, 7}, "completeCall": {6, 7}, "addCallEdges": {6, 7}}
 	w := &wire{}
 	h := newHub(t, w.configure)
 	for _, op := range operations(t) {
