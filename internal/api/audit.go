@@ -99,7 +99,9 @@ func (s *Server) GetRetentionPolicy(ctx context.Context, _ api.GetRetentionPolic
 	if err != nil {
 		return nil, err // each organisation has one
 	}
-	return api.GetRetentionPolicy200JSONResponse{Body: retentionPolicy(row), Headers: api.GetRetentionPolicy200ResponseHeaders{ETag: etag(row.Revision)}}, nil
+	policy := retentionPolicy(row.RetentionPolicy)
+	policy.OldestCallAt, policy.OldestCallPayloadsAt = afterEpoch(row.OldestCallAt), afterEpoch(row.OldestPayloadsAt)
+	return api.GetRetentionPolicy200JSONResponse{Body: policy, Headers: api.GetRetentionPolicy200ResponseHeaders{ETag: etag(policy.Revision)}}, nil
 }
 
 // SetRetentionPolicy implements the contract's operation.
@@ -125,6 +127,13 @@ func (s *Server) SetRetentionPolicy(ctx context.Context, r api.SetRetentionPolic
 		return nil, err
 	}
 	return api.SetRetentionPolicy200JSONResponse{Body: retentionPolicy(row), Headers: api.SetRetentionPolicy200ResponseHeaders{ETag: etag(row.Revision)}}, nil
+}
+
+func afterEpoch(t time.Time) *time.Time {
+	if t.Unix() == 0 {
+		return nil
+	}
+	return &t
 }
 
 func auditLog(l db.AuditLog) api.AuditLog {

@@ -149,11 +149,6 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION truncate_json(jsonb, integer) IS 'W18: a value whose text has more bytes than the limit becomes a marker with the text''s size, SHA-256 and first 1,024 bytes, cut between characters.';
 
-CREATE FUNCTION clean_json(p_value jsonb, p_paths text[], p_limit integer) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp
-RETURN truncate_json(redact_json(p_value, sensitive_pattern(), p_paths), p_limit);
-COMMENT ON FUNCTION clean_json(jsonb, text[], integer) IS 'W08, W18: first redacted, then truncated: a preview holds no secret.';
-
 
 -- How long ------------------------------------------------------------------------------------------------------
 
@@ -284,21 +279,30 @@ COMMENT ON INDEX calls_started_at_idx IS 'S17';
 
 CREATE FUNCTION clean_call() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    v_new     boolean := TG_OP = 'INSERT';
+    v_pattern text;
 BEGIN
-    IF TG_OP = 'INSERT' THEN
+    IF v_new THEN
         NEW.payload_limit := coalesce(NEW.payload_limit, (SELECT r.call_payload_limit FROM retention_policies r WHERE r.org_id = NEW.org_id), 10240);
+    ELSIF (NEW.input, NEW.output, NEW.error, NEW.metadata) IS NOT DISTINCT FROM (OLD.input, OLD.output, OLD.error, OLD.metadata) THEN
+        RETURN NEW;
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.input IS DISTINCT FROM OLD.input THEN
-        NEW.input := clean_json(NEW.input, NEW.redact_paths, NEW.payload_limit);
+    IF num_nonnulls(NEW.input, NEW.output, NEW.error, nullif(NEW.metadata, '{}')) > 0 THEN
+        v_pattern := sensitive_pattern();
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.output IS DISTINCT FROM OLD.output THEN
-        NEW.output := clean_json(NEW.output, NEW.redact_paths, NEW.payload_limit);
+    -- First redacted, then truncated: a preview holds no secret.
+    IF NEW.input IS NOT NULL AND (v_new OR NEW.input IS DISTINCT FROM OLD.input) THEN
+        NEW.input := truncate_json(redact_json(NEW.input, v_pattern, NEW.redact_paths), NEW.payload_limit);
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.error IS DISTINCT FROM OLD.error THEN
-        NEW.error := clean_json(NEW.error, NEW.redact_paths, NEW.payload_limit);
+    IF NEW.output IS NOT NULL AND (v_new OR NEW.output IS DISTINCT FROM OLD.output) THEN
+        NEW.output := truncate_json(redact_json(NEW.output, v_pattern, NEW.redact_paths), NEW.payload_limit);
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.metadata IS DISTINCT FROM OLD.metadata THEN
-        NEW.metadata := clean_json(NEW.metadata, NEW.redact_paths, NEW.payload_limit);
+    IF NEW.error IS NOT NULL AND (v_new OR NEW.error IS DISTINCT FROM OLD.error) THEN
+        NEW.error := truncate_json(redact_json(NEW.error, v_pattern, NEW.redact_paths), NEW.payload_limit);
+    END IF;
+    IF NEW.metadata <> '{}' AND (v_new OR NEW.metadata IS DISTINCT FROM OLD.metadata) THEN
+        NEW.metadata := truncate_json(redact_json(NEW.metadata, v_pattern, NEW.redact_paths), NEW.payload_limit);
     END IF;
     RETURN NEW;
 END $$;
@@ -724,29 +728,18 @@ COMMENT ON FUNCTION sweep_calls(integer) IS 'Fails calls whose deadline has pass
 CREATE FUNCTION purge_calls(p_rows integer) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
-    v_policy retention_policies;
-    v_count  bigint;
-    v_last   uuid;
+    v_policy   retention_policies;
+    v_calls    uuid; -- Ids are times (C02). As variables, so that they bound the scan of an index: hub_uuidv7_at is volatile.
+    v_payloads uuid;
+    v_count    bigint;
+    v_last     uuid;
 BEGIN
     PERFORM set_config('hub.actor_source', 'worker', true);
     FOR v_policy IN SELECT * FROM retention_policies r WHERE coalesce(r.call_payload_days, r.call_days) IS NOT NULL ORDER BY r.org_id LOOP
-        -- Payloads earlier than skeletons. Ids are times (C02).
-        UPDATE calls c SET input = NULL, output = NULL, error = NULL, metadata = '{}', payloads_expired_at = now()
-        WHERE c.org_id = v_policy.org_id AND c.id IN (
-            SELECT d.id FROM calls d
-            WHERE d.org_id = v_policy.org_id AND d.payloads_expired_at IS NULL
-              AND d.id < hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_payload_days)) * 4096000)::bigint)
-              AND d.ended_at IS NOT NULL
-            ORDER BY d.id LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED);
-        GET DIAGNOSTICS v_count = ROW_COUNT;
-        IF v_count > 0 THEN
-            PERFORM append_audit(v_policy.org_id, 'call.expire_payloads', 'call', NULL, jsonb_build_object('calls', v_count));
-            RETURN v_count;
-        END IF;
+        v_calls := CASE WHEN v_policy.call_days IS NOT NULL THEN hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_days)) * 4096000)::bigint) END;
+        v_payloads := CASE WHEN v_policy.call_payload_days IS NOT NULL THEN hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_payload_days)) * 4096000)::bigint) END;
         WITH due AS (
-            SELECT d.id FROM calls d
-            WHERE d.org_id = v_policy.org_id AND d.id < hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_days)) * 4096000)::bigint)
-            ORDER BY d.id LIMIT p_rows FOR UPDATE SKIP LOCKED
+            SELECT d.id FROM calls d WHERE d.org_id = v_policy.org_id AND d.id < v_calls ORDER BY d.id LIMIT p_rows FOR UPDATE SKIP LOCKED
         ), gone AS (
             DELETE FROM calls c USING due WHERE c.org_id = v_policy.org_id AND c.id = due.id RETURNING c.id
         )
@@ -755,10 +748,23 @@ BEGIN
             PERFORM append_audit(v_policy.org_id, 'call.purge', 'call', NULL, jsonb_build_object('calls', v_count, 'through', v_last));
             RETURN v_count;
         END IF;
+        WITH due AS (
+            SELECT d.id FROM calls d
+            WHERE d.org_id = v_policy.org_id AND d.payloads_expired_at IS NULL AND d.id < v_payloads AND d.ended_at IS NOT NULL
+            ORDER BY d.id LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED
+        ), bare AS (
+            UPDATE calls c SET input = NULL, output = NULL, error = NULL, metadata = '{}', payloads_expired_at = now()
+            FROM due WHERE c.org_id = v_policy.org_id AND c.id = due.id RETURNING c.id
+        )
+        SELECT count(*), max(b.id::text)::uuid INTO v_count, v_last FROM bare b;
+        IF v_count > 0 THEN
+            PERFORM append_audit(v_policy.org_id, 'call.expire_payloads', 'call', NULL, jsonb_build_object('calls', v_count, 'through', v_last));
+            RETURN v_count;
+        END IF;
     END LOOP;
     RETURN 0;
 END $$;
-COMMENT ON FUNCTION purge_calls(integer) IS 'W09: one batch of what an organisation no longer keeps: payloads first, then calls. Rows that somebody writes are passed over. Each batch is on record. Returns how many; 0 when nothing is due.';
+COMMENT ON FUNCTION purge_calls(integer) IS 'W09: one batch of what an organisation no longer keeps: whole calls, then the payloads of younger ones. Rows that somebody writes are passed over. Each batch is on record. Returns how many; 0 when nothing is due.';
 
 CREATE FUNCTION purge_call_payloads(p_rows integer) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$

@@ -32,7 +32,11 @@ LIMIT @row_limit;
 SELECT * FROM verify_audit_chain(audit_chain_of(@platform));
 
 -- name: GetRetentionPolicy :one
-SELECT * FROM retention_policies WHERE org_id = current_org_id();
+-- With how far the removal of calls has come.
+SELECT sqlc.embed(r),
+       coalesce((SELECT c.created_at FROM calls c WHERE c.org_id = r.org_id ORDER BY c.id LIMIT 1), 'epoch')::timestamptz AS oldest_call_at,
+       coalesce((SELECT c.created_at FROM calls c WHERE c.org_id = r.org_id AND c.payloads_expired_at IS NULL ORDER BY c.id LIMIT 1), 'epoch')::timestamptz AS oldest_payloads_at
+FROM retention_policies r WHERE r.org_id = current_org_id();
 
 -- name: SetRetentionPolicy :one
 UPDATE retention_policies SET
