@@ -2638,7 +2638,7 @@ type RetentionPolicy struct {
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 	Metadata Metadata `json:"metadata"`
 
-	// OldestCallAt The oldest call that is there: how far removing them has come. Absent where there is none, and in the answer to a change.
+	// OldestCallAt The oldest call that is there: how far removing them has come. Absent where there is none.
 	OldestCallAt *time.Time `json:"oldestCallAt,omitempty"`
 
 	// OldestCallPayloadsAt The oldest call that still has its payloads. Absent likewise.
