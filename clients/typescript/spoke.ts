@@ -79,8 +79,8 @@ async function perform(call: Call, { id: spokeId, epoch }: typeof spoke, stop: A
   }
   if (stop.signal.aborted) return console.log(`${call.id}: stopped`); // it is over already
   const said = fault
-    ? await insist(() => hub.POST("/v1/calls/{callId}/fail", { params: { path }, body: { spokeId, epoch, code: fault.code, error: fault.details as any } }))
-    : await insist(() => hub.POST("/v1/calls/{callId}/complete", { params: { path }, body: { spokeId, epoch, output: output as any } }));
+    ? await insist(() => hub.POST("/v1/calls/{callId}/fail", { params: { path }, body: { spokeId, epoch, code: fault.code, error: fault.details } }))
+    : await insist(() => hub.POST("/v1/calls/{callId}/complete", { params: { path }, body: { spokeId, epoch, output: output } }));
   console.log(`${call.id}: ${said.data?.status ?? said.error?.code}`);
 }
 
