@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 	"unicode/utf8"
 )
 
@@ -248,6 +249,7 @@ func TestW08_RedactionIsExact(t *testing.T) {
 		{`{"keyboard": "x", "monkey": "y", "passenger": "z", "author": "w", "pinned": "v", "keys": ["a"]}`, "{}", `{"keyboard": "x", "monkey": "y", "passenger": "z", "author": "w", "pinned": "v", "keys": ["a"]}`},
 		{`{"password": {"a": 1}}`, "{}", `{"password": {"_redacted": true}}`},
 		{`[{"name": "Authorization", "value": "x"}, {"name": "Accept", "value": "y"}, {"header": "X-Api-Key", "value": "z"}]`, "{}", `[{"name": "Authorization", "value": "[redacted]"}, {"name": "Accept", "value": "y"}, {"header": "X-Api-Key", "value": "[redacted]"}]`},
+		{`[{"key": "DB_PASSWORD", "value": "x"}, {"name": "a", "variable": "API_TOKEN", "value": "y"}, {"key": "PATH", "value": "z"}]`, "{}", `[{"key": "[redacted]", "value": "[redacted]"}, {"name": "a", "variable": "API_TOKEN", "value": "[redacted]"}, {"key": "[redacted]", "value": "z"}]`},
 		{`{"a": {"b": 1, "c": 2}, "d": [{"e": 3, "f": true}, {"e": 4}]}`, "{/a/b,/d/*/e,/d/0/f,/nothing/here}", `{"a": {"b": "[redacted]", "c": 2}, "d": [{"e": "[redacted]", "f": "[redacted]"}, {"e": "[redacted]"}]}`},
 		{`{"a/b": {"~c": 1}, "x": 1}`, "{/a~1b/~0c}", `{"a/b": {"~c": "[redacted]"}, "x": 1}`},
 		{`"sk-planted"`, "{}", `"sk-planted"`}, {`null`, "{}", `null`}, {`[]`, "{}", `[]`}, {`{}`, "{/a}", `{}`},
@@ -387,6 +389,43 @@ func TestW06_CallsOfALostSpoke(t *testing.T) {
 				FROM calls c JOIN spokes s ON s.id = c.spoke_id WHERE c.org_id = @org AND c.request_id NOT IN ('r1', 'r3')`)
 			if got != c.want {
 				t.Errorf("%s\nwant %s", got, c.want)
+			}
+		})
+	}
+}
+
+// W06: a call is given back to a spoke that goes at the same moment: it waits for that one, and is left with nobody.
+func TestW06_NoCallIsGivenToASpokeThatGoes(t *testing.T) {
+	t.Parallel()
+	for how, c := range map[string]struct{ end, want string }{
+		"it goes":  {"COMMIT", "failed builder spoke_lost"},
+		"it stays": {"ROLLBACK", "pending idle"},
+	} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			exec(t, w.hub, `INSERT INTO operation_specs (org_id, spoke_id, namespace, name, kind) VALUES (@org, @idle_spoke, 'fs', 'read', 'query');
+				INSERT INTO calls (org_id, request_id, routed, operation, spoke_id, deadline_at) VALUES (@org, 'x', true, 'fs.read', @spoke, now() + interval '1 hour')`)
+			other := w.connect(t, "org", "owner")
+			exec(t, other, "BEGIN; UPDATE spokes SET status = 'disconnected', disconnected_at = now() WHERE id = @idle_spoke")
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				if _, err := run(t.Context(), w.app, "UPDATE spokes SET status = 'disconnected', disconnected_at = now() WHERE id = @spoke"); err != nil {
+					t.Error(err)
+				}
+			}()
+			for get[int](t, w.hub, "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'") == 0 {
+				select {
+				case <-done:
+					t.Fatal("it did not wait")
+				case <-time.After(10 * time.Millisecond):
+				}
+			}
+			exec(t, other, c.end)
+			<-done
+			if got := get[string](t, w.hub, "SELECT concat_ws(' ', c.status, s.name, c.error_code) FROM calls c JOIN spokes s ON s.id = c.spoke_id WHERE c.request_id = 'x'"); got != c.want {
+				t.Errorf("%s, want %s", got, c.want)
 			}
 		})
 	}

@@ -155,6 +155,7 @@ CREATE TABLE public.calls (
     error_code text,
     ended_by text,
     stop_pending boolean DEFAULT false NOT NULL,
+    stop_told_at timestamp with time zone,
     deadline_at timestamp with time zone,
     dispatched_at timestamp with time zone,
     dispatch_expires_at timestamp with time zone,
@@ -262,6 +263,10 @@ COMMENT ON COLUMN public.calls.ended_by IS 'spoke; caller, who aborted it; deadl
 -- Name: COLUMN calls.stop_pending; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.calls.stop_pending IS 'Whether its spoke is still to be told that it ended.';
+
+-- Name: COLUMN calls.stop_told_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.calls.stop_told_at IS 'When it was told first. It is told twice, for an answer may get lost.';
 
 -- Name: COLUMN calls.dispatch_expires_at; Type: COMMENT; Schema: public; Owner: -
 
@@ -1653,21 +1658,30 @@ CREATE FUNCTION public.clean_call() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
+DECLARE
+    v_new     boolean := TG_OP = 'INSERT';
+    v_pattern text;
 BEGIN
-    IF TG_OP = 'INSERT' THEN
+    IF v_new THEN
         NEW.payload_limit := coalesce(NEW.payload_limit, (SELECT r.call_payload_limit FROM retention_policies r WHERE r.org_id = NEW.org_id), 10240);
+    ELSIF (NEW.input, NEW.output, NEW.error, NEW.metadata) IS NOT DISTINCT FROM (OLD.input, OLD.output, OLD.error, OLD.metadata) THEN
+        RETURN NEW;
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.input IS DISTINCT FROM OLD.input THEN
-        NEW.input := clean_json(NEW.input, NEW.redact_paths, NEW.payload_limit);
+    IF num_nonnulls(NEW.input, NEW.output, NEW.error, nullif(NEW.metadata, '{}')) > 0 THEN
+        v_pattern := sensitive_pattern();
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.output IS DISTINCT FROM OLD.output THEN
-        NEW.output := clean_json(NEW.output, NEW.redact_paths, NEW.payload_limit);
+    -- First redacted, then truncated: a preview holds no secret.
+    IF NEW.input IS NOT NULL AND (v_new OR NEW.input IS DISTINCT FROM OLD.input) THEN
+        NEW.input := truncate_json(redact_json(NEW.input, v_pattern, NEW.redact_paths), NEW.payload_limit);
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.error IS DISTINCT FROM OLD.error THEN
-        NEW.error := clean_json(NEW.error, NEW.redact_paths, NEW.payload_limit);
+    IF NEW.output IS NOT NULL AND (v_new OR NEW.output IS DISTINCT FROM OLD.output) THEN
+        NEW.output := truncate_json(redact_json(NEW.output, v_pattern, NEW.redact_paths), NEW.payload_limit);
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.metadata IS DISTINCT FROM OLD.metadata THEN
-        NEW.metadata := clean_json(NEW.metadata, NEW.redact_paths, NEW.payload_limit);
+    IF NEW.error IS NOT NULL AND (v_new OR NEW.error IS DISTINCT FROM OLD.error) THEN
+        NEW.error := truncate_json(redact_json(NEW.error, v_pattern, NEW.redact_paths), NEW.payload_limit);
+    END IF;
+    IF NEW.metadata <> '{}' AND (v_new OR NEW.metadata IS DISTINCT FROM OLD.metadata) THEN
+        NEW.metadata := truncate_json(redact_json(NEW.metadata, v_pattern, NEW.redact_paths), NEW.payload_limit);
     END IF;
     RETURN NEW;
 END $$;
@@ -1675,107 +1689,6 @@ END $$;
 -- Name: FUNCTION clean_call(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.clean_call() IS 'W08, W18: payloads are redacted and truncated before they are written, by whomever.';
-
--- Name: redact_json(jsonb, text, text[]); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.redact_json(p_value jsonb, p_pattern text, p_paths text[]) RETURNS jsonb
-    LANGUAGE plpgsql IMMUTABLE STRICT
-    AS $_$
-DECLARE
-    v_named boolean;
-BEGIN
-    IF jsonb_typeof(p_value) = 'object' THEN
-        -- {"name": "Authorization", "value": "..."}, as headers and variables are often written.
-        v_named := p_value ? 'value' AND public.bare_name(coalesce(p_value ->> 'name', p_value ->> 'header')) ~ p_pattern;
-        RETURN (
-            SELECT coalesce(jsonb_object_agg(e.key, CASE
-                WHEN '' = ANY (e.below) THEN public.redacted(e.value)
-                WHEN jsonb_typeof(e.value) IN ('null', 'boolean') THEN e.value
-                WHEN e.bare ~ '(tokens|tokens?(count|limit|usage|budget|size|used|left)s?)$' AND jsonb_typeof(e.value) <> 'string' THEN public.redact_strings(e.value)
-                WHEN e.bare ~ p_pattern OR v_named AND e.key = 'value' THEN public.redacted(e.value)
-                WHEN jsonb_typeof(e.value) IN ('object', 'array') THEN public.redact_json(e.value, p_pattern, e.below)
-                ELSE e.value END), '{}')
-            FROM (SELECT m.key, m.value, public.bare_name(m.key) AS bare,
-                         CASE WHEN p_paths = '{}' THEN '{}' ELSE public.paths_below(p_paths, m.key) END AS below
-                  FROM jsonb_each(p_value) m) e);
-    ELSIF jsonb_typeof(p_value) = 'array' THEN
-        RETURN (
-            SELECT coalesce(jsonb_agg(CASE
-                WHEN '' = ANY (e.below) THEN public.redacted(e.value)
-                WHEN jsonb_typeof(e.value) IN ('object', 'array') THEN public.redact_json(e.value, p_pattern, e.below)
-                ELSE e.value END ORDER BY e.n), '[]')
-            FROM (SELECT m.value, m.n, CASE WHEN p_paths = '{}' THEN '{}' ELSE public.paths_below(p_paths, (m.n - 1)::text) END AS below
-                  FROM jsonb_array_elements(p_value) WITH ORDINALITY m(value, n)) e);
-    END IF;
-    RETURN p_value;
-END $_$;
-
--- Name: FUNCTION redact_json(p_value jsonb, p_pattern text, p_paths text[]); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.redact_json(p_value jsonb, p_pattern text, p_paths text[]) IS 'W08: without the values under sensitive names, at any depth, and without those that the JSON pointers point at. true, false and null are no secrets.';
-
--- Name: sensitive_names; Type: TABLE; Schema: public; Owner: -
-
-CREATE TABLE public.sensitive_names (
-    name text NOT NULL,
-    whole boolean DEFAULT false NOT NULL,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT sensitive_names_shape_check CHECK ((name ~ '^[a-z0-9]+$'::text))
-);
-
--- Name: TABLE sensitive_names; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON TABLE public.sensitive_names IS 'W08: names of members whose values are not written down. A name is compared in lower case and without anything but letters and digits. The operator may add to it.';
-
--- Name: COLUMN sensitive_names.whole; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON COLUMN public.sensitive_names.whole IS 'Whether it is the whole name, or any part of one.';
-
--- Name: sensitive_pattern(); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.sensitive_pattern() RETURNS text
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    RETURN (SELECT string_agg(CASE WHEN s.whole THEN (('^'::text || s.name) || '$'::text) ELSE s.name END, '|'::text) AS string_agg FROM public.sensitive_names s);
-
--- Name: FUNCTION sensitive_pattern(); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.sensitive_pattern() IS 'W08: sensitive_names as one regular expression.';
-
--- Name: truncate_json(jsonb, integer); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.truncate_json(p_value jsonb, p_limit integer) RETURNS jsonb
-    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
-    AS $$
-DECLARE
-    v_bytes bytea := convert_to(p_value::text, 'UTF8');
-    v_cut   integer := 1024;
-BEGIN
-    IF octet_length(v_bytes) <= p_limit THEN
-        RETURN p_value;
-    END IF;
-    v_cut := least(v_cut, octet_length(v_bytes));
-    WHILE v_cut < octet_length(v_bytes) AND get_byte(v_bytes, v_cut) & 192 = 128 LOOP -- the next byte is in the middle of a character
-        v_cut := v_cut - 1;
-    END LOOP;
-    RETURN jsonb_build_object('_truncated', jsonb_build_object('size', octet_length(v_bytes), 'sha256', encode(sha256(v_bytes), 'hex'),
-        'preview', convert_from(substring(v_bytes FROM 1 FOR v_cut), 'UTF8')));
-END $$;
-
--- Name: FUNCTION truncate_json(p_value jsonb, p_limit integer); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.truncate_json(p_value jsonb, p_limit integer) IS 'W18: a value whose text has more bytes than the limit becomes a marker with the text''s size, SHA-256 and first 1,024 bytes, cut between characters.';
-
--- Name: clean_json(jsonb, text[], integer); Type: FUNCTION; Schema: public; Owner: -
-
-CREATE FUNCTION public.clean_json(p_value jsonb, p_paths text[], p_limit integer) RETURNS jsonb
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
-    RETURN public.truncate_json(public.redact_json(p_value, public.sensitive_pattern(), p_paths), p_limit);
-
--- Name: FUNCTION clean_json(p_value jsonb, p_paths text[], p_limit integer); Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON FUNCTION public.clean_json(p_value jsonb, p_paths text[], p_limit integer) IS 'W08, W18: first redacted, then truncated: a preview holds no secret.';
 
 -- Name: complete_secret_rotation(uuid, bigint); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2447,7 +2360,7 @@ CREATE FUNCTION public.find_work(p_org_ids uuid[], p_ids uuid[]) RETURNS SETOF u
     AS $$
     SELECT w.id FROM unnest(p_org_ids, p_ids) w(org_id, id)
     WHERE EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.status = 'pending')
-       OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.stop_pending)
+       OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.stop_pending AND (c.stop_told_at IS NULL OR c.stop_told_at < now() - interval '5 seconds'))
        OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.id = w.id AND c.ended_at IS NOT NULL)
 $$;
 
@@ -3355,29 +3268,18 @@ CREATE FUNCTION public.purge_calls(p_rows integer) RETURNS bigint
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    v_policy retention_policies;
-    v_count  bigint;
-    v_last   uuid;
+    v_policy   retention_policies;
+    v_calls    uuid; -- Ids are times (C02). As variables, so that they bound the scan of an index: hub_uuidv7_at is volatile.
+    v_payloads uuid;
+    v_count    bigint;
+    v_last     uuid;
 BEGIN
     PERFORM set_config('hub.actor_source', 'worker', true);
     FOR v_policy IN SELECT * FROM retention_policies r WHERE coalesce(r.call_payload_days, r.call_days) IS NOT NULL ORDER BY r.org_id LOOP
-        -- Payloads earlier than skeletons. Ids are times (C02).
-        UPDATE calls c SET input = NULL, output = NULL, error = NULL, metadata = '{}', payloads_expired_at = now()
-        WHERE c.org_id = v_policy.org_id AND c.id IN (
-            SELECT d.id FROM calls d
-            WHERE d.org_id = v_policy.org_id AND d.payloads_expired_at IS NULL
-              AND d.id < hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_payload_days)) * 4096000)::bigint)
-              AND d.ended_at IS NOT NULL
-            ORDER BY d.id LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED);
-        GET DIAGNOSTICS v_count = ROW_COUNT;
-        IF v_count > 0 THEN
-            PERFORM append_audit(v_policy.org_id, 'call.expire_payloads', 'call', NULL, jsonb_build_object('calls', v_count));
-            RETURN v_count;
-        END IF;
+        v_calls := CASE WHEN v_policy.call_days IS NOT NULL THEN hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_days)) * 4096000)::bigint) END;
+        v_payloads := CASE WHEN v_policy.call_payload_days IS NOT NULL THEN hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_payload_days)) * 4096000)::bigint) END;
         WITH due AS (
-            SELECT d.id FROM calls d
-            WHERE d.org_id = v_policy.org_id AND d.id < hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_days)) * 4096000)::bigint)
-            ORDER BY d.id LIMIT p_rows FOR UPDATE SKIP LOCKED
+            SELECT d.id FROM calls d WHERE d.org_id = v_policy.org_id AND d.id < v_calls ORDER BY d.id LIMIT p_rows FOR UPDATE SKIP LOCKED
         ), gone AS (
             DELETE FROM calls c USING due WHERE c.org_id = v_policy.org_id AND c.id = due.id RETURNING c.id
         )
@@ -3386,13 +3288,26 @@ BEGIN
             PERFORM append_audit(v_policy.org_id, 'call.purge', 'call', NULL, jsonb_build_object('calls', v_count, 'through', v_last));
             RETURN v_count;
         END IF;
+        WITH due AS (
+            SELECT d.id FROM calls d
+            WHERE d.org_id = v_policy.org_id AND d.payloads_expired_at IS NULL AND d.id < v_payloads AND d.ended_at IS NOT NULL
+            ORDER BY d.id LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED
+        ), bare AS (
+            UPDATE calls c SET input = NULL, output = NULL, error = NULL, metadata = '{}', payloads_expired_at = now()
+            FROM due WHERE c.org_id = v_policy.org_id AND c.id = due.id RETURNING c.id
+        )
+        SELECT count(*), max(b.id::text)::uuid INTO v_count, v_last FROM bare b;
+        IF v_count > 0 THEN
+            PERFORM append_audit(v_policy.org_id, 'call.expire_payloads', 'call', NULL, jsonb_build_object('calls', v_count, 'through', v_last));
+            RETURN v_count;
+        END IF;
     END LOOP;
     RETURN 0;
 END $$;
 
 -- Name: FUNCTION purge_calls(p_rows integer); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.purge_calls(p_rows integer) IS 'W09: one batch of what an organisation no longer keeps: payloads first, then calls. Rows that somebody writes are passed over. Each batch is on record. Returns how many; 0 when nothing is due.';
+COMMENT ON FUNCTION public.purge_calls(p_rows integer) IS 'W09: one batch of what an organisation no longer keeps: whole calls, then the payloads of younger ones. Rows that somebody writes are passed over. Each batch is on record. Returns how many; 0 when nothing is due.';
 
 -- Name: purge_deleted_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3860,6 +3775,44 @@ END $$;
 
 COMMENT ON FUNCTION public.record_text_streamed() IS 'X05, X08: notes how long a part''s text is by now.';
 
+-- Name: redact_json(jsonb, text, text[]); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.redact_json(p_value jsonb, p_pattern text, p_paths text[]) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE STRICT
+    AS $_$
+DECLARE
+    v_named boolean;
+BEGIN
+    IF jsonb_typeof(p_value) = 'object' THEN
+        -- {"name": "Authorization", "value": "..."}, as headers and variables are often written.
+        v_named := p_value ? 'value' AND EXISTS (SELECT FROM unnest(ARRAY['name', 'key', 'header', 'variable']) n WHERE public.bare_name(p_value ->> n) ~ p_pattern);
+        RETURN (
+            SELECT coalesce(jsonb_object_agg(e.key, CASE
+                WHEN '' = ANY (e.below) THEN public.redacted(e.value)
+                WHEN jsonb_typeof(e.value) IN ('null', 'boolean') THEN e.value
+                WHEN e.bare ~ '(tokens|tokens?(count|limit|usage|budget|size|used|left)s?)$' AND jsonb_typeof(e.value) <> 'string' THEN public.redact_strings(e.value)
+                WHEN e.bare ~ p_pattern OR v_named AND e.key = 'value' THEN public.redacted(e.value)
+                WHEN jsonb_typeof(e.value) IN ('object', 'array') THEN public.redact_json(e.value, p_pattern, e.below)
+                ELSE e.value END), '{}')
+            FROM (SELECT m.key, m.value, public.bare_name(m.key) AS bare,
+                         CASE WHEN p_paths = '{}' THEN '{}' ELSE public.paths_below(p_paths, m.key) END AS below
+                  FROM jsonb_each(p_value) m) e);
+    ELSIF jsonb_typeof(p_value) = 'array' THEN
+        RETURN (
+            SELECT coalesce(jsonb_agg(CASE
+                WHEN '' = ANY (e.below) THEN public.redacted(e.value)
+                WHEN jsonb_typeof(e.value) IN ('object', 'array') THEN public.redact_json(e.value, p_pattern, e.below)
+                ELSE e.value END ORDER BY e.n), '[]')
+            FROM (SELECT m.value, m.n, CASE WHEN p_paths = '{}' THEN '{}' ELSE public.paths_below(p_paths, (m.n - 1)::text) END AS below
+                  FROM jsonb_array_elements(p_value) WITH ORDINALITY m(value, n)) e);
+    END IF;
+    RETURN p_value;
+END $_$;
+
+-- Name: FUNCTION redact_json(p_value jsonb, p_pattern text, p_paths text[]); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.redact_json(p_value jsonb, p_pattern text, p_paths text[]) IS 'W08: without the values under sensitive names, at any depth, and without those that the JSON pointers point at. true, false and null are no secrets.';
+
 -- Name: redact_strings(jsonb); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.redact_strings(p_value jsonb) RETURNS jsonb
@@ -4310,9 +4263,17 @@ BEGIN
     LOOP
         v_spoke := NULL;
         IF v_call.status <> 'running' OR v_call.attempts < v_call.max_attempts THEN
-            v_spoke := CASE
-                WHEN NEW.status <> 'disconnected' THEN NEW.id -- it is back, as another connection
-                WHEN NOT v_call.pinned THEN pick_spoke(NEW.org_id, split_part(v_call.operation, '.', 1), substr(v_call.operation, strpos(v_call.operation, '.') + 1), NEW.id) END;
+            IF NEW.status <> 'disconnected' THEN
+                v_spoke := NEW.id; -- it is back, as another connection
+            ELSIF NOT v_call.pinned THEN
+                LOOP
+                    v_spoke := pick_spoke(NEW.org_id, split_part(v_call.operation, '.', 1), substr(v_call.operation, strpos(v_call.operation, '.') + 1), NEW.id);
+                    -- With a lock, as enqueue_call: whoever disconnects that one waits, and then finds the call. It may have gone just now.
+                    EXIT WHEN v_spoke IS NULL;
+                    PERFORM FROM spokes s WHERE (s.org_id, s.id) = (NEW.org_id, v_spoke) AND s.status = 'connected' FOR SHARE;
+                    EXIT WHEN FOUND;
+                END LOOP;
+            END IF;
         END IF;
         IF v_spoke IS NULL THEN
             UPDATE calls c SET status = 'failed', error_code = 'spoke_lost', ended_by = 'spoke_loss', ended_at = clock_timestamp()
@@ -4665,6 +4626,34 @@ END $$;
 
 COMMENT ON FUNCTION public.search_vector(p_text text) IS 'The words of a text, where languages without spaces are concerned each two letters of it.';
 
+-- Name: sensitive_names; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.sensitive_names (
+    name text NOT NULL,
+    whole boolean DEFAULT false NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT sensitive_names_shape_check CHECK ((name ~ '^[a-z0-9]+$'::text))
+);
+
+-- Name: TABLE sensitive_names; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.sensitive_names IS 'W08: names of members whose values are not written down. A name is compared in lower case and without anything but letters and digits. The operator may add to it.';
+
+-- Name: COLUMN sensitive_names.whole; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.sensitive_names.whole IS 'Whether it is the whole name, or any part of one.';
+
+-- Name: sensitive_pattern(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.sensitive_pattern() RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    RETURN (SELECT string_agg(CASE WHEN s.whole THEN (('^'::text || s.name) || '$'::text) ELSE s.name END, '|'::text) AS string_agg FROM public.sensitive_names s);
+
+-- Name: FUNCTION sensitive_pattern(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.sensitive_pattern() IS 'W08: sensitive_names as one regular expression.';
+
 -- Name: set_json_text(json, text[], text); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.set_json_text(p_object json, p_path text[], p_text text) RETURNS json
@@ -4986,12 +4975,12 @@ BEGIN
     END IF;
     UPDATE spokes s SET status = 'connected', lease_expires_at = greatest(s.lease_expires_at, now() + make_interval(secs => s.lease_seconds + p_wait_seconds)),
         take_expires_at = now() + make_interval(secs => p_wait_seconds + 2)
-    WHERE s.org_id = current_org_id() AND s.id = p_spoke_id;
+    WHERE s.org_id = current_org_id() AND s.id = p_spoke_id RETURNING s.take_expires_at INTO deadline_at;
     held := true;
     RETURN NEXT;
     RETURN QUERY
-        UPDATE calls c SET stop_pending = false
-        WHERE c.org_id = current_org_id() AND c.spoke_id = p_spoke_id AND c.stop_pending
+        UPDATE calls c SET stop_pending = c.stop_told_at IS NULL, stop_told_at = now()
+        WHERE c.org_id = current_org_id() AND c.spoke_id = p_spoke_id AND c.stop_pending AND (c.stop_told_at IS NULL OR c.stop_told_at < now() - interval '5 seconds')
         RETURNING false, true, c.id, c.operation, c.attempts, NULL::uuid, NULL::uuid, NULL::uuid, NULL::jsonb, NULL::jsonb, NULL::timestamptz, NULL::integer, NULL::bytea;
     RETURN QUERY
         WITH queued AS MATERIALIZED (
@@ -5010,7 +4999,7 @@ END $$;
 
 -- Name: FUNCTION take_calls(p_spoke_id uuid, p_epoch integer, p_calls integer, p_bytes bigint, p_wait_seconds integer, OUT held boolean, OUT stopped boolean, OUT id uuid, OUT operation text, OUT attempt integer, OUT parent_id uuid, OUT session_id uuid, OUT caller_account_id uuid, OUT identity jsonb, OUT metadata jsonb, OUT deadline_at timestamp with time zone, OUT key_version integer, OUT ciphertext bytea); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.take_calls(p_spoke_id uuid, p_epoch integer, p_calls integer, p_bytes bigint, p_wait_seconds integer, OUT held boolean, OUT stopped boolean, OUT id uuid, OUT operation text, OUT attempt integer, OUT parent_id uuid, OUT session_id uuid, OUT caller_account_id uuid, OUT identity jsonb, OUT metadata jsonb, OUT deadline_at timestamp with time zone, OUT key_version integer, OUT ciphertext bytea) IS 'A spoke''s take: first a row that says that the connection holds, then calls that it must stop, then calls for it, up to so many and so many bytes. It is a heartbeat as well, for as long as the take waits.';
+COMMENT ON FUNCTION public.take_calls(p_spoke_id uuid, p_epoch integer, p_calls integer, p_bytes bigint, p_wait_seconds integer, OUT held boolean, OUT stopped boolean, OUT id uuid, OUT operation text, OUT attempt integer, OUT parent_id uuid, OUT session_id uuid, OUT caller_account_id uuid, OUT identity jsonb, OUT metadata jsonb, OUT deadline_at timestamp with time zone, OUT key_version integer, OUT ciphertext bytea) IS 'A spoke''s take: first a row that says that the connection holds, and until when the take does, then calls that it must stop, then calls for it, up to so many and so many bytes. It is a heartbeat as well, for as long as the take waits.';
 
 -- Name: touch_row(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5057,6 +5046,30 @@ END $$;
 -- Name: FUNCTION transfer_organization(p_org_id uuid, p_account_id uuid); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) IS 'W16: promotes the new owner, then moves owner_id. The old one stays a member at level owner. No row where the organisation is not the caller''s to see.';
+
+-- Name: truncate_json(jsonb, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.truncate_json(p_value jsonb, p_limit integer) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE STRICT PARALLEL SAFE
+    AS $$
+DECLARE
+    v_bytes bytea := convert_to(p_value::text, 'UTF8');
+    v_cut   integer := 1024;
+BEGIN
+    IF octet_length(v_bytes) <= p_limit THEN
+        RETURN p_value;
+    END IF;
+    v_cut := least(v_cut, octet_length(v_bytes));
+    WHILE v_cut < octet_length(v_bytes) AND get_byte(v_bytes, v_cut) & 192 = 128 LOOP -- the next byte is in the middle of a character
+        v_cut := v_cut - 1;
+    END LOOP;
+    RETURN jsonb_build_object('_truncated', jsonb_build_object('size', octet_length(v_bytes), 'sha256', encode(sha256(v_bytes), 'hex'),
+        'preview', convert_from(substring(v_bytes FROM 1 FOR v_cut), 'UTF8')));
+END $$;
+
+-- Name: FUNCTION truncate_json(p_value jsonb, p_limit integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.truncate_json(p_value jsonb, p_limit integer) IS 'W18: a value whose text has more bytes than the limit becomes a marker with the text''s size, SHA-256 and first 1,024 bytes, cut between characters.';
 
 -- Name: unspaced_letters(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -9377,6 +9390,10 @@ GRANT UPDATE(ended_by) ON TABLE public.calls TO hub_system;
 GRANT UPDATE(stop_pending) ON TABLE public.calls TO hub_app;
 GRANT UPDATE(stop_pending) ON TABLE public.calls TO hub_system;
 
+-- Name: COLUMN calls.stop_told_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(stop_told_at) ON TABLE public.calls TO hub_app;
+
 -- Name: COLUMN calls.deadline_at; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(deadline_at) ON TABLE public.calls TO hub_app;
@@ -9660,11 +9677,6 @@ GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.tasks TO hub_app;
 -- Name: TABLE task_details; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.task_details TO hub_app;
-
--- Name: TABLE sensitive_names; Type: ACL; Schema: public; Owner: -
-
-GRANT SELECT ON TABLE public.sensitive_names TO hub_app;
-GRANT SELECT ON TABLE public.sensitive_names TO hub_system;
 
 -- Name: FUNCTION complete_secret_rotation(p_id uuid, p_failed bigint); Type: ACL; Schema: public; Owner: -
 
@@ -10211,6 +10223,11 @@ GRANT ALL ON FUNCTION public.search_accounts(p_text text, p_limit integer) TO hu
 
 REVOKE ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.search_sessions(p_query text, p_project_id uuid, p_role_name text, p_account_id uuid, p_archived boolean, p_since timestamp with time zone, p_until timestamp with time zone, p_below_rank real, p_below_id uuid, p_limit integer) TO hub_app;
+
+-- Name: TABLE sensitive_names; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.sensitive_names TO hub_app;
+GRANT SELECT ON TABLE public.sensitive_names TO hub_system;
 
 -- Name: FUNCTION settle_call(); Type: ACL; Schema: public; Owner: -
 

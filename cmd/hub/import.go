@@ -64,7 +64,7 @@ again changes nothing; a later export of a session updates it. Parents and child
 // parsed.
 func connectFlags(cmd *cobra.Command) func() (*client.ClientWithResponses, error) {
 	dataDir := dataDirFlag(cmd)
-	url := cmd.Flags().String("url", fromEnv("http://127.0.0.1:8080", "HUB_URL"), "the hub (HUB_URL)")
+	addresses := cmd.Flags().String("url", fromEnv("http://127.0.0.1:8080", "HUB_URL"), "the hub, or several servers of it with commas between (HUB_URL)")
 	key := cmd.Flags().String("key", "", "API key (HUB_API_KEY; default: admin-key in the data directory)")
 	return func() (*client.ClientWithResponses, error) {
 		if *key == "" {
@@ -84,7 +84,11 @@ func connectFlags(cmd *cobra.Command) func() (*client.ClientWithResponses, error
 			}
 			*key = strings.TrimSpace(string(text))
 		}
-		return client.NewClientWithResponses(*url, client.WithRequestEditorFn(func(_ context.Context, r *http.Request) error {
+		servers, err := newServers(*addresses)
+		if err != nil {
+			return nil, err
+		}
+		return client.NewClientWithResponses(servers.urls[0].String(), client.WithHTTPClient(&http.Client{Transport: servers}), client.WithRequestEditorFn(func(_ context.Context, r *http.Request) error {
 			r.Header.Set("Authorization", "Bearer "+*key)
 			return nil
 		}))

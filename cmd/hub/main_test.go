@@ -103,7 +103,12 @@ func hubCommand(t *testing.T, env []string, args ...string) *exec.Cmd {
 // startHub starts the hub and waits until it says that it is ready; env may name a database.
 func startHub(t *testing.T, dir string, env ...string) *process {
 	t.Helper()
-	p := &process{Cmd: hubCommand(t, env, "serve", "--data-dir", dir, "--listen", "127.0.0.1:0"), dir: dir, stderr: &output{}, exited: make(chan struct{})}
+	return startHubOn(t, dir, "127.0.0.1:0", env...)
+}
+
+func startHubOn(t *testing.T, dir, address string, env ...string) *process {
+	t.Helper()
+	p := &process{Cmd: hubCommand(t, env, "serve", "--data-dir", dir, "--listen", address), dir: dir, stderr: &output{}, exited: make(chan struct{})}
 	p.Stderr = p.stderr
 	out, err := p.StdoutPipe()
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"regexp"
@@ -123,8 +124,9 @@ type spokeRunner struct {
 	config spokeConfig
 	log    *slog.Logger
 
-	id    uuid.UUID
-	epoch int32
+	id       uuid.UUID
+	epoch    int32
+	draining bool
 
 	mu      sync.Mutex
 	running map[uuid.UUID]context.CancelFunc
@@ -148,7 +150,7 @@ func (s *spokeRunner) run(ctx context.Context) error {
 				err = nil
 				select {
 				case <-ctx.Done():
-				case <-time.After(time.Second):
+				case <-time.After(250 * time.Millisecond):
 				}
 			}
 			if ctx.Err() != nil {
@@ -167,7 +169,10 @@ func (s *spokeRunner) run(ctx context.Context) error {
 			}
 		}
 	}
-	s.calls.Wait()
+	if s.id == uuid.Nil {
+		return nil
+	}
+	s.drain(ctx)
 	// Its operations go with it, at once and not after a grace period.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
@@ -175,6 +180,27 @@ func (s *spokeRunner) run(ctx context.Context) error {
 		s.log.Warn("the hub was not told", "cause", err)
 	}
 	return nil
+}
+
+// drain offers nothing any more, and lets what runs end: takes of nothing say meanwhile that the spoke lives, and hear what to stop.
+func (s *spokeRunner) drain(ctx context.Context) {
+	ctx = context.WithoutCancel(ctx)
+	s.draining = true
+	if put, err := s.hub.PutOperationsWithResponse(ctx, s.id, client.OperationsPut{Epoch: s.epoch, Operations: []client.OperationOffer{}}); err != nil || put.JSON200 == nil {
+		s.log.Warn("the hub was not told that nothing is offered any more")
+	}
+	ended := make(chan struct{})
+	go func() { s.calls.Wait(); close(ended) }()
+	for {
+		select {
+		case <-ended:
+			return
+		case <-time.After(200 * time.Millisecond):
+		}
+		if errors.Is(s.takeOnce(ctx), errEnded) {
+			s.stopAll()
+		}
+	}
 }
 
 func (s *spokeRunner) connect(ctx context.Context) error {
@@ -239,10 +265,15 @@ func (s *spokeRunner) takeOnce(ctx context.Context) error {
 	room := int32(min(20, s.config.Concurrency-len(s.running)))
 	s.mu.Unlock()
 	wait := int32(20)
+	if s.draining {
+		room = 0
+	}
 	if room == 0 {
 		wait = 1
 	}
-	answer, err := s.hub.TakeCallsWithResponse(ctx, s.id, nil, client.CallsTake{Epoch: s.epoch, MaxCalls: &room, WaitSeconds: &wait})
+	waiting, cancel := context.WithTimeout(ctx, time.Duration(wait)*time.Second+answerTimeout) // a server may be gone without a word
+	defer cancel()
+	answer, err := s.hub.TakeCallsWithResponse(waiting, s.id, nil, client.CallsTake{Epoch: s.epoch, MaxCalls: &room, WaitSeconds: &wait})
 	if err != nil {
 		return err
 	}
@@ -292,28 +323,28 @@ func (s *spokeRunner) stopAll() {
 
 // do runs a call's command. Its start, and its end, are said with the epoch of the connection that took it.
 func (s *spokeRunner) do(ctx context.Context, id uuid.UUID, epoch int32, call client.TakenCall) error {
-	started, err := s.hub.StartCallWithResponse(ctx, call.Id, nil, client.CallStep{SpokeId: id, Epoch: epoch})
+	// With a key: a start whose answer got lost is not refused when it is said again, and the call would be nobody's.
+	key := uuid.NewString()
+	started, err := insist(ctx, func(ctx context.Context) (*client.StartCallResponse, error) {
+		return s.hub.StartCallWithResponse(ctx, call.Id, &client.StartCallParams{IdempotencyKey: &key}, client.CallStep{SpokeId: id, Epoch: epoch})
+	})
 	if err != nil {
 		return err
 	}
 	if started.JSON200 == nil {
 		return refusal(started.Body, started.Status()) // somebody else's by now
 	}
-	var op operationCommand
-	for _, o := range s.config.Operations {
-		if o.Namespace+"."+o.Name == call.Operation {
-			op = o
-		}
-	}
-	output, code, fault := op.execute(ctx, call)
+	output, code, fault := s.config.execute(ctx, call)
 	if ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
 		return nil // it was stopped: it is over already
 	}
-	report, cancel := context.WithTimeout(context.WithoutCancel(ctx), 30*time.Second)
+	report, cancel := context.WithDeadline(context.WithoutCancel(ctx), call.DeadlineAt.Add(answerTimeout))
 	defer cancel()
 	if code == "" {
-		done, err := s.hub.CompleteCallWithResponse(report, call.Id, nil, client.CallComplete{SpokeId: id, Epoch: epoch, Output: &output})
-		if err != nil || done.JSON200 != nil {
+		done, err := insist(report, func(ctx context.Context) (*client.CompleteCallResponse, error) {
+			return s.hub.CompleteCallWithResponse(ctx, call.Id, nil, client.CallComplete{SpokeId: id, Epoch: epoch, Output: &output})
+		})
+		if err != nil || done.JSON200 != nil || isOver(done) {
 			return err
 		}
 		if !strings.Contains(string(done.Body), `"call_output_invalid"`) {
@@ -321,11 +352,44 @@ func (s *spokeRunner) do(ctx context.Context, id uuid.UUID, epoch int32, call cl
 		}
 		code, fault = "output_invalid", done.Body
 	}
-	failed, err := s.hub.FailCallWithResponse(report, call.Id, nil, client.CallFail{SpokeId: id, Epoch: epoch, Code: code, Error: &fault})
-	if err != nil || failed.JSON200 != nil {
+	failed, err := insist(report, func(ctx context.Context) (*client.FailCallResponse, error) {
+		return s.hub.FailCallWithResponse(ctx, call.Id, nil, client.CallFail{SpokeId: id, Epoch: epoch, Code: code, Error: &fault})
+	})
+	if err != nil || failed.JSON200 != nil || isOver(failed) {
 		return err
 	}
 	return refusal(failed.Body, failed.Status())
+}
+
+// answerTimeout is how long an answer may take before the request is sent again.
+const answerTimeout = 10 * time.Second
+
+type answered interface {
+	StatusCode() int
+	GetBody() []byte
+}
+
+// insist sends until it is answered: a step that is not said leaves its call running until its deadline. Each may be sent again, since
+// it bears a key or is refused the second time (isOver).
+func insist[A answered](ctx context.Context, send func(context.Context) (A, error)) (A, error) {
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 5*time.Second) {
+		once, cancel := context.WithTimeout(ctx, answerTimeout)
+		answer, err := send(once)
+		cancel()
+		if err == nil && answer.StatusCode() < 500 && answer.StatusCode() != http.StatusTooManyRequests && !strings.Contains(string(answer.GetBody()), `"idempotency_in_progress"`) {
+			return answer, nil
+		}
+		select {
+		case <-ctx.Done():
+			return answer, errors.Join(err, ctx.Err())
+		case <-time.After(pause):
+		}
+	}
+}
+
+// isOver: the call's end was heard before, or somebody else brought it about.
+func isOver(answer answered) bool {
+	return strings.Contains(string(answer.GetBody()), `"call_not_over"`)
 }
 
 const (
@@ -335,7 +399,16 @@ const (
 
 var envName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
-// execute runs the command with a call's input; code is "" where it succeeded.
+// execute runs the command of a call's operation; code is "" where it succeeded.
+func (c spokeConfig) execute(ctx context.Context, call client.TakenCall) (output json.RawMessage, code string, fault json.RawMessage) {
+	for _, op := range c.Operations {
+		if op.Namespace+"."+op.Name == call.Operation {
+			return op.execute(ctx, call)
+		}
+	}
+	return nil, "operation_unknown", json.RawMessage(`{}`) // it was called before this file was changed
+}
+
 func (op operationCommand) execute(ctx context.Context, call client.TakenCall) (output json.RawMessage, code string, fault json.RawMessage) {
 	if op.Timeout > 0 {
 		var cancel context.CancelFunc

@@ -2637,7 +2637,13 @@ type RetentionPolicy struct {
 
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
 	Metadata Metadata `json:"metadata"`
-	Revision int32    `json:"revision"`
+
+	// OldestCallAt The oldest call that is there: how far removing them has come. Absent where there is none.
+	OldestCallAt *time.Time `json:"oldestCallAt,omitempty"`
+
+	// OldestCallPayloadsAt The oldest call that still has its payloads. Absent likewise.
+	OldestCallPayloadsAt *time.Time `json:"oldestCallPayloadsAt,omitempty"`
+	Revision             int32      `json:"revision"`
 
 	// SessionDays Days that archived sessions are kept, from when they were archived; null for ever.
 	SessionDays *int32    `json:"sessionDays"`

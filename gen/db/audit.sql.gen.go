@@ -94,23 +94,35 @@ func (q *Queries) ExportAuditLogs(ctx context.Context, arg ExportAuditLogsParams
 }
 
 const getRetentionPolicy = `-- name: GetRetentionPolicy :one
-SELECT org_id, audit_days, session_days, metadata, revision, created_at, updated_at, call_days, call_payload_days, call_payload_limit FROM retention_policies WHERE org_id = current_org_id()
+SELECT r.org_id, r.audit_days, r.session_days, r.metadata, r.revision, r.created_at, r.updated_at, r.call_days, r.call_payload_days, r.call_payload_limit,
+       coalesce((SELECT c.created_at FROM calls c WHERE c.org_id = r.org_id ORDER BY c.id LIMIT 1), 'epoch')::timestamptz AS oldest_call_at,
+       coalesce((SELECT c.created_at FROM calls c WHERE c.org_id = r.org_id AND c.payloads_expired_at IS NULL ORDER BY c.id LIMIT 1), 'epoch')::timestamptz AS oldest_payloads_at
+FROM retention_policies r WHERE r.org_id = current_org_id()
 `
 
-func (q *Queries) GetRetentionPolicy(ctx context.Context) (RetentionPolicy, error) {
+type GetRetentionPolicyRow struct {
+	RetentionPolicy  RetentionPolicy
+	OldestCallAt     time.Time
+	OldestPayloadsAt time.Time
+}
+
+// With how far the removal of calls has come.
+func (q *Queries) GetRetentionPolicy(ctx context.Context) (GetRetentionPolicyRow, error) {
 	row := q.db.QueryRow(ctx, getRetentionPolicy)
-	var i RetentionPolicy
+	var i GetRetentionPolicyRow
 	err := row.Scan(
-		&i.OrgID,
-		&i.AuditDays,
-		&i.SessionDays,
-		&i.Metadata,
-		&i.Revision,
-		&i.CreatedAt,
-		&i.UpdatedAt,
-		&i.CallDays,
-		&i.CallPayloadDays,
-		&i.CallPayloadLimit,
+		&i.RetentionPolicy.OrgID,
+		&i.RetentionPolicy.AuditDays,
+		&i.RetentionPolicy.SessionDays,
+		&i.RetentionPolicy.Metadata,
+		&i.RetentionPolicy.Revision,
+		&i.RetentionPolicy.CreatedAt,
+		&i.RetentionPolicy.UpdatedAt,
+		&i.RetentionPolicy.CallDays,
+		&i.RetentionPolicy.CallPayloadDays,
+		&i.RetentionPolicy.CallPayloadLimit,
+		&i.OldestCallAt,
+		&i.OldestPayloadsAt,
 	)
 	return i, err
 }
@@ -196,7 +208,7 @@ func (q *Queries) ListAuditLogs(ctx context.Context, arg ListAuditLogsParams) ([
 }
 
 const setRetentionPolicy = `-- name: SetRetentionPolicy :one
-UPDATE retention_policies SET
+UPDATE retention_policies r SET
     audit_days = CASE WHEN $1::boolean THEN $2 ELSE audit_days END,
     session_days = CASE WHEN $3::boolean THEN $4 ELSE session_days END,
     call_days  = CASE WHEN $5::boolean THEN $6 ELSE call_days END,
@@ -205,7 +217,9 @@ UPDATE retention_policies SET
     metadata   = jsonb_merge_patch(metadata, $10::jsonb)
 WHERE org_id = current_org_id()
   AND revision = coalesce($11::integer, revision)
-RETURNING org_id, audit_days, session_days, metadata, revision, created_at, updated_at, call_days, call_payload_days, call_payload_limit
+RETURNING r.org_id, r.audit_days, r.session_days, r.metadata, r.revision, r.created_at, r.updated_at, r.call_days, r.call_payload_days, r.call_payload_limit,
+       coalesce((SELECT c.created_at FROM calls c WHERE c.org_id = r.org_id ORDER BY c.id LIMIT 1), 'epoch')::timestamptz AS oldest_call_at,
+       coalesce((SELECT c.created_at FROM calls c WHERE c.org_id = r.org_id AND c.payloads_expired_at IS NULL ORDER BY c.id LIMIT 1), 'epoch')::timestamptz AS oldest_payloads_at
 `
 
 type SetRetentionPolicyParams struct {
@@ -222,7 +236,13 @@ type SetRetentionPolicyParams struct {
 	IfMatch            *int32
 }
 
-func (q *Queries) SetRetentionPolicy(ctx context.Context, arg SetRetentionPolicyParams) (RetentionPolicy, error) {
+type SetRetentionPolicyRow struct {
+	RetentionPolicy  RetentionPolicy
+	OldestCallAt     time.Time
+	OldestPayloadsAt time.Time
+}
+
+func (q *Queries) SetRetentionPolicy(ctx context.Context, arg SetRetentionPolicyParams) (SetRetentionPolicyRow, error) {
 	row := q.db.QueryRow(ctx, setRetentionPolicy,
 		arg.SetAuditDays,
 		arg.AuditDays,
@@ -236,18 +256,20 @@ func (q *Queries) SetRetentionPolicy(ctx context.Context, arg SetRetentionPolicy
 		arg.MetadataPatch,
 		arg.IfMatch,
 	)
-	var i RetentionPolicy
+	var i SetRetentionPolicyRow
 	err := row.Scan(
-		&i.OrgID,
-		&i.AuditDays,
-		&i.SessionDays,
-		&i.Metadata,
-		&i.Revision,
-		&i.CreatedAt,
-		&i.UpdatedAt,
-		&i.CallDays,
-		&i.CallPayloadDays,
-		&i.CallPayloadLimit,
+		&i.RetentionPolicy.OrgID,
+		&i.RetentionPolicy.AuditDays,
+		&i.RetentionPolicy.SessionDays,
+		&i.RetentionPolicy.Metadata,
+		&i.RetentionPolicy.Revision,
+		&i.RetentionPolicy.CreatedAt,
+		&i.RetentionPolicy.UpdatedAt,
+		&i.RetentionPolicy.CallDays,
+		&i.RetentionPolicy.CallPayloadDays,
+		&i.RetentionPolicy.CallPayloadLimit,
+		&i.OldestCallAt,
+		&i.OldestPayloadsAt,
 	)
 	return i, err
 }

@@ -14,7 +14,7 @@ import (
 )
 
 const abortCall = `-- name: AbortCall :one
-SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM abort_call($1, $2::text)
+SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, stop_told_at, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM abort_call($1, $2::text)
 `
 
 type AbortCallParams struct {
@@ -50,6 +50,7 @@ func (q *Queries) AbortCall(ctx context.Context, arg AbortCallParams) (Call, err
 		&i.ErrorCode,
 		&i.EndedBy,
 		&i.StopPending,
+		&i.StopToldAt,
 		&i.DeadlineAt,
 		&i.DispatchedAt,
 		&i.DispatchExpiresAt,
@@ -120,7 +121,7 @@ func (q *Queries) AddCallEdges(ctx context.Context, arg AddCallEdgesParams) ([]A
 }
 
 const enqueueCall = `-- name: EnqueueCall :one
-SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM enqueue_call($1, $2, $3, $4, $5::text, $6::uuid, $7::uuid,
+SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, stop_told_at, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM enqueue_call($1, $2, $3, $4, $5::text, $6::uuid, $7::uuid,
     $8, $9, $10, $11, $12)
 `
 
@@ -180,6 +181,7 @@ func (q *Queries) EnqueueCall(ctx context.Context, arg EnqueueCallParams) (Call,
 		&i.ErrorCode,
 		&i.EndedBy,
 		&i.StopPending,
+		&i.StopToldAt,
 		&i.DeadlineAt,
 		&i.DispatchedAt,
 		&i.DispatchExpiresAt,
@@ -281,7 +283,7 @@ func (q *Queries) FindWork(ctx context.Context, arg FindWorkParams) ([]uuid.UUID
 }
 
 const getCall = `-- name: GetCall :one
-SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM calls WHERE org_id = current_org_id() AND id = $1
+SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, stop_told_at, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM calls WHERE org_id = current_org_id() AND id = $1
 `
 
 func (q *Queries) GetCall(ctx context.Context, id uuid.UUID) (Call, error) {
@@ -312,6 +314,7 @@ func (q *Queries) GetCall(ctx context.Context, id uuid.UUID) (Call, error) {
 		&i.ErrorCode,
 		&i.EndedBy,
 		&i.StopPending,
+		&i.StopToldAt,
 		&i.DeadlineAt,
 		&i.DispatchedAt,
 		&i.DispatchExpiresAt,
@@ -328,7 +331,7 @@ func (q *Queries) GetCall(ctx context.Context, id uuid.UUID) (Call, error) {
 }
 
 const getCallByRequest = `-- name: GetCallByRequest :one
-SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM calls WHERE org_id = current_org_id() AND request_id = $1::text
+SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, stop_told_at, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM calls WHERE org_id = current_org_id() AND request_id = $1::text
 `
 
 func (q *Queries) GetCallByRequest(ctx context.Context, requestID string) (Call, error) {
@@ -359,6 +362,7 @@ func (q *Queries) GetCallByRequest(ctx context.Context, requestID string) (Call,
 		&i.ErrorCode,
 		&i.EndedBy,
 		&i.StopPending,
+		&i.StopToldAt,
 		&i.DeadlineAt,
 		&i.DispatchedAt,
 		&i.DispatchExpiresAt,
@@ -448,7 +452,7 @@ WITH RECURSIVE tree AS (
 ), bounded AS (
     SELECT t.id, t.depth FROM tree t LIMIT $3
 )
-SELECT c.org_id, c.id, c.request_id, c.routed, c.operation, c.kind, c.status, c.parent_id, c.session_id, c.caller_account_id, c.identity, c.spoke_id, c.spoke_epoch, c.pinned, c.attempts, c.max_attempts, c.redact_paths, c.payload_limit, c.input, c.output, c.error, c.error_code, c.ended_by, c.stop_pending, c.deadline_at, c.dispatched_at, c.dispatch_expires_at, c.started_at, c.ended_at, c.payloads_expired_at, c.storage_url, c.metadata, c.revision, c.created_at, c.updated_at, b.depth::integer AS depth, coalesce((
+SELECT c.org_id, c.id, c.request_id, c.routed, c.operation, c.kind, c.status, c.parent_id, c.session_id, c.caller_account_id, c.identity, c.spoke_id, c.spoke_epoch, c.pinned, c.attempts, c.max_attempts, c.redact_paths, c.payload_limit, c.input, c.output, c.error, c.error_code, c.ended_by, c.stop_pending, c.stop_told_at, c.deadline_at, c.dispatched_at, c.dispatch_expires_at, c.started_at, c.ended_at, c.payloads_expired_at, c.storage_url, c.metadata, c.revision, c.created_at, c.updated_at, b.depth::integer AS depth, coalesce((
     SELECT jsonb_agg(jsonb_build_object('sourceCallId', e.source_call_id, 'targetCallId', e.target_call_id, 'type', e.type, 'createdAt', e.created_at) ORDER BY e.target_call_id, e.type)
     FROM call_edge_rows e WHERE e.org_id = c.org_id AND e.source_call_id = c.id AND e.target_call_id IN (SELECT id FROM bounded)), '[]')::jsonb AS edges
 FROM bounded b JOIN calls c ON c.org_id = current_org_id() AND c.id = b.id
@@ -502,6 +506,7 @@ func (q *Queries) GetCallTree(ctx context.Context, arg GetCallTreeParams) ([]Get
 			&i.Call.ErrorCode,
 			&i.Call.EndedBy,
 			&i.Call.StopPending,
+			&i.Call.StopToldAt,
 			&i.Call.DeadlineAt,
 			&i.Call.DispatchedAt,
 			&i.Call.DispatchExpiresAt,
@@ -545,6 +550,23 @@ func (q *Queries) GetOutputSchema(ctx context.Context, id uuid.UUID) (GetOutputS
 	var i GetOutputSchemaRow
 	err := row.Scan(&i.ID, &i.Revision, &i.OutputSchema)
 	return i, err
+}
+
+const leaveTake = `-- name: LeaveTake :exec
+UPDATE spokes SET take_expires_at = NULL, lease_expires_at = least(lease_expires_at, now() + make_interval(secs => lease_seconds))
+WHERE org_id = current_org_id() AND id = $1 AND epoch = $2 AND take_expires_at = $3
+`
+
+type LeaveTakeParams struct {
+	ID            uuid.UUID
+	Epoch         int32
+	TakeExpiresAt *time.Time
+}
+
+// Whose take was cut off is not ready, and lives for no longer than its lease, unless it takes again by now.
+func (q *Queries) LeaveTake(ctx context.Context, arg LeaveTakeParams) error {
+	_, err := q.db.Exec(ctx, leaveTake, arg.ID, arg.Epoch, arg.TakeExpiresAt)
+	return err
 }
 
 const listCallEdges = `-- name: ListCallEdges :many
@@ -606,7 +628,7 @@ func (q *Queries) ListCallEdges(ctx context.Context, arg ListCallEdgesParams) ([
 }
 
 const listCalls = `-- name: ListCalls :many
-SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM calls
+SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, stop_told_at, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM calls
 WHERE org_id = current_org_id()
   AND id < $1
   AND ($2::text IS NULL OR operation = $2)
@@ -676,6 +698,7 @@ func (q *Queries) ListCalls(ctx context.Context, arg ListCallsParams) ([]Call, e
 			&i.ErrorCode,
 			&i.EndedBy,
 			&i.StopPending,
+			&i.StopToldAt,
 			&i.DeadlineAt,
 			&i.DispatchedAt,
 			&i.DispatchExpiresAt,
@@ -715,7 +738,7 @@ ON CONFLICT (org_id, request_id) DO UPDATE SET
     ended_at   = coalesce(c.ended_at, excluded.ended_at),
     metadata   = c.metadata || excluded.metadata
 WHERE c.operation = excluded.operation
-RETURNING c.org_id, c.id, c.request_id, c.routed, c.operation, c.kind, c.status, c.parent_id, c.session_id, c.caller_account_id, c.identity, c.spoke_id, c.spoke_epoch, c.pinned, c.attempts, c.max_attempts, c.redact_paths, c.payload_limit, c.input, c.output, c.error, c.error_code, c.ended_by, c.stop_pending, c.deadline_at, c.dispatched_at, c.dispatch_expires_at, c.started_at, c.ended_at, c.payloads_expired_at, c.storage_url, c.metadata, c.revision, c.created_at, c.updated_at, (xmax = 0)::boolean AS created
+RETURNING c.org_id, c.id, c.request_id, c.routed, c.operation, c.kind, c.status, c.parent_id, c.session_id, c.caller_account_id, c.identity, c.spoke_id, c.spoke_epoch, c.pinned, c.attempts, c.max_attempts, c.redact_paths, c.payload_limit, c.input, c.output, c.error, c.error_code, c.ended_by, c.stop_pending, c.stop_told_at, c.deadline_at, c.dispatched_at, c.dispatch_expires_at, c.started_at, c.ended_at, c.payloads_expired_at, c.storage_url, c.metadata, c.revision, c.created_at, c.updated_at, (xmax = 0)::boolean AS created
 `
 
 type RecordCallParams struct {
@@ -788,6 +811,7 @@ func (q *Queries) RecordCall(ctx context.Context, arg RecordCallParams) (RecordC
 		&i.Call.ErrorCode,
 		&i.Call.EndedBy,
 		&i.Call.StopPending,
+		&i.Call.StopToldAt,
 		&i.Call.DeadlineAt,
 		&i.Call.DispatchedAt,
 		&i.Call.DispatchExpiresAt,
@@ -805,7 +829,7 @@ func (q *Queries) RecordCall(ctx context.Context, arg RecordCallParams) (RecordC
 }
 
 const stepCall = `-- name: StepCall :one
-SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM step_call($1, $2, $3, $4, $5::jsonb, $6::jsonb, $7::text, $8::integer, $9::bytea)
+SELECT org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, caller_account_id, identity, spoke_id, spoke_epoch, pinned, attempts, max_attempts, redact_paths, payload_limit, input, output, error, error_code, ended_by, stop_pending, stop_told_at, deadline_at, dispatched_at, dispatch_expires_at, started_at, ended_at, payloads_expired_at, storage_url, metadata, revision, created_at, updated_at FROM step_call($1, $2, $3, $4, $5::jsonb, $6::jsonb, $7::text, $8::integer, $9::bytea)
 `
 
 type StepCallParams struct {
@@ -858,6 +882,7 @@ func (q *Queries) StepCall(ctx context.Context, arg StepCallParams) (Call, error
 		&i.ErrorCode,
 		&i.EndedBy,
 		&i.StopPending,
+		&i.StopToldAt,
 		&i.DeadlineAt,
 		&i.DispatchedAt,
 		&i.DispatchExpiresAt,

@@ -111,7 +111,9 @@ type Call struct {
 	// spoke; caller, who aborted it; deadline; parent, that ended first; spoke_loss; recorder, of a call that is recorded.
 	EndedBy *string
 	// Whether its spoke is still to be told that it ended.
-	StopPending  bool
+	StopPending bool
+	// When it was told first. It is told twice, for an answer may get lost.
+	StopToldAt   *time.Time
 	DeadlineAt   *time.Time
 	DispatchedAt *time.Time
 	// Until when its spoke must have started it: else it is given out again.

@@ -99,7 +99,8 @@ func (s *Server) GetRetentionPolicy(ctx context.Context, _ api.GetRetentionPolic
 	if err != nil {
 		return nil, err // each organisation has one
 	}
-	return api.GetRetentionPolicy200JSONResponse{Body: retentionPolicy(row), Headers: api.GetRetentionPolicy200ResponseHeaders{ETag: etag(row.Revision)}}, nil
+	policy := retentionPolicy(row)
+	return api.GetRetentionPolicy200JSONResponse{Body: policy, Headers: api.GetRetentionPolicy200ResponseHeaders{ETag: etag(policy.Revision)}}, nil
 }
 
 // SetRetentionPolicy implements the contract's operation.
@@ -124,7 +125,15 @@ func (s *Server) SetRetentionPolicy(ctx context.Context, r api.SetRetentionPolic
 	if err != nil {
 		return nil, err
 	}
-	return api.SetRetentionPolicy200JSONResponse{Body: retentionPolicy(row), Headers: api.SetRetentionPolicy200ResponseHeaders{ETag: etag(row.Revision)}}, nil
+	policy := retentionPolicy(db.GetRetentionPolicyRow(row))
+	return api.SetRetentionPolicy200JSONResponse{Body: policy, Headers: api.SetRetentionPolicy200ResponseHeaders{ETag: etag(policy.Revision)}}, nil
+}
+
+func afterEpoch(t time.Time) *time.Time {
+	if t.Unix() == 0 {
+		return nil
+	}
+	return &t
 }
 
 func auditLog(l db.AuditLog) api.AuditLog {
@@ -135,9 +144,11 @@ func auditLog(l db.AuditLog) api.AuditLog {
 	}
 }
 
-func retentionPolicy(p db.RetentionPolicy) api.RetentionPolicy {
+func retentionPolicy(row db.GetRetentionPolicyRow) api.RetentionPolicy {
+	p := row.RetentionPolicy
 	return api.RetentionPolicy{
 		AuditDays: p.AuditDays, SessionDays: p.SessionDays, CallDays: p.CallDays, CallPayloadDays: p.CallPayloadDays, CallPayloadLimit: p.CallPayloadLimit,
+		OldestCallAt: afterEpoch(row.OldestCallAt), OldestCallPayloadsAt: afterEpoch(row.OldestPayloadsAt),
 		Metadata: given(p.Metadata), Revision: p.Revision, CreatedAt: p.CreatedAt, UpdatedAt: p.UpdatedAt,
 	}
 }

@@ -212,12 +212,25 @@ func (s *Server) TakeCalls(ctx context.Context, r api.TakeCallsRequestObject) (a
 			defer done()
 		}
 		if !s.rings(ctx, bell, until) {
+			if errors.Is(ctx.Err(), context.Canceled) { // its spoke is gone, most likely for good
+				return nil, s.leaveTake(ctx, r, rows[0].DeadlineAt)
+			}
 			return s.taken(ctx, r, nil)
 		}
 		if r.Body.MaxCalls != nil && *r.Body.MaxCalls == 0 { // calls that it has no room for ring as well
 			s.rings(ctx, nil, time.Now().Add(time.Second))
 		}
 	}
+}
+
+// leaveTake sees to it that nobody waits for a spoke that waits no more.
+func (s *Server) leaveTake(ctx context.Context, r api.TakeCallsRequestObject, expires time.Time) error {
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+	defer cancel()
+	if err := s.db.LeaveTake(last, db.LeaveTakeParams{ID: r.SpokeId, Epoch: r.Body.Epoch, TakeExpiresAt: &expires}); err != nil {
+		s.Log.Warn("a spoke that is gone", "spoke", r.SpokeId.String(), "cause", logged(err))
+	}
+	return ctx.Err()
 }
 
 // taken opens the inputs. One that cannot be opened fails its call: nobody will ever be able to.

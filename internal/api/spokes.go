@@ -24,6 +24,7 @@ func (s *Server) RegisterSpoke(ctx context.Context, r api.RegisterSpokeRequestOb
 	if err != nil {
 		return nil, err
 	}
+	s.waiters.wake(row.ID) // a take of the connection before learns that it has ended
 	return api.RegisterSpoke200JSONResponse{
 		Body:    spoke(row),
 		Headers: api.RegisterSpoke200ResponseHeaders{ETag: etag(row.Revision), Location: "/v1/spokes/" + row.ID.String()},
@@ -72,6 +73,7 @@ func (s *Server) DisconnectSpoke(ctx context.Context, r api.DisconnectSpokeReque
 	if err != nil {
 		return nil, missing("spoke", err)
 	}
+	s.waiters.wake(row.ID)
 	return api.DisconnectSpoke200JSONResponse(spoke(row)), nil
 }
 

@@ -15,6 +15,7 @@ import (
 const (
 	batch = 1000                   // rows per transaction
 	pause = 100 * time.Millisecond // between the batches of a task
+	most  = 50                     // batches of a task in a round: then it is another's turn, and what is left is done in the next round
 )
 
 // tasks are functions of the database that know what is due, do one batch of it, and return its number of rows: 0 when nothing is due.
@@ -37,7 +38,7 @@ func Run(ctx context.Context, store *store.DB, log *slog.Logger, interval time.D
 	ended := make(chan struct{})
 	go func() { defer close(ended); runUrgent(ctx, store, log) }()
 	defer func() { <-ended }()
-	for {
+	for wait := interval + rand.N(interval/4); ; { //nolint:gosec // no secret
 		select {
 		case <-ctx.Done():
 			// What is left of the last interval. The requests are over.
@@ -47,20 +48,27 @@ func Run(ctx context.Context, store *store.DB, log *slog.Logger, interval time.D
 				log.Warn("upkeep: writing when keys were last used", "cause", err)
 			}
 			return
-		case <-time.After(interval + rand.N(interval/4)): //nolint:gosec // no secret
+		case <-time.After(wait):
 		}
-		Round(ctx, store, log)
+		wait = interval + rand.N(interval/4) //nolint:gosec // no secret
+		if Round(ctx, store, log) {
+			wait = 0
+		}
 	}
 }
 
-// Round does all that is due. What fails is logged, and tried again in the next round.
-func Round(ctx context.Context, store *store.DB, log *slog.Logger) {
+// Round does what is due, and says whether some is left for the next round. What fails is logged, and tried again then.
+func Round(ctx context.Context, store *store.DB, log *slog.Logger) (more bool) {
 	if err := store.WriteUses(ctx); err != nil && ctx.Err() == nil {
 		log.Error("upkeep: writing when keys were last used", "cause", err)
 	}
 	for name, run := range tasks {
 		var total int64
-		for ctx.Err() == nil {
+		left := false
+		for n := 0; ctx.Err() == nil; n++ {
+			if left = n == most; left {
+				break
+			}
 			var rows int64
 			err := store.Nobody(ctx, func(q *db.Queries) (err error) { rows, err = run(q, ctx, batch); return err })
 			if err != nil && ctx.Err() == nil {
@@ -76,7 +84,9 @@ func Round(ctx context.Context, store *store.DB, log *slog.Logger) {
 			}
 		}
 		if total > 0 {
-			log.Info("upkeep: "+name, "rows", total)
+			log.Info("upkeep: "+name, "rows", total, "left", left)
 		}
+		more = more || left
 	}
+	return more
 }

@@ -23,7 +23,6 @@ DROP FUNCTION check_call_parent();
 DROP FUNCTION sign_call();
 DROP FUNCTION clean_call();
 ALTER TABLE retention_policies DROP COLUMN call_payload_limit, DROP COLUMN call_payload_days, DROP COLUMN call_days;
-DROP FUNCTION clean_json(jsonb, text[], integer);
 DROP FUNCTION truncate_json(jsonb, integer);
 DROP FUNCTION redact_json(jsonb, text, text[]);
 DROP FUNCTION paths_below(text[], text);

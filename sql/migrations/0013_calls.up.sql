@@ -106,7 +106,7 @@ DECLARE
 BEGIN
     IF jsonb_typeof(p_value) = 'object' THEN
         -- {"name": "Authorization", "value": "..."}, as headers and variables are often written.
-        v_named := p_value ? 'value' AND public.bare_name(coalesce(p_value ->> 'name', p_value ->> 'header')) ~ p_pattern;
+        v_named := p_value ? 'value' AND EXISTS (SELECT FROM unnest(ARRAY['name', 'key', 'header', 'variable']) n WHERE public.bare_name(p_value ->> n) ~ p_pattern);
         RETURN (
             SELECT coalesce(jsonb_object_agg(e.key, CASE
                 WHEN '' = ANY (e.below) THEN public.redacted(e.value)
@@ -148,11 +148,6 @@ BEGIN
         'preview', convert_from(substring(v_bytes FROM 1 FOR v_cut), 'UTF8')));
 END $$;
 COMMENT ON FUNCTION truncate_json(jsonb, integer) IS 'W18: a value whose text has more bytes than the limit becomes a marker with the text''s size, SHA-256 and first 1,024 bytes, cut between characters.';
-
-CREATE FUNCTION clean_json(p_value jsonb, p_paths text[], p_limit integer) RETURNS jsonb
-LANGUAGE sql STABLE SET search_path = pg_catalog, public, pg_temp
-RETURN truncate_json(redact_json(p_value, sensitive_pattern(), p_paths), p_limit);
-COMMENT ON FUNCTION clean_json(jsonb, text[], integer) IS 'W08, W18: first redacted, then truncated: a preview holds no secret.';
 
 
 -- How long ------------------------------------------------------------------------------------------------------
@@ -197,6 +192,7 @@ CREATE TABLE calls (
     error_code          text,
     ended_by            text,
     stop_pending        boolean     NOT NULL DEFAULT false,
+    stop_told_at        timestamptz,
     deadline_at         timestamptz,
     dispatched_at       timestamptz,
     dispatch_expires_at timestamptz,
@@ -253,6 +249,7 @@ COMMENT ON COLUMN calls.error IS 'W08, W18: details, as they may be kept. String
 COMMENT ON COLUMN calls.error_code IS 'What went wrong, in a word: deadline_exceeded, spoke_lost, parent_ended, or the operation''s own.';
 COMMENT ON COLUMN calls.ended_by IS 'spoke; caller, who aborted it; deadline; parent, that ended first; spoke_loss; recorder, of a call that is recorded.';
 COMMENT ON COLUMN calls.stop_pending IS 'Whether its spoke is still to be told that it ended.';
+COMMENT ON COLUMN calls.stop_told_at IS 'When it was told first. It is told twice, for an answer may get lost.';
 COMMENT ON COLUMN calls.dispatch_expires_at IS 'Until when its spoke must have started it: else it is given out again.';
 COMMENT ON COLUMN calls.payloads_expired_at IS 'W09: when its payloads went.';
 COMMENT ON COLUMN calls.storage_url IS 'W18: reserved for payloads in object storage.';
@@ -282,21 +279,30 @@ COMMENT ON INDEX calls_started_at_idx IS 'S17';
 
 CREATE FUNCTION clean_call() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    v_new     boolean := TG_OP = 'INSERT';
+    v_pattern text;
 BEGIN
-    IF TG_OP = 'INSERT' THEN
+    IF v_new THEN
         NEW.payload_limit := coalesce(NEW.payload_limit, (SELECT r.call_payload_limit FROM retention_policies r WHERE r.org_id = NEW.org_id), 10240);
+    ELSIF (NEW.input, NEW.output, NEW.error, NEW.metadata) IS NOT DISTINCT FROM (OLD.input, OLD.output, OLD.error, OLD.metadata) THEN
+        RETURN NEW;
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.input IS DISTINCT FROM OLD.input THEN
-        NEW.input := clean_json(NEW.input, NEW.redact_paths, NEW.payload_limit);
+    IF num_nonnulls(NEW.input, NEW.output, NEW.error, nullif(NEW.metadata, '{}')) > 0 THEN
+        v_pattern := sensitive_pattern();
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.output IS DISTINCT FROM OLD.output THEN
-        NEW.output := clean_json(NEW.output, NEW.redact_paths, NEW.payload_limit);
+    -- First redacted, then truncated: a preview holds no secret.
+    IF NEW.input IS NOT NULL AND (v_new OR NEW.input IS DISTINCT FROM OLD.input) THEN
+        NEW.input := truncate_json(redact_json(NEW.input, v_pattern, NEW.redact_paths), NEW.payload_limit);
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.error IS DISTINCT FROM OLD.error THEN
-        NEW.error := clean_json(NEW.error, NEW.redact_paths, NEW.payload_limit);
+    IF NEW.output IS NOT NULL AND (v_new OR NEW.output IS DISTINCT FROM OLD.output) THEN
+        NEW.output := truncate_json(redact_json(NEW.output, v_pattern, NEW.redact_paths), NEW.payload_limit);
     END IF;
-    IF TG_OP = 'INSERT' OR NEW.metadata IS DISTINCT FROM OLD.metadata THEN
-        NEW.metadata := clean_json(NEW.metadata, NEW.redact_paths, NEW.payload_limit);
+    IF NEW.error IS NOT NULL AND (v_new OR NEW.error IS DISTINCT FROM OLD.error) THEN
+        NEW.error := truncate_json(redact_json(NEW.error, v_pattern, NEW.redact_paths), NEW.payload_limit);
+    END IF;
+    IF NEW.metadata <> '{}' AND (v_new OR NEW.metadata IS DISTINCT FROM OLD.metadata) THEN
+        NEW.metadata := truncate_json(redact_json(NEW.metadata, v_pattern, NEW.redact_paths), NEW.payload_limit);
     END IF;
     RETURN NEW;
 END $$;
@@ -495,9 +501,17 @@ BEGIN
     LOOP
         v_spoke := NULL;
         IF v_call.status <> 'running' OR v_call.attempts < v_call.max_attempts THEN
-            v_spoke := CASE
-                WHEN NEW.status <> 'disconnected' THEN NEW.id -- it is back, as another connection
-                WHEN NOT v_call.pinned THEN pick_spoke(NEW.org_id, split_part(v_call.operation, '.', 1), substr(v_call.operation, strpos(v_call.operation, '.') + 1), NEW.id) END;
+            IF NEW.status <> 'disconnected' THEN
+                v_spoke := NEW.id; -- it is back, as another connection
+            ELSIF NOT v_call.pinned THEN
+                LOOP
+                    v_spoke := pick_spoke(NEW.org_id, split_part(v_call.operation, '.', 1), substr(v_call.operation, strpos(v_call.operation, '.') + 1), NEW.id);
+                    -- With a lock, as enqueue_call: whoever disconnects that one waits, and then finds the call. It may have gone just now.
+                    EXIT WHEN v_spoke IS NULL;
+                    PERFORM FROM spokes s WHERE (s.org_id, s.id) = (NEW.org_id, v_spoke) AND s.status = 'connected' FOR SHARE;
+                    EXIT WHEN FOUND;
+                END LOOP;
+            END IF;
         END IF;
         IF v_spoke IS NULL THEN
             UPDATE calls c SET status = 'failed', error_code = 'spoke_lost', ended_by = 'spoke_loss', ended_at = clock_timestamp()
@@ -591,12 +605,12 @@ BEGIN
     END IF;
     UPDATE spokes s SET status = 'connected', lease_expires_at = greatest(s.lease_expires_at, now() + make_interval(secs => s.lease_seconds + p_wait_seconds)),
         take_expires_at = now() + make_interval(secs => p_wait_seconds + 2)
-    WHERE s.org_id = current_org_id() AND s.id = p_spoke_id;
+    WHERE s.org_id = current_org_id() AND s.id = p_spoke_id RETURNING s.take_expires_at INTO deadline_at;
     held := true;
     RETURN NEXT;
     RETURN QUERY
-        UPDATE calls c SET stop_pending = false
-        WHERE c.org_id = current_org_id() AND c.spoke_id = p_spoke_id AND c.stop_pending
+        UPDATE calls c SET stop_pending = c.stop_told_at IS NULL, stop_told_at = now()
+        WHERE c.org_id = current_org_id() AND c.spoke_id = p_spoke_id AND c.stop_pending AND (c.stop_told_at IS NULL OR c.stop_told_at < now() - interval '5 seconds')
         RETURNING false, true, c.id, c.operation, c.attempts, NULL::uuid, NULL::uuid, NULL::uuid, NULL::jsonb, NULL::jsonb, NULL::timestamptz, NULL::integer, NULL::bytea;
     RETURN QUERY
         WITH queued AS MATERIALIZED (
@@ -613,7 +627,7 @@ BEGIN
         RETURNING false, false, c.id, c.operation, c.attempts + 1, c.parent_id, c.session_id, c.caller_account_id, c.identity, c.metadata, c.deadline_at, z.key_version, z.ciphertext;
 END $$;
 COMMENT ON FUNCTION take_calls(uuid, integer, integer, bigint, integer) IS
-    'A spoke''s take: first a row that says that the connection holds, then calls that it must stop, then calls for it, up to so many and so many bytes. It is a heartbeat as well, for as long as the take waits.';
+    'A spoke''s take: first a row that says that the connection holds, and until when the take does, then calls that it must stop, then calls for it, up to so many and so many bytes. It is a heartbeat as well, for as long as the take waits.';
 
 CREATE FUNCTION step_call(p_call_id uuid, p_spoke_id uuid, p_epoch integer, p_status text, p_output jsonb, p_error jsonb, p_error_code text, p_key_version integer, p_ciphertext bytea)
 RETURNS SETOF calls
@@ -675,7 +689,7 @@ CREATE FUNCTION find_work(p_org_ids uuid[], p_ids uuid[]) RETURNS SETOF uuid
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
     SELECT w.id FROM unnest(p_org_ids, p_ids) w(org_id, id)
     WHERE EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.status = 'pending')
-       OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.stop_pending)
+       OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.spoke_id = w.id AND c.stop_pending AND (c.stop_told_at IS NULL OR c.stop_told_at < now() - interval '5 seconds'))
        OR EXISTS (SELECT FROM calls c WHERE c.org_id = w.org_id AND c.id = w.id AND c.ended_at IS NOT NULL)
 $$;
 COMMENT ON FUNCTION find_work(uuid[], uuid[]) IS 'Of spokes and calls that somebody waits for, those with something to take, and those that ended: one look for all who wait on a server.';
@@ -714,29 +728,18 @@ COMMENT ON FUNCTION sweep_calls(integer) IS 'Fails calls whose deadline has pass
 CREATE FUNCTION purge_calls(p_rows integer) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
-    v_policy retention_policies;
-    v_count  bigint;
-    v_last   uuid;
+    v_policy   retention_policies;
+    v_calls    uuid; -- Ids are times (C02). As variables, so that they bound the scan of an index: hub_uuidv7_at is volatile.
+    v_payloads uuid;
+    v_count    bigint;
+    v_last     uuid;
 BEGIN
     PERFORM set_config('hub.actor_source', 'worker', true);
     FOR v_policy IN SELECT * FROM retention_policies r WHERE coalesce(r.call_payload_days, r.call_days) IS NOT NULL ORDER BY r.org_id LOOP
-        -- Payloads earlier than skeletons. Ids are times (C02).
-        UPDATE calls c SET input = NULL, output = NULL, error = NULL, metadata = '{}', payloads_expired_at = now()
-        WHERE c.org_id = v_policy.org_id AND c.id IN (
-            SELECT d.id FROM calls d
-            WHERE d.org_id = v_policy.org_id AND d.payloads_expired_at IS NULL
-              AND d.id < hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_payload_days)) * 4096000)::bigint)
-              AND d.ended_at IS NOT NULL
-            ORDER BY d.id LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED);
-        GET DIAGNOSTICS v_count = ROW_COUNT;
-        IF v_count > 0 THEN
-            PERFORM append_audit(v_policy.org_id, 'call.expire_payloads', 'call', NULL, jsonb_build_object('calls', v_count));
-            RETURN v_count;
-        END IF;
+        v_calls := CASE WHEN v_policy.call_days IS NOT NULL THEN hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_days)) * 4096000)::bigint) END;
+        v_payloads := CASE WHEN v_policy.call_payload_days IS NOT NULL THEN hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_payload_days)) * 4096000)::bigint) END;
         WITH due AS (
-            SELECT d.id FROM calls d
-            WHERE d.org_id = v_policy.org_id AND d.id < hub_uuidv7_at((extract(epoch FROM now() - make_interval(days => v_policy.call_days)) * 4096000)::bigint)
-            ORDER BY d.id LIMIT p_rows FOR UPDATE SKIP LOCKED
+            SELECT d.id FROM calls d WHERE d.org_id = v_policy.org_id AND d.id < v_calls ORDER BY d.id LIMIT p_rows FOR UPDATE SKIP LOCKED
         ), gone AS (
             DELETE FROM calls c USING due WHERE c.org_id = v_policy.org_id AND c.id = due.id RETURNING c.id
         )
@@ -745,10 +748,23 @@ BEGIN
             PERFORM append_audit(v_policy.org_id, 'call.purge', 'call', NULL, jsonb_build_object('calls', v_count, 'through', v_last));
             RETURN v_count;
         END IF;
+        WITH due AS (
+            SELECT d.id FROM calls d
+            WHERE d.org_id = v_policy.org_id AND d.payloads_expired_at IS NULL AND d.id < v_payloads AND d.ended_at IS NOT NULL
+            ORDER BY d.id LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED
+        ), bare AS (
+            UPDATE calls c SET input = NULL, output = NULL, error = NULL, metadata = '{}', payloads_expired_at = now()
+            FROM due WHERE c.org_id = v_policy.org_id AND c.id = due.id RETURNING c.id
+        )
+        SELECT count(*), max(b.id::text)::uuid INTO v_count, v_last FROM bare b;
+        IF v_count > 0 THEN
+            PERFORM append_audit(v_policy.org_id, 'call.expire_payloads', 'call', NULL, jsonb_build_object('calls', v_count, 'through', v_last));
+            RETURN v_count;
+        END IF;
     END LOOP;
     RETURN 0;
 END $$;
-COMMENT ON FUNCTION purge_calls(integer) IS 'W09: one batch of what an organisation no longer keeps: payloads first, then calls. Rows that somebody writes are passed over. Each batch is on record. Returns how many; 0 when nothing is due.';
+COMMENT ON FUNCTION purge_calls(integer) IS 'W09: one batch of what an organisation no longer keeps: whole calls, then the payloads of younger ones. Rows that somebody writes are passed over. Each batch is on record. Returns how many; 0 when nothing is due.';
 
 CREATE FUNCTION purge_call_payloads(p_rows integer) RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
@@ -799,7 +815,7 @@ GRANT SELECT ON call_statuses, call_status_transitions, call_edge_types, sensiti
 GRANT SELECT ON calls TO hub_app;
 GRANT INSERT (org_id, id, request_id, routed, operation, kind, status, parent_id, session_id, spoke_id, pinned, max_attempts, redact_paths, payload_limit, input, output, error, error_code,
               ended_by, deadline_at, started_at, ended_at, metadata),
-      UPDATE (routed, kind, status, spoke_epoch, attempts, input, output, error, error_code, ended_by, stop_pending, dispatched_at, dispatch_expires_at, started_at, ended_at, metadata) ON calls TO hub_app;
+      UPDATE (routed, kind, status, spoke_epoch, attempts, input, output, error, error_code, ended_by, stop_pending, stop_told_at, dispatched_at, dispatch_expires_at, started_at, ended_at, metadata) ON calls TO hub_app;
 GRANT SELECT, INSERT (org_id, source_call_id, target_call_id, type) ON call_edge_rows TO hub_app;
 GRANT SELECT ON call_edges TO hub_app;
 GRANT SELECT, DELETE, INSERT (org_id, call_id, direction, key_version, ciphertext) ON call_payloads TO hub_app;

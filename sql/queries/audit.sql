@@ -32,10 +32,14 @@ LIMIT @row_limit;
 SELECT * FROM verify_audit_chain(audit_chain_of(@platform));
 
 -- name: GetRetentionPolicy :one
-SELECT * FROM retention_policies WHERE org_id = current_org_id();
+-- With how far the removal of calls has come.
+SELECT sqlc.embed(r),
+       coalesce((SELECT c.created_at FROM calls c WHERE c.org_id = r.org_id ORDER BY c.id LIMIT 1), 'epoch')::timestamptz AS oldest_call_at,
+       coalesce((SELECT c.created_at FROM calls c WHERE c.org_id = r.org_id AND c.payloads_expired_at IS NULL ORDER BY c.id LIMIT 1), 'epoch')::timestamptz AS oldest_payloads_at
+FROM retention_policies r WHERE r.org_id = current_org_id();
 
 -- name: SetRetentionPolicy :one
-UPDATE retention_policies SET
+UPDATE retention_policies r SET
     audit_days = CASE WHEN @set_audit_days::boolean THEN sqlc.narg('audit_days') ELSE audit_days END,
     session_days = CASE WHEN @set_session_days::boolean THEN sqlc.narg('session_days') ELSE session_days END,
     call_days  = CASE WHEN @set_call_days::boolean THEN sqlc.narg('call_days') ELSE call_days END,
@@ -44,4 +48,6 @@ UPDATE retention_policies SET
     metadata   = jsonb_merge_patch(metadata, sqlc.narg('metadata_patch')::jsonb)
 WHERE org_id = current_org_id()
   AND revision = coalesce(sqlc.narg('if_match')::integer, revision)
-RETURNING *;
+RETURNING sqlc.embed(r),
+       coalesce((SELECT c.created_at FROM calls c WHERE c.org_id = r.org_id ORDER BY c.id LIMIT 1), 'epoch')::timestamptz AS oldest_call_at,
+       coalesce((SELECT c.created_at FROM calls c WHERE c.org_id = r.org_id AND c.payloads_expired_at IS NULL ORDER BY c.id LIMIT 1), 'epoch')::timestamptz AS oldest_payloads_at;

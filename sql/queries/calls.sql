@@ -13,6 +13,11 @@ SELECT coalesce(held, false)::boolean AS held, coalesce(stopped, false)::boolean
        coalesce(deadline_at, 'epoch')::timestamptz AS deadline_at, coalesce(key_version, 0)::integer AS key_version, coalesce(ciphertext, '')::bytea AS ciphertext
 FROM take_calls(@spoke_id, @epoch, @max_calls, @max_bytes, @wait_seconds);
 
+-- name: LeaveTake :exec
+-- Whose take was cut off is not ready, and lives for no longer than its lease, unless it takes again by now.
+UPDATE spokes SET take_expires_at = NULL, lease_expires_at = least(lease_expires_at, now() + make_interval(secs => lease_seconds))
+WHERE org_id = current_org_id() AND id = @id AND epoch = @epoch AND take_expires_at = @take_expires_at;
+
 -- name: StepCall :one
 SELECT * FROM step_call(@id, @spoke_id, @epoch, @status, sqlc.narg('output')::jsonb, sqlc.narg('error')::jsonb, sqlc.narg('error_code')::text, sqlc.narg('key_version')::integer, sqlc.narg('ciphertext')::bytea);
 
