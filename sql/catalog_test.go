@@ -282,7 +282,7 @@ func TestX01_DefinerFunctionsAreFenced(t *testing.T) {
 // notAudited are the tables whose changes leave no audit entry, and why.
 var notAudited = map[string]string{
 	"audit_chains": "the log itself", "audit_logs": "the log itself", "idempotency_keys": "answers that are kept for a day; what was done is on record by itself",
-	"projects": "the work", "sessions": "the work", "messages": "the work", "parts": "the work", "part_deltas": "the work", "search_entries": "the work, as search reads it",
+	"projects": "the work", "workspaces": "the work", "sessions": "the work", "messages": "the work", "parts": "the work", "part_deltas": "the work", "search_entries": "the work, as search reads it",
 	"pending_events": "the feed, which tells of what has changed", "event_heads": "the feed", "events": "the feed",
 	"tasks": "the work", "task_dependencies": "the work", "task_notes": "the work", "mappings": "the work", "task_status_changes": "a log itself",
 	"spokes": "the work", "operation_specs": "the work", "calls": "the work", "call_edge_rows": "the work", "call_payloads": "the work",

@@ -113,6 +113,7 @@ var arguments = map[string]string{
 	"max_calls": "5", "max_bytes": "1000", "wait_seconds": "0", "call_id": "@call", "operation": "NULL", "caller_account_id": "NULL", "redact_paths": "'{}'",
 	"payload_limit": "NULL", "ended_by": "NULL", "started_at": "now()", "ended_at": "NULL", "max_depth": "20", "target_call_ids": "ARRAY[@child_call]::uuid[]", "source_call_id": "@call", "after_source": "@zero", "after_target": "@zero",
 	"after_type": "''", "set_call_days": "false", "call_days": "NULL", "set_call_payload_days": "false", "call_payload_days": "NULL", "call_payload_limit": "NULL",
+	"workspace_id": "NULL", "branch": "NULL", "set_branch": "false",
 	"spoke_id": "@spoke", "epoch": "1", "operations": "'[]'", "namespace": "NULL",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
@@ -173,9 +174,10 @@ var argumentsOf = map[string]map[string]string{
 	"ExtendClaim": {"id": "@task"}, "EndClaim": {"id": "@task", "status": "'completed'", "task_status": "'completed'"}, "SetTaskAside": {"id": "@task", "from_statuses": "'{pending}'", "to_status": "'blocked'"}, "LockProjectOfTask": {"id": "@task"},
 	"ListTasks": {"project_id": "@project"}, "ClaimNextTask": {"project_id": "@project"}, "ListTasksForSync": {"project_id": "@project"}, "ListDependencyEdges": {"project_id": "@project"},
 	"ListTaskFiles": {"project_id": "@project"}, "ListTaskGraph": {"project_id": "@project"}, "RemoveDependencies": {"project_id": "@project"}, "AddDependenciesOfTasks": {"project_id": "@project"},
-	"ListMappings": {"project_id": "@project"}, "LockProject": {"id": "@project"}, "CreateTask": {"project_id": "@project", "slug": "'x'", "body": "''"}, "LockTasks": {"project_id": "@project", "ids": "ARRAY[@task]::uuid[]"},
+	"ListMappings": {"project_id": "@project", "spoke_id": "NULL"}, "LockProject": {"id": "@project"}, "CreateTask": {"project_id": "@project", "slug": "'x'", "body": "''"}, "LockTasks": {"project_id": "@project", "ids": "ARRAY[@task]::uuid[]"},
 	"ArchiveTasks": {"project_id": "@project", "ids": "ARRAY[@task]::uuid[]"}, "CreateTasksFromFiles": {"project_id": "@project", "tasks": "'[]'"}, "UpdateTasksFromFiles": {"project_id": "@project", "tasks": "'[]'"}, "GetMapping": {"id": "@mapping"},
-	"LockProjectOfMapping": {"id": "@mapping"}, "EndMapping": {"id": "@mapping", "status": "'failed'"}, "CreateDelegation": {"parent_session_id": "@session"},
+	"EndMapping": {"id": "@mapping", "status": "'failed'"}, "CreateMapping": {"kind": "'placement'", "workspace_id": "@workspace"},
+	"CreateWorkspace": {"project_id": "@project", "path": "'/x'"}, "GetWorkspace": {"id": "@workspace"}, "ListWorkspaces": {"project_id": "@project", "name": "NULL"}, "UpdateWorkspace": {"id": "@workspace", "name": "'y'", "path": "NULL"}, "DeleteWorkspace": {"id": "@workspace"},
 }
 
 // query is one of sql/queries.
@@ -299,7 +301,7 @@ func TestX09_ClaimingAKeyUsesTheIndex(t *testing.T) {
 	}
 }
 
-var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(calls|spokes|operation_specs|call_payloads|call_edge_rows|sessions|messages|parts|part_deltas|events|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations|tasks|task_dependencies|task_notes|task_status_changes|mappings)\b`)
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(calls|spokes|operation_specs|call_payloads|call_edge_rows|sessions|messages|parts|part_deltas|events|projects|workspaces|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations|tasks|task_dependencies|task_notes|task_status_changes|mappings)\b`)
 
 // onlyCustomPlans are queries whose generic plan, which PostgreSQL turns to after five executions, reads more than they ask for.
 // They run in store.Tx, which has its statements planned for their arguments.
@@ -360,6 +362,9 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 		{"ListMessages", "after_id", "@message", "messages_session_id_id_key"},
 		{"ListMessages", "after_id", "@message", "parts_message_id_idx"},
 		{"GetMessage", "message_id", "@message", "parts_message_id_idx"},
+		{"ListWorkspaces", "row_limit", "50", "workspaces_name_key"},
+		{"ListMappings", "spoke_id", "@spoke", "mappings_"},
+		{"ListMappings", "workspace_id", "@workspace", "mappings_"},
 		{"ListEvents", "after_position", "10", "events_pkey"},
 
 		{"GetMe", "", "", "api_keys_pkey"},

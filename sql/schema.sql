@@ -767,14 +767,22 @@ CREATE FUNCTION public.begin_mapping() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    v_session sessions;
-    v_task    tasks;
+    v_session      sessions;
+    v_task         tasks;
+    v_spoke_status text;
 BEGIN
     NEW.lease_expires_at := clock_timestamp() + make_interval(secs => NEW.lease_seconds);
     -- A session that ends meanwhile waits for us, and then ends this mapping too.
     SELECT * INTO v_session FROM sessions s WHERE (s.org_id, s.id) = (NEW.org_id, NEW.session_id) FOR SHARE;
     IF v_session.run_state = 'ended' OR v_session.archived_at IS NOT NULL OR v_session.deleted_at IS NOT NULL THEN
         PERFORM raise_rule('mappings_session_over', 'The session is over.');
+    END IF;
+    IF NEW.spoke_id IS NOT NULL THEN
+        -- A spoke that disconnects meanwhile waits for us, and then ends this mapping too.
+        SELECT s.status INTO v_spoke_status FROM spokes s WHERE (s.org_id, s.id) = (NEW.org_id, NEW.spoke_id) FOR SHARE;
+        IF v_spoke_status = 'disconnected' THEN
+            PERFORM raise_rule('mappings_spoke_disconnected', 'The spoke is disconnected: nothing runs there.');
+        END IF;
     END IF;
     IF NEW.kind = 'assignment' THEN
         SELECT * INTO v_task FROM tasks t WHERE (t.org_id, t.project_id, t.id) = (NEW.org_id, NEW.project_id, NEW.task_id) FOR NO KEY UPDATE;
@@ -791,7 +799,7 @@ END $$;
 
 -- Name: FUNCTION begin_mapping(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.begin_mapping() IS 'W11, X04: only a ready task is claimed, by a session that is not over. hub_system''s, because it locks rows that its caller could not lock.';
+COMMENT ON FUNCTION public.begin_mapping() IS 'W11, X04, W20: only a ready task is claimed, by a session that is not over; and no session is placed on a spoke that is gone. hub_system''s, because it locks rows that its caller could not lock.';
 
 -- Name: bootstrap_hub(text, text, text, bytea, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1315,6 +1323,8 @@ CREATE TABLE public.mappings (
     session_id uuid NOT NULL,
     parent_session_id uuid,
     task_id uuid,
+    spoke_id uuid,
+    workspace_id uuid,
     status text DEFAULT 'active'::text NOT NULL,
     reason text DEFAULT ''::text NOT NULL,
     lease_seconds integer,
@@ -1326,28 +1336,36 @@ CREATE TABLE public.mappings (
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT mappings_ended_has_time_check CHECK (((status = 'active'::text) = (ended_at IS NULL))),
     CONSTRAINT mappings_id_version_check CHECK (public.is_uuidv7(id)),
-    CONSTRAINT mappings_kind_columns_check CHECK (
-CASE kind
-    WHEN 'assignment'::text THEN ((task_id IS NOT NULL) AND (parent_session_id IS NULL) AND (lease_seconds IS NOT NULL) AND (lease_expires_at IS NOT NULL))
-    WHEN 'delegation'::text THEN ((task_id IS NULL) AND (parent_session_id IS NOT NULL) AND (lease_seconds IS NULL) AND (lease_expires_at IS NULL))
-    ELSE false
-END),
+    CONSTRAINT mappings_kind_check CHECK ((kind = ANY (ARRAY['assignment'::text, 'delegation'::text, 'placement'::text]))),
     CONSTRAINT mappings_lease_length_check CHECK (((lease_seconds >= 1) AND (lease_seconds <= 86400))),
+    CONSTRAINT mappings_lease_of_assignment_check CHECK ((((kind = 'assignment'::text) = (lease_seconds IS NOT NULL)) AND ((lease_seconds IS NULL) = (lease_expires_at IS NULL)))),
     CONSTRAINT mappings_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT mappings_not_own_parent_check CHECK ((parent_session_id <> session_id)),
+    CONSTRAINT mappings_parent_of_delegation_check CHECK (((kind = 'delegation'::text) = (parent_session_id IS NOT NULL))),
     CONSTRAINT mappings_reason_length_check CHECK ((char_length(reason) <= 2000)),
-    CONSTRAINT mappings_status_check CHECK ((status = ANY (ARRAY['active'::text, 'completed'::text, 'failed'::text, 'aborted'::text])))
+    CONSTRAINT mappings_spoke_of_placement_check CHECK (((kind = 'placement'::text) OR (spoke_id IS NULL))),
+    CONSTRAINT mappings_status_check CHECK ((status = ANY (ARRAY['active'::text, 'completed'::text, 'failed'::text, 'aborted'::text]))),
+    CONSTRAINT mappings_task_of_assignment_check CHECK (((kind = 'assignment'::text) = (task_id IS NOT NULL))),
+    CONSTRAINT mappings_workspace_of_placement_check CHECK (((kind = 'placement'::text) OR (workspace_id IS NULL)))
 );
 
 ALTER TABLE ONLY public.mappings FORCE ROW LEVEL SECURITY;
 
 -- Name: TABLE mappings; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.mappings IS 'W20: ties a session to what its kind says. assignment: works on a task, under a lease. delegation: works for a parent session.';
+COMMENT ON TABLE public.mappings IS 'W20: ties a session to what its kind says. assignment: works on a task, under a lease. delegation: works for a parent session. placement: runs on a spoke, in a workspace.';
 
 -- Name: COLUMN mappings.project_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.mappings.project_id IS 'S13: its session''s, its task''s and its parent session''s. Immutable.';
+COMMENT ON COLUMN public.mappings.project_id IS 'S13: its session''s, its task''s, its parent session''s and its workspace''s. Immutable.';
+
+-- Name: COLUMN mappings.spoke_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.mappings.spoke_id IS 'Where the session runs. NULL once the spoke is deleted, and for a placement in a workspace alone.';
+
+-- Name: COLUMN mappings.workspace_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.mappings.workspace_id IS 'In what it works. NULL once the workspace is deleted, and for a placement on a spoke alone.';
 
 -- Name: COLUMN mappings.reason; Type: COMMENT; Schema: public; Owner: -
 
@@ -1369,13 +1387,29 @@ COMMENT ON COLUMN public.mappings.revision IS 'Counts changes of everything but 
 
 COMMENT ON CONSTRAINT mappings_id_version_check ON public.mappings IS 'C02';
 
--- Name: CONSTRAINT mappings_kind_columns_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+-- Name: CONSTRAINT mappings_lease_of_assignment_check ON mappings; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT mappings_kind_columns_check ON public.mappings IS 'W20';
+COMMENT ON CONSTRAINT mappings_lease_of_assignment_check ON public.mappings IS 'W20: what an assignment has, and nothing else.';
 
 -- Name: CONSTRAINT mappings_metadata_check ON mappings; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT mappings_metadata_check ON public.mappings IS 'W01';
+
+-- Name: CONSTRAINT mappings_parent_of_delegation_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_parent_of_delegation_check ON public.mappings IS 'W20: what a delegation has, and nothing else.';
+
+-- Name: CONSTRAINT mappings_spoke_of_placement_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_spoke_of_placement_check ON public.mappings IS 'W20: only a placement has one. That it has a place at all is mappings_placement_has_place''s: a later SET NULL must pass.';
+
+-- Name: CONSTRAINT mappings_task_of_assignment_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_task_of_assignment_check ON public.mappings IS 'W20: what an assignment has, and nothing else.';
+
+-- Name: CONSTRAINT mappings_workspace_of_placement_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_workspace_of_placement_check ON public.mappings IS 'W20: as mappings_spoke_of_placement_check.';
 
 -- Name: task_dependencies; Type: TABLE; Schema: public; Owner: -
 
@@ -1891,6 +1925,55 @@ CREATE FUNCTION public.covers_scope(p_scope text) RETURNS boolean
 
 COMMENT ON FUNCTION public.covers_scope(p_scope text) IS 'Whether the calling key covers a scope of the organisation.';
 
+-- Name: mapping_details; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.mapping_details WITH (security_invoker='true') AS
+ SELECT m.org_id,
+    m.id,
+    m.kind,
+    m.project_id,
+    m.session_id,
+    m.parent_session_id,
+    m.task_id,
+    t.slug AS task_slug,
+    t.name AS task_name,
+    m.spoke_id,
+    m.workspace_id,
+    m.status,
+    m.reason,
+    m.lease_seconds,
+    m.lease_expires_at,
+    m.ended_at,
+    m.metadata,
+    m.revision,
+    m.created_at,
+    m.updated_at
+   FROM (public.mappings m
+     LEFT JOIN public.tasks t ON (((t.org_id = m.org_id) AND (t.id = m.task_id))));
+
+-- Name: VIEW mapping_details; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.mapping_details IS 'C06: mappings with their task''s names as they are now.';
+
+-- Name: create_mapping(text, uuid, uuid, uuid, uuid, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.create_mapping(p_kind text, p_session_id uuid, p_parent_session_id uuid, p_spoke_id uuid, p_workspace_id uuid, p_metadata jsonb) RETURNS SETOF public.mapping_details
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_id uuid;
+BEGIN
+    INSERT INTO mappings (org_id, kind, project_id, session_id, parent_session_id, spoke_id, workspace_id, metadata)
+    SELECT s.org_id, p_kind, s.project_id, s.id, p_parent_session_id, p_spoke_id, p_workspace_id, p_metadata FROM sessions s WHERE (s.org_id, s.id) = (current_org_id(), p_session_id)
+    RETURNING mappings.id INTO v_id;
+    RETURN QUERY SELECT * FROM mapping_details d WHERE (d.org_id, d.id) = (current_org_id(), v_id);
+END $$;
+
+-- Name: FUNCTION create_mapping(p_kind text, p_session_id uuid, p_parent_session_id uuid, p_spoke_id uuid, p_workspace_id uuid, p_metadata jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.create_mapping(p_kind text, p_session_id uuid, p_parent_session_id uuid, p_spoke_id uuid, p_workspace_id uuid, p_metadata jsonb) IS 'W20: a delegation or a placement, in its session''s project, with its caller''s rights. No row where there is no such session.';
+
 -- Name: organizations; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.organizations (
@@ -2137,6 +2220,23 @@ END $$;
 
 COMMENT ON FUNCTION public.end_claim(p_task_id uuid, p_mapping_id uuid, p_status text, p_task_status public.task_status, p_reason text) IS 'W11: ends an assignment, and with it moves the task. The mapping''s id is the fence: whoever lost the lease cannot end the next one''s work.';
 
+-- Name: end_mapping(uuid, text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.end_mapping(p_id uuid, p_status text, p_reason text) RETURNS SETOF public.mapping_details
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- First, for the end of a task changes the counts of others.
+    PERFORM FROM projects p WHERE (p.org_id, p.id) = (SELECT m.org_id, m.project_id FROM mappings m WHERE (m.org_id, m.id) = (current_org_id(), p_id)) FOR NO KEY UPDATE;
+    UPDATE mappings m SET status = p_status, reason = p_reason WHERE (m.org_id, m.id) = (current_org_id(), p_id);
+    RETURN QUERY SELECT * FROM mapping_details d WHERE (d.org_id, d.id) = (current_org_id(), p_id);
+END $$;
+
+-- Name: FUNCTION end_mapping(p_id uuid, p_status text, p_reason text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.end_mapping(p_id uuid, p_status text, p_reason text) IS 'S14: ends a mapping, with its caller''s rights. No row where there is none.';
+
 -- Name: end_mappings_of_row(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.end_mappings_of_row() RETURNS trigger
@@ -2157,6 +2257,22 @@ END $$;
 -- Name: FUNCTION end_mappings_of_row(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.end_mappings_of_row() IS 'W11: a session that ends, is archived or is marked as deleted, and a task that is archived, end what they are mapped to.';
+
+-- Name: end_placements(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.end_placements() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    UPDATE mappings m SET status = 'aborted', reason = 'The spoke disconnected.'
+    WHERE m.org_id = NEW.org_id AND m.spoke_id = NEW.id AND m.status = 'active';
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION end_placements(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.end_placements() IS 'W20: nothing runs on a spoke that is gone for good, and its sessions are free to be placed elsewhere.';
 
 -- Name: enqueue_call(uuid, uuid, integer, boolean, text, uuid, uuid, integer, jsonb, jsonb, integer, bytea); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4104,6 +4220,29 @@ END $$;
 
 COMMENT ON FUNCTION public.refuse_other_key_successor() IS 'A rotated key keeps its successor for as long as there is one.';
 
+-- Name: refuse_other_place(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_other_place() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- ON DELETE SET NULL comes after the target is gone: nobody else can bring that about.
+    IF NEW.spoke_id IS DISTINCT FROM OLD.spoke_id AND (NEW.spoke_id IS NOT NULL OR EXISTS (SELECT FROM spokes s WHERE (s.org_id, s.id) = (OLD.org_id, OLD.spoke_id)))
+       OR NEW.workspace_id IS DISTINCT FROM OLD.workspace_id AND (NEW.workspace_id IS NOT NULL OR EXISTS (SELECT FROM workspaces w WHERE (w.org_id, w.id) = (OLD.org_id, OLD.workspace_id))) THEN
+        PERFORM raise_rule(TG_NAME, 'A placement keeps its spoke and its workspace.');
+    END IF;
+    IF NEW.spoke_id IS NULL AND NEW.workspace_id IS NULL AND NEW.status = 'active' THEN
+        NEW.status := 'aborted';
+        NEW.reason := 'Its place is gone.';
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION refuse_other_place(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_other_place() IS 'W20: a placement keeps its place for as long as there is one. One that loses its last target is aborted.';
+
 -- Name: refuse_other_session_parent(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.refuse_other_session_parent() RETURNS trigger
@@ -4137,6 +4276,19 @@ END $$;
 -- Name: FUNCTION refuse_own_account_change(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.refuse_own_account_change() IS 'S01: one''s own level is somebody else''s to change; and nobody locks themselves out.';
+
+-- Name: refuse_placement_nowhere(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_placement_nowhere() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM public.raise_rule(TG_NAME, 'A placement is on a spoke, in a workspace, or both.');
+END $$;
+
+-- Name: FUNCTION refuse_placement_nowhere(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_placement_nowhere() IS 'W20: asked when it is made, and not later: its spoke and its workspace may be deleted.';
 
 -- Name: refuse_session_cycle(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5586,34 +5738,6 @@ COMMENT ON COLUMN public.idempotency_keys.headers IS 'The answer''s headers that
 
 COMMENT ON COLUMN public.idempotency_keys.body IS 'The answer. NULL where it showed a secret: that is not kept.';
 
--- Name: mapping_details; Type: VIEW; Schema: public; Owner: -
-
-CREATE VIEW public.mapping_details WITH (security_invoker='true') AS
- SELECT m.org_id,
-    m.id,
-    m.kind,
-    m.project_id,
-    m.session_id,
-    m.parent_session_id,
-    m.task_id,
-    t.slug AS task_slug,
-    t.name AS task_name,
-    m.status,
-    m.reason,
-    m.lease_seconds,
-    m.lease_expires_at,
-    m.ended_at,
-    m.metadata,
-    m.revision,
-    m.created_at,
-    m.updated_at
-   FROM (public.mappings m
-     LEFT JOIN public.tasks t ON (((t.org_id = m.org_id) AND (t.id = m.task_id))));
-
--- Name: VIEW mapping_details; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON VIEW public.mapping_details IS 'C06: mappings with their task''s names as they are now.';
-
 -- Name: mapping_status_transitions; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.mapping_status_transitions (
@@ -6524,6 +6648,64 @@ CREATE TABLE public.tool_states (
 
 COMMENT ON TABLE public.tool_states IS 'X06: how a tool call is.';
 
+-- Name: workspaces; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.workspaces (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    project_id uuid NOT NULL,
+    name text NOT NULL,
+    path text NOT NULL,
+    branch text,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workspaces_branch_shape_check CHECK (((octet_length(branch) <= 255) AND (branch ~ '^[^[:cntrl:][:space:]]+$'::text))),
+    CONSTRAINT workspaces_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT workspaces_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT workspaces_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
+    CONSTRAINT workspaces_path_shape_check CHECK (((octet_length(path) <= 4000) AND (path ~ '^(/|[A-Za-z]:[/\\]|\\\\|[A-Za-z][A-Za-z0-9+.-]*://)[^[:cntrl:]]*$'::text)))
+);
+
+ALTER TABLE ONLY public.workspaces FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.workspaces IS 'Where a project''s work is done: a checkout, a directory. Of no spoke: several machines may have the same one.';
+
+-- Name: COLUMN workspaces.project_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.project_id IS 'S13: immutable.';
+
+-- Name: COLUMN workspaces.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.name IS 'Unique in the project.';
+
+-- Name: COLUMN workspaces.path; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.path IS 'An absolute path (POSIX, Windows, UNC) or a URL.';
+
+-- Name: COLUMN workspaces.branch; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.branch IS 'Of the version control, where it has one.';
+
+-- Name: COLUMN workspaces.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN workspaces.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT workspaces_id_version_check ON workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT workspaces_id_version_check ON public.workspaces IS 'C02';
+
+-- Name: CONSTRAINT workspaces_metadata_check ON workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT workspaces_metadata_check ON public.workspaces IS 'W01';
+
 -- Name: pending_events written_order; Type: DEFAULT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.pending_events ALTER COLUMN written_order SET DEFAULT nextval('public.pending_events_written_order_seq'::regclass);
@@ -6980,6 +7162,25 @@ ALTER TABLE ONLY public.tool_state_transitions
 ALTER TABLE ONLY public.tool_states
     ADD CONSTRAINT tool_states_pkey PRIMARY KEY (tool_state);
 
+-- Name: workspaces workspaces_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.workspaces
+    ADD CONSTRAINT workspaces_name_key UNIQUE (org_id, project_id, name);
+
+-- Name: workspaces workspaces_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.workspaces
+    ADD CONSTRAINT workspaces_pkey PRIMARY KEY (org_id, id);
+
+-- Name: workspaces workspaces_project_id_id_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.workspaces
+    ADD CONSTRAINT workspaces_project_id_id_key UNIQUE (org_id, project_id, id);
+
+-- Name: CONSTRAINT workspaces_project_id_id_key ON workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT workspaces_project_id_id_key ON public.workspaces IS 'S13: what mappings refer to, so that a placement''s workspace is its project''s.';
+
 -- Name: accounts_display_name_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX accounts_display_name_idx ON public.accounts USING gin (display_name extensions.gin_trgm_ops);
@@ -7172,6 +7373,14 @@ CREATE INDEX mappings_lease_idx ON public.mappings USING btree (org_id, lease_ex
 
 CREATE INDEX mappings_parent_session_id_idx ON public.mappings USING btree (org_id, project_id, parent_session_id, id);
 
+-- Name: mappings_placed_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_placed_idx ON public.mappings USING btree (org_id, spoke_id) WHERE ((status = 'active'::text) AND (spoke_id IS NOT NULL));
+
+-- Name: INDEX mappings_placed_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.mappings_placed_idx IS 'W20: what runs on a spoke that disconnects.';
+
 -- Name: mappings_project_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX mappings_project_id_idx ON public.mappings USING btree (org_id, project_id, id);
@@ -7188,6 +7397,10 @@ COMMENT ON INDEX public.mappings_session_active_key IS 'W20: one at a time of ea
 
 CREATE INDEX mappings_session_id_idx ON public.mappings USING btree (org_id, project_id, session_id, id);
 
+-- Name: mappings_spoke_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_spoke_id_idx ON public.mappings USING btree (org_id, spoke_id, id);
+
 -- Name: mappings_task_active_key; Type: INDEX; Schema: public; Owner: -
 
 CREATE UNIQUE INDEX mappings_task_active_key ON public.mappings USING btree (org_id, task_id) WHERE (status = 'active'::text);
@@ -7199,6 +7412,10 @@ COMMENT ON INDEX public.mappings_task_active_key IS 'W11, W20: nobody steps on a
 -- Name: mappings_task_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX mappings_task_id_idx ON public.mappings USING btree (org_id, project_id, task_id, id);
+
+-- Name: mappings_workspace_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_workspace_id_idx ON public.mappings USING btree (org_id, project_id, workspace_id, id);
 
 -- Name: operation_specs_namespace_name_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7664,6 +7881,22 @@ CREATE TRIGGER mappings_identity_immutable BEFORE UPDATE ON public.mappings FOR 
 
 COMMENT ON TRIGGER mappings_identity_immutable ON public.mappings IS 'S13, W20';
 
+-- Name: mappings mappings_place_kept; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_place_kept BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN (((old.spoke_id IS DISTINCT FROM new.spoke_id) OR (old.workspace_id IS DISTINCT FROM new.workspace_id))) EXECUTE FUNCTION public.refuse_other_place();
+
+-- Name: TRIGGER mappings_place_kept ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER mappings_place_kept ON public.mappings IS 'W20, C14';
+
+-- Name: mappings mappings_placement_has_place; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_placement_has_place BEFORE INSERT ON public.mappings FOR EACH ROW WHEN (((new.kind = 'placement'::text) AND (new.spoke_id IS NULL) AND (new.workspace_id IS NULL))) EXECUTE FUNCTION public.refuse_placement_nowhere();
+
+-- Name: TRIGGER mappings_placement_has_place ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER mappings_placement_has_place ON public.mappings IS 'W20';
+
 -- Name: mappings mappings_status_transition; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER mappings_status_transition BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION public.check_mapping_status();
@@ -7694,7 +7927,7 @@ COMMENT ON TRIGGER mappings_task_status_agrees ON public.mappings IS 'W11';
 
 -- Name: mappings mappings_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER mappings_touch BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN ((((((((((((old.kind IS DISTINCT FROM new.kind) OR (old.session_id IS DISTINCT FROM new.session_id)) OR (old.parent_session_id IS DISTINCT FROM new.parent_session_id)) OR (old.task_id IS DISTINCT FROM new.task_id)) OR (old.status IS DISTINCT FROM new.status)) OR (old.reason IS DISTINCT FROM new.reason)) OR (old.lease_seconds IS DISTINCT FROM new.lease_seconds)) OR (old.ended_at IS DISTINCT FROM new.ended_at)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER mappings_touch BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN ((((((((((((((old.kind IS DISTINCT FROM new.kind) OR (old.session_id IS DISTINCT FROM new.session_id)) OR (old.parent_session_id IS DISTINCT FROM new.parent_session_id)) OR (old.task_id IS DISTINCT FROM new.task_id)) OR (old.spoke_id IS DISTINCT FROM new.spoke_id)) OR (old.workspace_id IS DISTINCT FROM new.workspace_id)) OR (old.status IS DISTINCT FROM new.status)) OR (old.reason IS DISTINCT FROM new.reason)) OR (old.lease_seconds IS DISTINCT FROM new.lease_seconds)) OR (old.ended_at IS DISTINCT FROM new.ended_at)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
 
 -- Name: mappings mappings_touch_lease; Type: TRIGGER; Schema: public; Owner: -
 
@@ -8076,6 +8309,14 @@ CREATE TRIGGER spokes_operations_withdrawn AFTER UPDATE ON public.spokes FOR EAC
 
 COMMENT ON TRIGGER spokes_operations_withdrawn ON public.spokes IS 'C03';
 
+-- Name: spokes spokes_placements_ended; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_placements_ended AFTER UPDATE ON public.spokes FOR EACH ROW WHEN (((new.status = 'disconnected'::text) AND (old.status <> 'disconnected'::text))) EXECUTE FUNCTION public.end_placements();
+
+-- Name: TRIGGER spokes_placements_ended ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_placements_ended ON public.spokes IS 'W20';
+
 -- Name: spokes spokes_status_transition; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER spokes_status_transition BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (new.status = ANY (ARRAY['connected'::text, 'reconnecting'::text, 'disconnected'::text])))) EXECUTE FUNCTION public.check_spoke_status();
@@ -8179,6 +8420,18 @@ CREATE TRIGGER tasks_touch_counts BEFORE UPDATE ON public.tasks FOR EACH ROW WHE
 -- Name: TRIGGER tasks_touch_counts ON tasks; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TRIGGER tasks_touch_counts ON public.tasks IS 'W22: what others'' work does to a task moves updated_at, but is no new revision.';
+
+-- Name: workspaces workspaces_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER workspaces_identity_immutable BEFORE UPDATE ON public.workspaces FOR EACH ROW WHEN (((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.project_id IS DISTINCT FROM new.project_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A workspace''s organisation, id, project and creation time');
+
+-- Name: TRIGGER workspaces_identity_immutable ON workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER workspaces_identity_immutable ON public.workspaces IS 'S13';
+
+-- Name: workspaces workspaces_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER workspaces_touch BEFORE UPDATE ON public.workspaces FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
 -- Name: accounts accounts_home_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -8355,6 +8608,15 @@ ALTER TABLE ONLY public.mappings
 
 COMMENT ON CONSTRAINT mappings_session_id_fkey ON public.mappings IS 'C14, S13. Indexed by mappings_session_id_idx.';
 
+-- Name: mappings mappings_spoke_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.mappings
+    ADD CONSTRAINT mappings_spoke_id_fkey FOREIGN KEY (org_id, spoke_id) REFERENCES public.spokes(org_id, id) ON DELETE SET NULL (spoke_id);
+
+-- Name: CONSTRAINT mappings_spoke_id_fkey ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_spoke_id_fkey ON public.mappings IS 'C14';
+
 -- Name: mappings mappings_task_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.mappings
@@ -8363,6 +8625,15 @@ ALTER TABLE ONLY public.mappings
 -- Name: CONSTRAINT mappings_task_id_fkey ON mappings; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT mappings_task_id_fkey ON public.mappings IS 'C14, S13';
+
+-- Name: mappings mappings_workspace_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.mappings
+    ADD CONSTRAINT mappings_workspace_id_fkey FOREIGN KEY (org_id, project_id, workspace_id) REFERENCES public.workspaces(org_id, project_id, id) ON DELETE SET NULL (workspace_id);
+
+-- Name: CONSTRAINT mappings_workspace_id_fkey ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_workspace_id_fkey ON public.mappings IS 'C14, S13';
 
 -- Name: messages messages_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -8615,6 +8886,15 @@ ALTER TABLE ONLY public.tool_state_transitions
 
 ALTER TABLE ONLY public.tool_state_transitions
     ADD CONSTRAINT tool_state_transitions_to_state_fkey FOREIGN KEY (to_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
+
+-- Name: workspaces workspaces_project_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.workspaces
+    ADD CONSTRAINT workspaces_project_id_fkey FOREIGN KEY (org_id, project_id) REFERENCES public.projects(org_id, id) ON DELETE CASCADE;
+
+-- Name: CONSTRAINT workspaces_project_id_fkey ON workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT workspaces_project_id_fkey ON public.workspaces IS 'S13. Indexed by workspaces_name_key (W03).';
 
 -- Name: accounts; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -9268,6 +9548,26 @@ CREATE POLICY tasks_limited ON public.tasks AS RESTRICTIVE TO hub_app USING ((((
 
 CREATE POLICY tasks_tenant ON public.tasks TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: workspaces; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.workspaces ENABLE ROW LEVEL SECURITY;
+
+-- Name: workspaces workspaces_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY workspaces_limited ON public.workspaces AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
+END);
+
+-- Name: workspaces workspaces_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY workspaces_purge ON public.workspaces TO hub_system USING (public.is_deleted_organization(org_id));
+
+-- Name: workspaces workspaces_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY workspaces_tenant ON public.workspaces TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: SCHEMA public; Type: ACL; Schema: -; Owner: -
 
 GRANT USAGE ON SCHEMA public TO hub_app;
@@ -9495,6 +9795,14 @@ GRANT INSERT(parent_session_id) ON TABLE public.mappings TO hub_app;
 
 GRANT INSERT(task_id) ON TABLE public.mappings TO hub_app;
 
+-- Name: COLUMN mappings.spoke_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(spoke_id) ON TABLE public.mappings TO hub_app;
+
+-- Name: COLUMN mappings.workspace_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(workspace_id) ON TABLE public.mappings TO hub_app;
+
 -- Name: COLUMN mappings.status; Type: ACL; Schema: public; Owner: -
 
 GRANT UPDATE(status) ON TABLE public.mappings TO hub_app;
@@ -9719,6 +10027,10 @@ GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.client_secrets TO hub_ap
 REVOKE ALL ON FUNCTION public.count_secrets_under(p_version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.count_secrets_under(p_version integer) TO hub_app;
 
+-- Name: TABLE mapping_details; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.mapping_details TO hub_app;
+
 -- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.organizations TO hub_app;
@@ -9767,6 +10079,10 @@ GRANT ALL ON FUNCTION public.deleted_session_ids() TO hub_app;
 -- Name: FUNCTION end_mappings_of_row(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.end_mappings_of_row() FROM PUBLIC;
+
+-- Name: FUNCTION end_placements(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.end_placements() FROM PUBLIC;
 
 -- Name: TABLE event_heads; Type: ACL; Schema: public; Owner: -
 
@@ -10456,10 +10772,6 @@ GRANT INSERT(headers) ON TABLE public.idempotency_keys TO hub_app;
 
 GRANT INSERT(body) ON TABLE public.idempotency_keys TO hub_app;
 
--- Name: TABLE mapping_details; Type: ACL; Schema: public; Owner: -
-
-GRANT SELECT ON TABLE public.mapping_details TO hub_app;
-
 -- Name: TABLE mapping_status_transitions; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.mapping_status_transitions TO hub_app;
@@ -10925,3 +11237,32 @@ GRANT SELECT ON TABLE public.tool_state_transitions TO hub_system;
 -- Name: TABLE tool_states; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.tool_states TO hub_app;
+
+-- Name: TABLE workspaces; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.workspaces TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.workspaces TO hub_system;
+
+-- Name: COLUMN workspaces.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.workspaces TO hub_app;
+
+-- Name: COLUMN workspaces.project_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(project_id) ON TABLE public.workspaces TO hub_app;
+
+-- Name: COLUMN workspaces.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name),UPDATE(name) ON TABLE public.workspaces TO hub_app;
+
+-- Name: COLUMN workspaces.path; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(path),UPDATE(path) ON TABLE public.workspaces TO hub_app;
+
+-- Name: COLUMN workspaces.branch; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(branch),UPDATE(branch) ON TABLE public.workspaces TO hub_app;
+
+-- Name: COLUMN workspaces.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.workspaces TO hub_app;

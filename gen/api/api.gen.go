@@ -313,6 +313,24 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for MappingCreateKind.
+const (
+	MappingCreateKindDelegation MappingCreateKind = "delegation"
+	MappingCreateKindPlacement  MappingCreateKind = "placement"
+)
+
+// Valid indicates whether the value is a known member of the MappingCreateKind enum.
+func (e MappingCreateKind) Valid() bool {
+	switch e {
+	case MappingCreateKindDelegation:
+		return true
+	case MappingCreateKindPlacement:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MappingEndStatus.
 const (
 	MappingEndStatusAborted   MappingEndStatus = "aborted"
@@ -338,6 +356,7 @@ func (e MappingEndStatus) Valid() bool {
 const (
 	MappingKindAssignment MappingKind = "assignment"
 	MappingKindDelegation MappingKind = "delegation"
+	MappingKindPlacement  MappingKind = "placement"
 )
 
 // Valid indicates whether the value is a known member of the MappingKind enum.
@@ -346,6 +365,8 @@ func (e MappingKind) Valid() bool {
 	case MappingKindAssignment:
 		return true
 	case MappingKindDelegation:
+		return true
+	case MappingKindPlacement:
 		return true
 	default:
 		return false
@@ -1945,7 +1966,7 @@ type KnownPart struct {
 	union json.RawMessage
 }
 
-// Mapping Ties a session to the task that it works on, or to the session that it works for.
+// Mapping Ties a session to the task that it works on (assignment), to the session that it works for (delegation), or to where it runs (placement).
 type Mapping struct {
 	CreatedAt      time.Time          `json:"createdAt"`
 	EndedAt        *time.Time         `json:"endedAt"`
@@ -1960,20 +1981,39 @@ type Mapping struct {
 	Reason          string              `json:"reason"`
 	Revision        int32               `json:"revision"`
 	SessionId       openapi_types.UUID  `json:"sessionId"`
-	Status          MappingStatus       `json:"status"`
-	TaskId          *openapi_types.UUID `json:"taskId"`
-	TaskName        *string             `json:"taskName"`
-	TaskSlug        *string             `json:"taskSlug"`
-	UpdatedAt       time.Time           `json:"updatedAt"`
+
+	// SpokeId Null once the spoke is deleted.
+	SpokeId   *openapi_types.UUID `json:"spokeId"`
+	Status    MappingStatus       `json:"status"`
+	TaskId    *openapi_types.UUID `json:"taskId"`
+	TaskName  *string             `json:"taskName"`
+	TaskSlug  *string             `json:"taskSlug"`
+	UpdatedAt time.Time           `json:"updatedAt"`
+
+	// WorkspaceId Null once the workspace is deleted.
+	WorkspaceId *openapi_types.UUID `json:"workspaceId"`
 }
 
 // MappingCreate defines model for MappingCreate.
 type MappingCreate struct {
+	Kind MappingCreateKind `json:"kind"`
+
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
-	Metadata        *Metadata          `json:"metadata,omitempty"`
-	ParentSessionId openapi_types.UUID `json:"parentSessionId"`
-	SessionId       openapi_types.UUID `json:"sessionId"`
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// ParentSessionId Of a delegation, and only of one.
+	ParentSessionId *openapi_types.UUID `json:"parentSessionId,omitempty"`
+	SessionId       openapi_types.UUID  `json:"sessionId"`
+
+	// SpokeId Of a placement.
+	SpokeId *openapi_types.UUID `json:"spokeId,omitempty"`
+
+	// WorkspaceId Of a placement.
+	WorkspaceId *openapi_types.UUID `json:"workspaceId,omitempty"`
 }
+
+// MappingCreateKind defines model for MappingCreate.Kind.
+type MappingCreateKind string
 
 // MappingEnd defines model for MappingEnd.
 type MappingEnd struct {
@@ -3680,6 +3720,53 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// Workspace Where a project's work is done. It is of no spoke; several machines may have the same one.
+type Workspace struct {
+	Branch    *string            `json:"branch"`
+	CreatedAt time.Time          `json:"createdAt"`
+	Id        openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  Metadata           `json:"metadata"`
+	Name      string             `json:"name"`
+	Path      string             `json:"path"`
+	ProjectId openapi_types.UUID `json:"projectId"`
+	Revision  int32              `json:"revision"`
+	UpdatedAt time.Time          `json:"updatedAt"`
+}
+
+// WorkspaceCreate defines model for WorkspaceCreate.
+type WorkspaceCreate struct {
+	Branch *string `json:"branch,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Unique in the project.
+	Name string `json:"name"`
+
+	// Path An absolute path or a URL.
+	Path string `json:"path"`
+}
+
+// WorkspacePage defines model for WorkspacePage.
+type WorkspacePage struct {
+	Items []Workspace `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// WorkspaceUpdate defines model for WorkspaceUpdate.
+type WorkspaceUpdate struct {
+	Branch nullable.Nullable[string] `json:"branch,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+	Name     *string     `json:"name,omitempty"`
+	Path     *string     `json:"path,omitempty"`
+}
+
 // AccountId defines model for AccountId.
 type AccountId = openapi_types.UUID
 
@@ -3736,6 +3823,9 @@ type SpokeId = openapi_types.UUID
 
 // TaskId defines model for TaskId.
 type TaskId = openapi_types.UUID
+
+// WorkspaceId defines model for WorkspaceId.
+type WorkspaceId = openapi_types.UUID
 
 // Error Why a request was refused (RFC 9457).
 type Error = Problem
@@ -4223,6 +4313,8 @@ type ListMappingsParams struct {
 	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
 	ParentSessionId *openapi_types.UUID `form:"parentSessionId,omitempty" json:"parentSessionId,omitempty"`
 	TaskId          *openapi_types.UUID `form:"taskId,omitempty" json:"taskId,omitempty"`
+	SpokeId         *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	WorkspaceId     *openapi_types.UUID `form:"workspaceId,omitempty" json:"workspaceId,omitempty"`
 
 	// Limit How many items to return at most.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
@@ -4298,6 +4390,24 @@ type GetTaskGraphParamsFormat string
 
 // SyncTasksParams defines parameters for SyncTasks.
 type SyncTasksParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListWorkspacesParams defines parameters for ListWorkspaces.
+type ListWorkspacesParams struct {
+	// Name Only the workspace with this name.
+	Name *string `form:"name,omitempty" json:"name,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateWorkspaceParams defines parameters for CreateWorkspace.
+type CreateWorkspaceParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
@@ -4711,6 +4821,18 @@ type UnblockTaskParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// DeleteWorkspaceParams defines parameters for DeleteWorkspace.
+type DeleteWorkspaceParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateWorkspaceParams defines parameters for UpdateWorkspace.
+type UpdateWorkspaceParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountCreate
 
@@ -4791,6 +4913,9 @@ type ClaimNextTaskJSONRequestBody = ClaimNext
 
 // SyncTasksJSONRequestBody defines body for SyncTasks for application/json ContentType.
 type SyncTasksJSONRequestBody = TaskSync
+
+// CreateWorkspaceJSONRequestBody defines body for CreateWorkspace for application/json ContentType.
+type CreateWorkspaceJSONRequestBody = WorkspaceCreate
 
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
@@ -4875,6 +5000,9 @@ type ReopenTaskJSONRequestBody = Move
 
 // UnblockTaskJSONRequestBody defines body for UnblockTask for application/json ContentType.
 type UnblockTaskJSONRequestBody = Move
+
+// UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody defines body for UpdateWorkspace for application/merge-patch+json ContentType.
+type UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody = WorkspaceUpdate
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -5962,7 +6090,7 @@ type ServerInterface interface {
 	// FollowEvents Follow what changes
 	// (GET /v1/events)
 	FollowEvents(ctx echo.Context, params FollowEventsParams) error
-	// CreateMapping Say that a session works for another one
+	// CreateMapping Say for whom or where a session works
 	// (POST /v1/mappings)
 	CreateMapping(ctx echo.Context, params CreateMappingParams) error
 	// GetMapping Get a mapping
@@ -6055,6 +6183,12 @@ type ServerInterface interface {
 	// SyncTasks Sync a set of task files
 	// (POST /v1/projects/{projectId}/tasks/sync)
 	SyncTasks(ctx echo.Context, projectId ProjectId, params SyncTasksParams) error
+	// ListWorkspaces List a project's workspaces
+	// (GET /v1/projects/{projectId}/workspaces)
+	ListWorkspaces(ctx echo.Context, projectId ProjectId, params ListWorkspacesParams) error
+	// CreateWorkspace Create a workspace
+	// (POST /v1/projects/{projectId}/workspaces)
+	CreateWorkspace(ctx echo.Context, projectId ProjectId, params CreateWorkspaceParams) error
 	// GetRetentionPolicy Get the retention policy
 	// (GET /v1/retention-policy)
 	GetRetentionPolicy(ctx echo.Context) error
@@ -6238,6 +6372,15 @@ type ServerInterface interface {
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx echo.Context) error
+	// DeleteWorkspace Delete a workspace
+	// (DELETE /v1/workspaces/{workspaceId})
+	DeleteWorkspace(ctx echo.Context, workspaceId WorkspaceId, params DeleteWorkspaceParams) error
+	// GetWorkspace Get a workspace
+	// (GET /v1/workspaces/{workspaceId})
+	GetWorkspace(ctx echo.Context, workspaceId WorkspaceId) error
+	// UpdateWorkspace Change a workspace
+	// (PATCH /v1/workspaces/{workspaceId})
+	UpdateWorkspace(ctx echo.Context, workspaceId WorkspaceId, params UpdateWorkspaceParams) error
 }
 
 // ServerInterfaceWrapper converts echo contexts to parameters.
@@ -8603,6 +8746,20 @@ func (w *ServerInterfaceWrapper) ListMappings(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
 	}
 
+	// ------------- Optional query parameter "spokeId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "spokeId", ctx.QueryParams(), &params.SpokeId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// ------------- Optional query parameter "workspaceId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "workspaceId", ctx.QueryParams(), &params.WorkspaceId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter workspaceId: %s", err))
+	}
+
 	// ------------- Optional query parameter "limit" -------------
 
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
@@ -8911,6 +9068,81 @@ func (w *ServerInterfaceWrapper) SyncTasks(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.SyncTasks(ctx, projectId, params)
+	return err
+}
+
+// ListWorkspaces converts echo context to params.
+func (w *ServerInterfaceWrapper) ListWorkspaces(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListWorkspacesParams
+	// ------------- Optional query parameter "name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "name", ctx.QueryParams(), &params.Name, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListWorkspaces(ctx, projectId, params)
+	return err
+}
+
+// CreateWorkspace converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateWorkspace(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateWorkspaceParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateWorkspace(ctx, projectId, params)
 	return err
 }
 
@@ -10900,6 +11132,94 @@ func (w *ServerInterfaceWrapper) GetVersion(ctx echo.Context) error {
 	return err
 }
 
+// DeleteWorkspace converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteWorkspace(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "workspaceId" -------------
+	var workspaceId WorkspaceId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "workspaceId", ctx.Param("workspaceId"), &workspaceId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter workspaceId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteWorkspaceParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteWorkspace(ctx, workspaceId, params)
+	return err
+}
+
+// GetWorkspace converts echo context to params.
+func (w *ServerInterfaceWrapper) GetWorkspace(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "workspaceId" -------------
+	var workspaceId WorkspaceId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "workspaceId", ctx.Param("workspaceId"), &workspaceId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter workspaceId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetWorkspace(ctx, workspaceId)
+	return err
+}
+
+// UpdateWorkspace converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdateWorkspace(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "workspaceId" -------------
+	var workspaceId WorkspaceId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "workspaceId", ctx.Param("workspaceId"), &workspaceId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter workspaceId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateWorkspaceParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdateWorkspace(ctx, workspaceId, params)
+	return err
+}
+
 // This is a simple interface which specifies echo.Route addition functions which
 // are present on both echo.Echo and echo.Group, since we want to allow using
 // either of them for path registration
@@ -11027,6 +11347,8 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/files", wrapper.ListTaskFiles, options.OperationMiddlewares["listTaskFiles"]...)
 	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/graph", wrapper.GetTaskGraph, options.OperationMiddlewares["getTaskGraph"]...)
 	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks/sync", wrapper.SyncTasks, options.OperationMiddlewares["syncTasks"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/workspaces", wrapper.ListWorkspaces, options.OperationMiddlewares["listWorkspaces"]...)
+	router.POST(options.BaseURL+"/v1/projects/:projectId/workspaces", wrapper.CreateWorkspace, options.OperationMiddlewares["createWorkspace"]...)
 	router.GET(options.BaseURL+"/v1/retention-policy", wrapper.GetRetentionPolicy, options.OperationMiddlewares["getRetentionPolicy"]...)
 	router.PATCH(options.BaseURL+"/v1/retention-policy", wrapper.SetRetentionPolicy, options.OperationMiddlewares["setRetentionPolicy"]...)
 	router.GET(options.BaseURL+"/v1/roles", wrapper.ListRoles, options.OperationMiddlewares["listRoles"]...)
@@ -11088,6 +11410,9 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/tasks/:taskId/status-changes", wrapper.ListTaskStatusChanges, options.OperationMiddlewares["listTaskStatusChanges"]...)
 	router.POST(options.BaseURL+"/v1/tasks/:taskId/unblock", wrapper.UnblockTask, options.OperationMiddlewares["unblockTask"]...)
 	router.GET(options.BaseURL+"/v1/version", wrapper.GetVersion, options.OperationMiddlewares["getVersion"]...)
+	router.DELETE(options.BaseURL+"/v1/workspaces/:workspaceId", wrapper.DeleteWorkspace, options.OperationMiddlewares["deleteWorkspace"]...)
+	router.GET(options.BaseURL+"/v1/workspaces/:workspaceId", wrapper.GetWorkspace, options.OperationMiddlewares["getWorkspace"]...)
+	router.PATCH(options.BaseURL+"/v1/workspaces/:workspaceId", wrapper.UpdateWorkspace, options.OperationMiddlewares["updateWorkspace"]...)
 
 }
 
@@ -14734,6 +15059,97 @@ func (response SyncTasksdefaultApplicationProblemPlusJSONResponse) VisitSyncTask
 	return err
 }
 
+type ListWorkspacesRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    ListWorkspacesParams
+}
+
+type ListWorkspacesResponseObject interface {
+	VisitListWorkspacesResponse(w http.ResponseWriter) error
+}
+
+type ListWorkspaces200JSONResponse WorkspacePage
+
+func (response ListWorkspaces200JSONResponse) VisitListWorkspacesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListWorkspacesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListWorkspacesdefaultApplicationProblemPlusJSONResponse) VisitListWorkspacesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateWorkspaceRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    CreateWorkspaceParams
+	Body      *CreateWorkspaceJSONRequestBody
+}
+
+type CreateWorkspaceResponseObject interface {
+	VisitCreateWorkspaceResponse(w http.ResponseWriter) error
+}
+
+type CreateWorkspace201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type CreateWorkspace201JSONResponse struct {
+	Body    Workspace
+	Headers CreateWorkspace201ResponseHeaders
+}
+
+func (response CreateWorkspace201JSONResponse) VisitCreateWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateWorkspacedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateWorkspacedefaultApplicationProblemPlusJSONResponse) VisitCreateWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type GetRetentionPolicyRequestObject struct {
 }
 
@@ -17421,6 +17837,136 @@ func (response GetVersiondefaultApplicationProblemPlusJSONResponse) VisitGetVers
 	return err
 }
 
+type DeleteWorkspaceRequestObject struct {
+	WorkspaceId WorkspaceId `json:"workspaceId"`
+	Params      DeleteWorkspaceParams
+}
+
+type DeleteWorkspaceResponseObject interface {
+	VisitDeleteWorkspaceResponse(w http.ResponseWriter) error
+}
+
+type DeleteWorkspace204Response struct {
+}
+
+func (response DeleteWorkspace204Response) VisitDeleteWorkspaceResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteWorkspacedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteWorkspacedefaultApplicationProblemPlusJSONResponse) VisitDeleteWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetWorkspaceRequestObject struct {
+	WorkspaceId WorkspaceId `json:"workspaceId"`
+}
+
+type GetWorkspaceResponseObject interface {
+	VisitGetWorkspaceResponse(w http.ResponseWriter) error
+}
+
+type GetWorkspace200ResponseHeaders struct {
+	ETag string
+}
+
+type GetWorkspace200JSONResponse struct {
+	Body    Workspace
+	Headers GetWorkspace200ResponseHeaders
+}
+
+func (response GetWorkspace200JSONResponse) VisitGetWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetWorkspacedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetWorkspacedefaultApplicationProblemPlusJSONResponse) VisitGetWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateWorkspaceRequestObject struct {
+	WorkspaceId WorkspaceId `json:"workspaceId"`
+	Params      UpdateWorkspaceParams
+	Body        *UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody
+}
+
+type UpdateWorkspaceResponseObject interface {
+	VisitUpdateWorkspaceResponse(w http.ResponseWriter) error
+}
+
+type UpdateWorkspace200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdateWorkspace200JSONResponse struct {
+	Body    Workspace
+	Headers UpdateWorkspace200ResponseHeaders
+}
+
+func (response UpdateWorkspace200JSONResponse) VisitUpdateWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateWorkspacedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdateWorkspacedefaultApplicationProblemPlusJSONResponse) VisitUpdateWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// GetHealth Whether the process lives
@@ -17570,7 +18116,7 @@ type StrictServerInterface interface {
 	// FollowEvents Follow what changes
 	// (GET /v1/events)
 	FollowEvents(ctx context.Context, request FollowEventsRequestObject) (FollowEventsResponseObject, error)
-	// CreateMapping Say that a session works for another one
+	// CreateMapping Say for whom or where a session works
 	// (POST /v1/mappings)
 	CreateMapping(ctx context.Context, request CreateMappingRequestObject) (CreateMappingResponseObject, error)
 	// GetMapping Get a mapping
@@ -17663,6 +18209,12 @@ type StrictServerInterface interface {
 	// SyncTasks Sync a set of task files
 	// (POST /v1/projects/{projectId}/tasks/sync)
 	SyncTasks(ctx context.Context, request SyncTasksRequestObject) (SyncTasksResponseObject, error)
+	// ListWorkspaces List a project's workspaces
+	// (GET /v1/projects/{projectId}/workspaces)
+	ListWorkspaces(ctx context.Context, request ListWorkspacesRequestObject) (ListWorkspacesResponseObject, error)
+	// CreateWorkspace Create a workspace
+	// (POST /v1/projects/{projectId}/workspaces)
+	CreateWorkspace(ctx context.Context, request CreateWorkspaceRequestObject) (CreateWorkspaceResponseObject, error)
 	// GetRetentionPolicy Get the retention policy
 	// (GET /v1/retention-policy)
 	GetRetentionPolicy(ctx context.Context, request GetRetentionPolicyRequestObject) (GetRetentionPolicyResponseObject, error)
@@ -17846,6 +18398,15 @@ type StrictServerInterface interface {
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx context.Context, request GetVersionRequestObject) (GetVersionResponseObject, error)
+	// DeleteWorkspace Delete a workspace
+	// (DELETE /v1/workspaces/{workspaceId})
+	DeleteWorkspace(ctx context.Context, request DeleteWorkspaceRequestObject) (DeleteWorkspaceResponseObject, error)
+	// GetWorkspace Get a workspace
+	// (GET /v1/workspaces/{workspaceId})
+	GetWorkspace(ctx context.Context, request GetWorkspaceRequestObject) (GetWorkspaceResponseObject, error)
+	// UpdateWorkspace Change a workspace
+	// (PATCH /v1/workspaces/{workspaceId})
+	UpdateWorkspace(ctx context.Context, request UpdateWorkspaceRequestObject) (UpdateWorkspaceResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx echo.Context, request any) (any, error)
@@ -20516,6 +21077,81 @@ func (sh *strictHandler) SyncTasks(ctx echo.Context, projectId ProjectId, params
 	return nil
 }
 
+// ListWorkspaces operation middleware
+func (sh *strictHandler) ListWorkspaces(ctx echo.Context, projectId ProjectId, params ListWorkspacesParams) error {
+	var request ListWorkspacesRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListWorkspaces(ctx.Request().Context(), request.(ListWorkspacesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListWorkspaces")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListWorkspacesResponseObject); ok {
+		return validResponse.VisitListWorkspacesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateWorkspace operation middleware
+func (sh *strictHandler) CreateWorkspace(ctx echo.Context, projectId ProjectId, params CreateWorkspaceParams) error {
+	var request CreateWorkspaceRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	var body CreateWorkspaceJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateWorkspace(ctx.Request().Context(), request.(CreateWorkspaceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateWorkspace")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateWorkspaceResponseObject); ok {
+		return validResponse.VisitCreateWorkspaceResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
 // GetRetentionPolicy operation middleware
 func (sh *strictHandler) GetRetentionPolicy(ctx echo.Context) error {
 	var request GetRetentionPolicyRequestObject
@@ -22720,6 +23356,106 @@ func (sh *strictHandler) GetVersion(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(GetVersionResponseObject); ok {
 		return validResponse.VisitGetVersionResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteWorkspace operation middleware
+func (sh *strictHandler) DeleteWorkspace(ctx echo.Context, workspaceId WorkspaceId, params DeleteWorkspaceParams) error {
+	var request DeleteWorkspaceRequestObject
+
+	request.WorkspaceId = workspaceId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteWorkspace(ctx.Request().Context(), request.(DeleteWorkspaceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteWorkspace")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteWorkspaceResponseObject); ok {
+		return validResponse.VisitDeleteWorkspaceResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetWorkspace operation middleware
+func (sh *strictHandler) GetWorkspace(ctx echo.Context, workspaceId WorkspaceId) error {
+	var request GetWorkspaceRequestObject
+
+	request.WorkspaceId = workspaceId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetWorkspace(ctx.Request().Context(), request.(GetWorkspaceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetWorkspace")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetWorkspaceResponseObject); ok {
+		return validResponse.VisitGetWorkspaceResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdateWorkspace operation middleware
+func (sh *strictHandler) UpdateWorkspace(ctx echo.Context, workspaceId WorkspaceId, params UpdateWorkspaceParams) error {
+	var request UpdateWorkspaceRequestObject
+
+	request.WorkspaceId = workspaceId
+	request.Params = params
+
+	var body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateWorkspace(ctx.Request().Context(), request.(UpdateWorkspaceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateWorkspace")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdateWorkspaceResponseObject); ok {
+		return validResponse.VisitUpdateWorkspaceResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

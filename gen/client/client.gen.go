@@ -314,6 +314,24 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for MappingCreateKind.
+const (
+	MappingCreateKindDelegation MappingCreateKind = "delegation"
+	MappingCreateKindPlacement  MappingCreateKind = "placement"
+)
+
+// Valid indicates whether the value is a known member of the MappingCreateKind enum.
+func (e MappingCreateKind) Valid() bool {
+	switch e {
+	case MappingCreateKindDelegation:
+		return true
+	case MappingCreateKindPlacement:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MappingEndStatus.
 const (
 	MappingEndStatusAborted   MappingEndStatus = "aborted"
@@ -339,6 +357,7 @@ func (e MappingEndStatus) Valid() bool {
 const (
 	MappingKindAssignment MappingKind = "assignment"
 	MappingKindDelegation MappingKind = "delegation"
+	MappingKindPlacement  MappingKind = "placement"
 )
 
 // Valid indicates whether the value is a known member of the MappingKind enum.
@@ -347,6 +366,8 @@ func (e MappingKind) Valid() bool {
 	case MappingKindAssignment:
 		return true
 	case MappingKindDelegation:
+		return true
+	case MappingKindPlacement:
 		return true
 	default:
 		return false
@@ -1946,7 +1967,7 @@ type KnownPart struct {
 	union json.RawMessage
 }
 
-// Mapping Ties a session to the task that it works on, or to the session that it works for.
+// Mapping Ties a session to the task that it works on (assignment), to the session that it works for (delegation), or to where it runs (placement).
 type Mapping struct {
 	CreatedAt      time.Time          `json:"createdAt"`
 	EndedAt        *time.Time         `json:"endedAt"`
@@ -1961,20 +1982,39 @@ type Mapping struct {
 	Reason          string              `json:"reason"`
 	Revision        int32               `json:"revision"`
 	SessionId       openapi_types.UUID  `json:"sessionId"`
-	Status          MappingStatus       `json:"status"`
-	TaskId          *openapi_types.UUID `json:"taskId"`
-	TaskName        *string             `json:"taskName"`
-	TaskSlug        *string             `json:"taskSlug"`
-	UpdatedAt       time.Time           `json:"updatedAt"`
+
+	// SpokeId Null once the spoke is deleted.
+	SpokeId   *openapi_types.UUID `json:"spokeId"`
+	Status    MappingStatus       `json:"status"`
+	TaskId    *openapi_types.UUID `json:"taskId"`
+	TaskName  *string             `json:"taskName"`
+	TaskSlug  *string             `json:"taskSlug"`
+	UpdatedAt time.Time           `json:"updatedAt"`
+
+	// WorkspaceId Null once the workspace is deleted.
+	WorkspaceId *openapi_types.UUID `json:"workspaceId"`
 }
 
 // MappingCreate defines model for MappingCreate.
 type MappingCreate struct {
+	Kind MappingCreateKind `json:"kind"`
+
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
-	Metadata        *Metadata          `json:"metadata,omitempty"`
-	ParentSessionId openapi_types.UUID `json:"parentSessionId"`
-	SessionId       openapi_types.UUID `json:"sessionId"`
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// ParentSessionId Of a delegation, and only of one.
+	ParentSessionId *openapi_types.UUID `json:"parentSessionId,omitempty"`
+	SessionId       openapi_types.UUID  `json:"sessionId"`
+
+	// SpokeId Of a placement.
+	SpokeId *openapi_types.UUID `json:"spokeId,omitempty"`
+
+	// WorkspaceId Of a placement.
+	WorkspaceId *openapi_types.UUID `json:"workspaceId,omitempty"`
 }
+
+// MappingCreateKind defines model for MappingCreate.Kind.
+type MappingCreateKind string
 
 // MappingEnd defines model for MappingEnd.
 type MappingEnd struct {
@@ -3683,6 +3723,53 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// Workspace Where a project's work is done. It is of no spoke; several machines may have the same one.
+type Workspace struct {
+	Branch    *string            `json:"branch"`
+	CreatedAt time.Time          `json:"createdAt"`
+	Id        openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  Metadata           `json:"metadata"`
+	Name      string             `json:"name"`
+	Path      string             `json:"path"`
+	ProjectId openapi_types.UUID `json:"projectId"`
+	Revision  int32              `json:"revision"`
+	UpdatedAt time.Time          `json:"updatedAt"`
+}
+
+// WorkspaceCreate defines model for WorkspaceCreate.
+type WorkspaceCreate struct {
+	Branch *string `json:"branch,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Unique in the project.
+	Name string `json:"name"`
+
+	// Path An absolute path or a URL.
+	Path string `json:"path"`
+}
+
+// WorkspacePage defines model for WorkspacePage.
+type WorkspacePage struct {
+	Items []Workspace `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// WorkspaceUpdate defines model for WorkspaceUpdate.
+type WorkspaceUpdate struct {
+	Branch nullable.Nullable[string] `json:"branch,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+	Name     *string     `json:"name,omitempty"`
+	Path     *string     `json:"path,omitempty"`
+}
+
 // AccountId defines model for AccountId.
 type AccountId = openapi_types.UUID
 
@@ -3739,6 +3826,9 @@ type SpokeId = openapi_types.UUID
 
 // TaskId defines model for TaskId.
 type TaskId = openapi_types.UUID
+
+// WorkspaceId defines model for WorkspaceId.
+type WorkspaceId = openapi_types.UUID
 
 // Error Why a request was refused (RFC 9457).
 type Error = Problem
@@ -4226,6 +4316,8 @@ type ListMappingsParams struct {
 	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
 	ParentSessionId *openapi_types.UUID `form:"parentSessionId,omitempty" json:"parentSessionId,omitempty"`
 	TaskId          *openapi_types.UUID `form:"taskId,omitempty" json:"taskId,omitempty"`
+	SpokeId         *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	WorkspaceId     *openapi_types.UUID `form:"workspaceId,omitempty" json:"workspaceId,omitempty"`
 
 	// Limit How many items to return at most.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
@@ -4301,6 +4393,24 @@ type GetTaskGraphParamsFormat string
 
 // SyncTasksParams defines parameters for SyncTasks.
 type SyncTasksParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListWorkspacesParams defines parameters for ListWorkspaces.
+type ListWorkspacesParams struct {
+	// Name Only the workspace with this name.
+	Name *string `form:"name,omitempty" json:"name,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateWorkspaceParams defines parameters for CreateWorkspace.
+type CreateWorkspaceParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
@@ -4714,6 +4824,18 @@ type UnblockTaskParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// DeleteWorkspaceParams defines parameters for DeleteWorkspace.
+type DeleteWorkspaceParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateWorkspaceParams defines parameters for UpdateWorkspace.
+type UpdateWorkspaceParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountCreate
 
@@ -4794,6 +4916,9 @@ type ClaimNextTaskJSONRequestBody = ClaimNext
 
 // SyncTasksJSONRequestBody defines body for SyncTasks for application/json ContentType.
 type SyncTasksJSONRequestBody = TaskSync
+
+// CreateWorkspaceJSONRequestBody defines body for CreateWorkspace for application/json ContentType.
+type CreateWorkspaceJSONRequestBody = WorkspaceCreate
 
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
@@ -4878,6 +5003,9 @@ type ReopenTaskJSONRequestBody = Move
 
 // UnblockTaskJSONRequestBody defines body for UnblockTask for application/json ContentType.
 type UnblockTaskJSONRequestBody = Move
+
+// UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody defines body for UpdateWorkspace for application/merge-patch+json ContentType.
+type UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody = WorkspaceUpdate
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -6836,9 +6964,13 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
 	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CreateMappingWithBody Say that a session works for another one
+	// CreateMappingWithBody Say for whom or where a session works
 	//
-	// Assignments are made by claiming a task.
+	// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+	// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+	// made by claiming a task.
+	//
+	// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 	//
 	// Scope: `coordination:write`.
 	//
@@ -6847,9 +6979,13 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
 	CreateMappingWithBody(ctx context.Context, params *CreateMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CreateMapping Say that a session works for another one
+	// CreateMapping Say for whom or where a session works
 	//
-	// Assignments are made by claiming a task.
+	// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+	// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+	// made by claiming a task.
+	//
+	// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 	//
 	// Scope: `coordination:write`.
 	//
@@ -7117,7 +7253,7 @@ type ClientInterface interface {
 
 	// DeleteProject Delete a project
 	//
-	// Refused while it holds sessions.
+	// Refused while it holds sessions, or tasks. Its workspaces go with it.
 	//
 	// Scope: `projects:write`.
 	//
@@ -7268,6 +7404,37 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
 	SyncTasks(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListWorkspaces List a project's workspaces
+	//
+	// In the order of their names.
+	//
+	// Scope: `projects:read`.
+	//
+	// Corresponds with GET /v1/projects/{projectId}/workspaces (the `ListWorkspaces` operationId).
+	ListWorkspaces(ctx context.Context, projectId ProjectId, params *ListWorkspacesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateWorkspaceWithBody Create a workspace
+	//
+	// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+	CreateWorkspaceWithBody(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateWorkspace Create a workspace
+	//
+	// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+	CreateWorkspace(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, body CreateWorkspaceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetRetentionPolicy Get the retention policy
 	//
@@ -8190,6 +8357,40 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/version (the `GetVersion` operationId).
 	GetVersion(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteWorkspace Delete a workspace
+	//
+	// Placements in it lose it; those that were nowhere else are aborted.
+	//
+	// Scope: `projects:write`.
+	//
+	// Corresponds with DELETE /v1/workspaces/{workspaceId} (the `DeleteWorkspace` operationId).
+	DeleteWorkspace(ctx context.Context, workspaceId WorkspaceId, params *DeleteWorkspaceParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetWorkspace Get a workspace
+	//
+	// Scope: `projects:read`.
+	//
+	// Corresponds with GET /v1/workspaces/{workspaceId} (the `GetWorkspace` operationId).
+	GetWorkspace(ctx context.Context, workspaceId WorkspaceId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateWorkspaceWithBody Change a workspace
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+	UpdateWorkspaceWithBody(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateWorkspaceWithApplicationMergePatchPlusJSONBody Change a workspace
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+	UpdateWorkspaceWithApplicationMergePatchPlusJSONBody(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // GetHealth Whether the process lives
@@ -9439,9 +9640,13 @@ func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, r
 	return c.Client.Do(req)
 }
 
-// CreateMappingWithBody Say that a session works for another one
+// CreateMappingWithBody Say for whom or where a session works
 //
-// Assignments are made by claiming a task.
+// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+// made by claiming a task.
+//
+// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 //
 // Scope: `coordination:write`.
 //
@@ -9460,9 +9665,13 @@ func (c *Client) CreateMappingWithBody(ctx context.Context, params *CreateMappin
 	return c.Client.Do(req)
 }
 
-// CreateMapping Say that a session works for another one
+// CreateMapping Say for whom or where a session works
 //
-// Assignments are made by claiming a task.
+// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+// made by claiming a task.
+//
+// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 //
 // Scope: `coordination:write`.
 //
@@ -10010,7 +10219,7 @@ func (c *Client) CreateProject(ctx context.Context, params *CreateProjectParams,
 
 // DeleteProject Delete a project
 //
-// Refused while it holds sessions.
+// Refused while it holds sessions, or tasks. Its workspaces go with it.
 //
 // Scope: `projects:write`.
 //
@@ -10302,6 +10511,67 @@ func (c *Client) SyncTasksWithBody(ctx context.Context, projectId ProjectId, par
 // Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
 func (c *Client) SyncTasks(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSyncTasksRequest(c.Server, projectId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListWorkspaces List a project's workspaces
+//
+// In the order of their names.
+//
+// Scope: `projects:read`.
+//
+// Corresponds with GET /v1/projects/{projectId}/workspaces (the `ListWorkspaces` operationId).
+func (c *Client) ListWorkspaces(ctx context.Context, projectId ProjectId, params *ListWorkspacesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListWorkspacesRequest(c.Server, projectId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateWorkspaceWithBody Create a workspace
+//
+// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+//
+// Scope: `projects:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+func (c *Client) CreateWorkspaceWithBody(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateWorkspaceRequestWithBody(c.Server, projectId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateWorkspace Create a workspace
+//
+// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+//
+// Scope: `projects:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+func (c *Client) CreateWorkspace(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, body CreateWorkspaceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateWorkspaceRequest(c.Server, projectId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -12114,6 +12384,80 @@ func (c *Client) UnblockTask(ctx context.Context, taskId TaskId, params *Unblock
 // Corresponds with GET /v1/version (the `GetVersion` operationId).
 func (c *Client) GetVersion(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewGetVersionRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteWorkspace Delete a workspace
+//
+// Placements in it lose it; those that were nowhere else are aborted.
+//
+// Scope: `projects:write`.
+//
+// Corresponds with DELETE /v1/workspaces/{workspaceId} (the `DeleteWorkspace` operationId).
+func (c *Client) DeleteWorkspace(ctx context.Context, workspaceId WorkspaceId, params *DeleteWorkspaceParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteWorkspaceRequest(c.Server, workspaceId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetWorkspace Get a workspace
+//
+// Scope: `projects:read`.
+//
+// Corresponds with GET /v1/workspaces/{workspaceId} (the `GetWorkspace` operationId).
+func (c *Client) GetWorkspace(ctx context.Context, workspaceId WorkspaceId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetWorkspaceRequest(c.Server, workspaceId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateWorkspaceWithBody Change a workspace
+//
+// Scope: `projects:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+func (c *Client) UpdateWorkspaceWithBody(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateWorkspaceRequestWithBody(c.Server, workspaceId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateWorkspaceWithApplicationMergePatchPlusJSONBody Change a workspace
+//
+// Scope: `projects:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+func (c *Client) UpdateWorkspaceWithApplicationMergePatchPlusJSONBody(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateWorkspaceRequestWithApplicationMergePatchPlusJSONBody(c.Server, workspaceId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -16520,6 +16864,30 @@ func NewListMappingsRequest(server string, projectId ProjectId, params *ListMapp
 
 		}
 
+		if params.SpokeId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "spokeId", *params.SpokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.WorkspaceId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "workspaceId", *params.WorkspaceId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.Limit != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
@@ -17098,6 +17466,153 @@ func NewSyncTasksRequestWithBody(server string, projectId ProjectId, params *Syn
 	}
 
 	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/sync", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListWorkspacesRequest constructs an http.Request for the ListWorkspaces method
+func NewListWorkspacesRequest(server string, projectId ProjectId, params *ListWorkspacesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/workspaces", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Name != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "name", *params.Name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateWorkspaceRequest calls the generic CreateWorkspace builder with application/json body
+func NewCreateWorkspaceRequest(server string, projectId ProjectId, params *CreateWorkspaceParams, body CreateWorkspaceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateWorkspaceRequestWithBody(server, projectId, params, "application/json", bodyReader)
+}
+
+// NewCreateWorkspaceRequestWithBody constructs an http.Request for the CreateWorkspace method, with any body, and a specified content type
+func NewCreateWorkspaceRequestWithBody(server string, projectId ProjectId, params *CreateWorkspaceParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/workspaces", pathParam0)
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -20920,6 +21435,151 @@ func NewGetVersionRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewDeleteWorkspaceRequest constructs an http.Request for the DeleteWorkspace method
+func NewDeleteWorkspaceRequest(server string, workspaceId WorkspaceId, params *DeleteWorkspaceParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "workspaceId", workspaceId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/workspaces/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetWorkspaceRequest constructs an http.Request for the GetWorkspace method
+func NewGetWorkspaceRequest(server string, workspaceId WorkspaceId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "workspaceId", workspaceId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/workspaces/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateWorkspaceRequestWithApplicationMergePatchPlusJSONBody calls the generic UpdateWorkspace builder with application/merge-patch+json body
+func NewUpdateWorkspaceRequestWithApplicationMergePatchPlusJSONBody(server string, workspaceId WorkspaceId, params *UpdateWorkspaceParams, body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateWorkspaceRequestWithBody(server, workspaceId, params, "application/merge-patch+json", bodyReader)
+}
+
+// NewUpdateWorkspaceRequestWithBody constructs an http.Request for the UpdateWorkspace method, with any body, and a specified content type
+func NewUpdateWorkspaceRequestWithBody(server string, workspaceId WorkspaceId, params *UpdateWorkspaceParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "workspaceId", workspaceId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/workspaces/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
@@ -21651,9 +22311,13 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
 	FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error)
 
-	// CreateMappingWithBodyWithResponse Say that a session works for another one
+	// CreateMappingWithBodyWithResponse Say for whom or where a session works
 	//
-	// Assignments are made by claiming a task.
+	// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+	// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+	// made by claiming a task.
+	//
+	// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 	//
 	// Scope: `coordination:write`.
 	//
@@ -21662,9 +22326,13 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
 	CreateMappingWithBodyWithResponse(ctx context.Context, params *CreateMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateMappingResponse, error)
 
-	// CreateMappingWithResponse Say that a session works for another one
+	// CreateMappingWithResponse Say for whom or where a session works
 	//
-	// Assignments are made by claiming a task.
+	// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+	// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+	// made by claiming a task.
+	//
+	// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 	//
 	// Scope: `coordination:write`.
 	//
@@ -21954,7 +22622,7 @@ type ClientWithResponsesInterface interface {
 
 	// DeleteProjectWithResponse Delete a project
 	//
-	// Refused while it holds sessions.
+	// Refused while it holds sessions, or tasks. Its workspaces go with it.
 	//
 	// Scope: `projects:write`.
 	//
@@ -22119,6 +22787,39 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
 	SyncTasksWithResponse(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*SyncTasksResponse, error)
+
+	// ListWorkspacesWithResponse List a project's workspaces
+	//
+	// In the order of their names.
+	//
+	// Scope: `projects:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/projects/{projectId}/workspaces (the `ListWorkspaces` operationId).
+	ListWorkspacesWithResponse(ctx context.Context, projectId ProjectId, params *ListWorkspacesParams, reqEditors ...RequestEditorFn) (*ListWorkspacesResponse, error)
+
+	// CreateWorkspaceWithBodyWithResponse Create a workspace
+	//
+	// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+	CreateWorkspaceWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateWorkspaceResponse, error)
+
+	// CreateWorkspaceWithResponse Create a workspace
+	//
+	// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+	CreateWorkspaceWithResponse(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, body CreateWorkspaceJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateWorkspaceResponse, error)
 
 	// GetRetentionPolicyWithResponse Get the retention policy
 	//
@@ -23105,6 +23806,44 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/version (the `GetVersion` operationId).
 	GetVersionWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetVersionResponse, error)
+
+	// DeleteWorkspaceWithResponse Delete a workspace
+	//
+	// Placements in it lose it; those that were nowhere else are aborted.
+	//
+	// Scope: `projects:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/workspaces/{workspaceId} (the `DeleteWorkspace` operationId).
+	DeleteWorkspaceWithResponse(ctx context.Context, workspaceId WorkspaceId, params *DeleteWorkspaceParams, reqEditors ...RequestEditorFn) (*DeleteWorkspaceResponse, error)
+
+	// GetWorkspaceWithResponse Get a workspace
+	//
+	// Scope: `projects:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/workspaces/{workspaceId} (the `GetWorkspace` operationId).
+	GetWorkspaceWithResponse(ctx context.Context, workspaceId WorkspaceId, reqEditors ...RequestEditorFn) (*GetWorkspaceResponse, error)
+
+	// UpdateWorkspaceWithBodyWithResponse Change a workspace
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+	UpdateWorkspaceWithBodyWithResponse(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateWorkspaceResponse, error)
+
+	// UpdateWorkspaceWithApplicationMergePatchPlusJSONBodyWithResponse Change a workspace
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+	UpdateWorkspaceWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateWorkspaceResponse, error)
 }
 
 type GetHealthResponse struct {
@@ -27218,6 +27957,110 @@ func (r SyncTasksResponse) ContentType() string {
 	return ""
 }
 
+type ListWorkspacesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *WorkspacePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListWorkspacesResponse) GetJSON200() *WorkspacePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListWorkspacesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListWorkspacesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListWorkspacesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListWorkspacesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListWorkspacesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateWorkspaceResponse201Headers the declared response headers of an HTTP 201 response for CreateWorkspace
+type CreateWorkspaceResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type CreateWorkspaceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Workspace
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateWorkspaceResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateWorkspaceResponse) GetJSON201() *Workspace {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateWorkspaceResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateWorkspaceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateWorkspaceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateWorkspaceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateWorkspaceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetRetentionPolicyResponse200Headers the declared response headers of an HTTP 200 response for GetRetentionPolicy
 type GetRetentionPolicyResponse200Headers struct {
 	ETag string
@@ -30312,6 +31155,157 @@ func (r GetVersionResponse) ContentType() string {
 	return ""
 }
 
+type DeleteWorkspaceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteWorkspaceResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteWorkspaceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteWorkspaceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteWorkspaceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteWorkspaceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetWorkspaceResponse200Headers the declared response headers of an HTTP 200 response for GetWorkspace
+type GetWorkspaceResponse200Headers struct {
+	ETag string
+}
+
+type GetWorkspaceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Workspace
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetWorkspaceResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetWorkspaceResponse) GetJSON200() *Workspace {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetWorkspaceResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetWorkspaceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetWorkspaceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetWorkspaceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetWorkspaceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UpdateWorkspaceResponse200Headers the declared response headers of an HTTP 200 response for UpdateWorkspace
+type UpdateWorkspaceResponse200Headers struct {
+	ETag string
+}
+
+type UpdateWorkspaceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Workspace
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UpdateWorkspaceResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateWorkspaceResponse) GetJSON200() *Workspace {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateWorkspaceResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateWorkspaceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateWorkspaceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateWorkspaceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateWorkspaceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetHealthWithResponse Whether the process lives
 //
 // Needs no key.
@@ -31377,9 +32371,13 @@ func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, para
 	return ParseFollowEventsResponse(rsp)
 }
 
-// CreateMappingWithBodyWithResponse Say that a session works for another one
+// CreateMappingWithBodyWithResponse Say for whom or where a session works
 //
-// Assignments are made by claiming a task.
+// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+// made by claiming a task.
+//
+// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 //
 // Scope: `coordination:write`.
 //
@@ -31394,9 +32392,13 @@ func (c *ClientWithResponses) CreateMappingWithBodyWithResponse(ctx context.Cont
 	return ParseCreateMappingResponse(rsp)
 }
 
-// CreateMappingWithResponse Say that a session works for another one
+// CreateMappingWithResponse Say for whom or where a session works
 //
-// Assignments are made by claiming a task.
+// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+// made by claiming a task.
+//
+// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 //
 // Scope: `coordination:write`.
 //
@@ -31854,7 +32856,7 @@ func (c *ClientWithResponses) CreateProjectWithResponse(ctx context.Context, par
 
 // DeleteProjectWithResponse Delete a project
 //
-// Refused while it holds sessions.
+// Refused while it holds sessions, or tasks. Its workspaces go with it.
 //
 // Scope: `projects:write`.
 //
@@ -32108,6 +33110,57 @@ func (c *ClientWithResponses) SyncTasksWithResponse(ctx context.Context, project
 		return nil, err
 	}
 	return ParseSyncTasksResponse(rsp)
+}
+
+// ListWorkspacesWithResponse List a project's workspaces
+//
+// In the order of their names.
+//
+// Scope: `projects:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/projects/{projectId}/workspaces (the `ListWorkspaces` operationId).
+func (c *ClientWithResponses) ListWorkspacesWithResponse(ctx context.Context, projectId ProjectId, params *ListWorkspacesParams, reqEditors ...RequestEditorFn) (*ListWorkspacesResponse, error) {
+	rsp, err := c.ListWorkspaces(ctx, projectId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListWorkspacesResponse(rsp)
+}
+
+// CreateWorkspaceWithBodyWithResponse Create a workspace
+//
+// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+//
+// Scope: `projects:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+func (c *ClientWithResponses) CreateWorkspaceWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateWorkspaceResponse, error) {
+	rsp, err := c.CreateWorkspaceWithBody(ctx, projectId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateWorkspaceResponse(rsp)
+}
+
+// CreateWorkspaceWithResponse Create a workspace
+//
+// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+//
+// Scope: `projects:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+func (c *ClientWithResponses) CreateWorkspaceWithResponse(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, body CreateWorkspaceJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateWorkspaceResponse, error) {
+	rsp, err := c.CreateWorkspace(ctx, projectId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateWorkspaceResponse(rsp)
 }
 
 // GetRetentionPolicyWithResponse Get the retention policy
@@ -33628,6 +34681,68 @@ func (c *ClientWithResponses) GetVersionWithResponse(ctx context.Context, reqEdi
 		return nil, err
 	}
 	return ParseGetVersionResponse(rsp)
+}
+
+// DeleteWorkspaceWithResponse Delete a workspace
+//
+// Placements in it lose it; those that were nowhere else are aborted.
+//
+// Scope: `projects:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/workspaces/{workspaceId} (the `DeleteWorkspace` operationId).
+func (c *ClientWithResponses) DeleteWorkspaceWithResponse(ctx context.Context, workspaceId WorkspaceId, params *DeleteWorkspaceParams, reqEditors ...RequestEditorFn) (*DeleteWorkspaceResponse, error) {
+	rsp, err := c.DeleteWorkspace(ctx, workspaceId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteWorkspaceResponse(rsp)
+}
+
+// GetWorkspaceWithResponse Get a workspace
+//
+// Scope: `projects:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/workspaces/{workspaceId} (the `GetWorkspace` operationId).
+func (c *ClientWithResponses) GetWorkspaceWithResponse(ctx context.Context, workspaceId WorkspaceId, reqEditors ...RequestEditorFn) (*GetWorkspaceResponse, error) {
+	rsp, err := c.GetWorkspace(ctx, workspaceId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetWorkspaceResponse(rsp)
+}
+
+// UpdateWorkspaceWithBodyWithResponse Change a workspace
+//
+// Scope: `projects:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+func (c *ClientWithResponses) UpdateWorkspaceWithBodyWithResponse(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateWorkspaceResponse, error) {
+	rsp, err := c.UpdateWorkspaceWithBody(ctx, workspaceId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateWorkspaceResponse(rsp)
+}
+
+// UpdateWorkspaceWithApplicationMergePatchPlusJSONBodyWithResponse Change a workspace
+//
+// Scope: `projects:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+func (c *ClientWithResponses) UpdateWorkspaceWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateWorkspaceResponse, error) {
+	rsp, err := c.UpdateWorkspaceWithApplicationMergePatchPlusJSONBody(ctx, workspaceId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateWorkspaceResponse(rsp)
 }
 
 // ParseGetHealthResponse parses an HTTP response from a GetHealthWithResponse call
@@ -36892,6 +38007,92 @@ func ParseSyncTasksResponse(rsp *http.Response) (*SyncTasksResponse, error) {
 	return response, nil
 }
 
+// ParseListWorkspacesResponse parses an HTTP response from a ListWorkspacesWithResponse call
+func ParseListWorkspacesResponse(rsp *http.Response) (*ListWorkspacesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListWorkspacesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest WorkspacePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateWorkspaceResponse parses an HTTP response from a CreateWorkspaceWithResponse call
+func ParseCreateWorkspaceResponse(rsp *http.Response) (*CreateWorkspaceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateWorkspaceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Workspace
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateWorkspaceResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseGetRetentionPolicyResponse parses an HTTP response from a GetRetentionPolicyWithResponse call
 func ParseGetRetentionPolicyResponse(rsp *http.Response) (*GetRetentionPolicyResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -39285,6 +40486,127 @@ func ParseGetVersionResponse(rsp *http.Response) (*GetVersionResponse, error) {
 		}
 		response.ApplicationproblemJSONDefault = &dest
 
+	}
+
+	return response, nil
+}
+
+// ParseDeleteWorkspaceResponse parses an HTTP response from a DeleteWorkspaceWithResponse call
+func ParseDeleteWorkspaceResponse(rsp *http.Response) (*DeleteWorkspaceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteWorkspaceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetWorkspaceResponse parses an HTTP response from a GetWorkspaceWithResponse call
+func ParseGetWorkspaceResponse(rsp *http.Response) (*GetWorkspaceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetWorkspaceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Workspace
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetWorkspaceResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdateWorkspaceResponse parses an HTTP response from a UpdateWorkspaceWithResponse call
+func ParseUpdateWorkspaceResponse(rsp *http.Response) (*UpdateWorkspaceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateWorkspaceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Workspace
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UpdateWorkspaceResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
 	}
 
 	return response, nil

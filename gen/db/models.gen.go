@@ -167,6 +167,8 @@ type MappingDetail struct {
 	TaskID          *uuid.UUID
 	TaskSlug        *string
 	TaskName        *string
+	SpokeID         *uuid.UUID
+	WorkspaceID     *uuid.UUID
 	Status          string
 	Reason          string
 	LeaseSeconds    *int32
@@ -491,4 +493,24 @@ type TaskStatusChange struct {
 	SessionID *uuid.UUID
 	MappingID *uuid.UUID
 	CreatedAt time.Time
+}
+
+// Where a project's work is done: a checkout, a directory. Of no spoke: several machines may have the same one.
+type Workspace struct {
+	OrgID uuid.UUID
+	ID    uuid.UUID
+	// S13: immutable.
+	ProjectID uuid.UUID
+	// Unique in the project.
+	Name string
+	// An absolute path (POSIX, Windows, UNC) or a URL.
+	Path string
+	// Of the version control, where it has one.
+	Branch *string
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
 }

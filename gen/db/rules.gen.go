@@ -201,24 +201,36 @@ const (
 	MappingsEndedHasTimeCheck                    = "mappings_ended_has_time_check"
 	MappingsIDVersionCheck                       = "mappings_id_version_check"
 	MappingsIdentityImmutable                    = "mappings_identity_immutable"
-	MappingsKindColumnsCheck                     = "mappings_kind_columns_check"
+	MappingsKindCheck                            = "mappings_kind_check"
 	MappingsLeaseLengthCheck                     = "mappings_lease_length_check"
+	MappingsLeaseOfAssignmentCheck               = "mappings_lease_of_assignment_check"
 	MappingsMetadataCheck                        = "mappings_metadata_check"
 	MappingsNotOwnParentCheck                    = "mappings_not_own_parent_check"
+	MappingsParentOfDelegationCheck              = "mappings_parent_of_delegation_check"
 	MappingsParentSessionIDFkey                  = "mappings_parent_session_id_fkey"
 	MappingsParentSessionIDFkeyInUse             = "mappings_parent_session_id_fkey_in_use"
 	MappingsPkey                                 = "mappings_pkey"
+	MappingsPlaceKept                            = "mappings_place_kept"
+	MappingsPlacementHasPlace                    = "mappings_placement_has_place"
 	MappingsReasonLengthCheck                    = "mappings_reason_length_check"
 	MappingsSessionActiveKey                     = "mappings_session_active_key"
 	MappingsSessionIDFkey                        = "mappings_session_id_fkey"
 	MappingsSessionIDFkeyInUse                   = "mappings_session_id_fkey_in_use"
 	MappingsSessionOver                          = "mappings_session_over"
+	MappingsSpokeDisconnected                    = "mappings_spoke_disconnected"
+	MappingsSpokeIDFkey                          = "mappings_spoke_id_fkey"
+	MappingsSpokeIDFkeyInUse                     = "mappings_spoke_id_fkey_in_use"
+	MappingsSpokeOfPlacementCheck                = "mappings_spoke_of_placement_check"
 	MappingsStatusCheck                          = "mappings_status_check"
 	MappingsStatusTransition                     = "mappings_status_transition"
 	MappingsTaskActiveKey                        = "mappings_task_active_key"
 	MappingsTaskIDFkey                           = "mappings_task_id_fkey"
 	MappingsTaskIDFkeyInUse                      = "mappings_task_id_fkey_in_use"
+	MappingsTaskOfAssignmentCheck                = "mappings_task_of_assignment_check"
 	MappingsTaskStatusAgrees                     = "mappings_task_status_agrees"
+	MappingsWorkspaceIDFkey                      = "mappings_workspace_id_fkey"
+	MappingsWorkspaceIDFkeyInUse                 = "mappings_workspace_id_fkey_in_use"
+	MappingsWorkspaceOfPlacementCheck            = "mappings_workspace_of_placement_check"
 	MessagesDataObjectCheck                      = "messages_data_object_check"
 	MessagesIDVersionCheck                       = "messages_id_version_check"
 	MessagesIdentityImmutable                    = "messages_identity_immutable"
@@ -497,6 +509,17 @@ const (
 	ToolStateTransitionsToStateFkeyInUse         = "tool_state_transitions_to_state_fkey_in_use"
 	ToolStatesPkey                               = "tool_states_pkey"
 	Unauthenticated                              = "unauthenticated"
+	WorkspacesBranchShapeCheck                   = "workspaces_branch_shape_check"
+	WorkspacesIDVersionCheck                     = "workspaces_id_version_check"
+	WorkspacesIdentityImmutable                  = "workspaces_identity_immutable"
+	WorkspacesMetadataCheck                      = "workspaces_metadata_check"
+	WorkspacesNameKey                            = "workspaces_name_key"
+	WorkspacesNameLengthCheck                    = "workspaces_name_length_check"
+	WorkspacesPathShapeCheck                     = "workspaces_path_shape_check"
+	WorkspacesPkey                               = "workspaces_pkey"
+	WorkspacesProjectIDFkey                      = "workspaces_project_id_fkey"
+	WorkspacesProjectIDFkeyInUse                 = "workspaces_project_id_fkey_in_use"
+	WorkspacesProjectIDIDKey                     = "workspaces_project_id_id_key"
 )
 
 // Rules are all of them. A foreign key has two: its name for a write that refers to nothing, and _in_use for deleting what is
@@ -699,24 +722,36 @@ var Rules = []string{
 	MappingsEndedHasTimeCheck,
 	MappingsIDVersionCheck,
 	MappingsIdentityImmutable,
-	MappingsKindColumnsCheck,
+	MappingsKindCheck,
 	MappingsLeaseLengthCheck,
+	MappingsLeaseOfAssignmentCheck,
 	MappingsMetadataCheck,
 	MappingsNotOwnParentCheck,
+	MappingsParentOfDelegationCheck,
 	MappingsParentSessionIDFkey,
 	MappingsParentSessionIDFkeyInUse,
 	MappingsPkey,
+	MappingsPlaceKept,
+	MappingsPlacementHasPlace,
 	MappingsReasonLengthCheck,
 	MappingsSessionActiveKey,
 	MappingsSessionIDFkey,
 	MappingsSessionIDFkeyInUse,
 	MappingsSessionOver,
+	MappingsSpokeDisconnected,
+	MappingsSpokeIDFkey,
+	MappingsSpokeIDFkeyInUse,
+	MappingsSpokeOfPlacementCheck,
 	MappingsStatusCheck,
 	MappingsStatusTransition,
 	MappingsTaskActiveKey,
 	MappingsTaskIDFkey,
 	MappingsTaskIDFkeyInUse,
+	MappingsTaskOfAssignmentCheck,
 	MappingsTaskStatusAgrees,
+	MappingsWorkspaceIDFkey,
+	MappingsWorkspaceIDFkeyInUse,
+	MappingsWorkspaceOfPlacementCheck,
 	MessagesDataObjectCheck,
 	MessagesIDVersionCheck,
 	MessagesIdentityImmutable,
@@ -995,4 +1030,15 @@ var Rules = []string{
 	ToolStateTransitionsToStateFkeyInUse,
 	ToolStatesPkey,
 	Unauthenticated,
+	WorkspacesBranchShapeCheck,
+	WorkspacesIDVersionCheck,
+	WorkspacesIdentityImmutable,
+	WorkspacesMetadataCheck,
+	WorkspacesNameKey,
+	WorkspacesNameLengthCheck,
+	WorkspacesPathShapeCheck,
+	WorkspacesPkey,
+	WorkspacesProjectIDFkey,
+	WorkspacesProjectIDFkeyInUse,
+	WorkspacesProjectIDIDKey,
 }

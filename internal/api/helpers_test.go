@@ -146,6 +146,7 @@ type family struct {
 	key, lostKey, oldKey                     string // keys to change, to revoke, to rotate
 	emptyOrg                                 string // the organisation that deleteOrganization deletes: its own, where its maker could make no other
 	task, waiting, delegation, coordinator   string
+	workspace, oldWorkspace                  string
 	held                                     map[string]held // a task for each operation that needs one in a certain state
 }
 
@@ -159,6 +160,8 @@ func (h *hub) newWork(t testing.TB, c caller) family {
 	create := func(path, body string) answer { return h.as(t, c, "POST", path, body).wants(t, http.StatusCreated) }
 	f.project = create("/v1/projects", `{"slug":"f-`+uuid.NewString()+`","name":"family"}`).id(t)
 	f.emptyProject = create("/v1/projects", `{"slug":"e-`+uuid.NewString()+`","name":"empty"}`).id(t)
+	f.workspace = create("/v1/projects/"+f.project+"/workspaces", `{"name":"family","path":"/srv/family"}`).id(t)
+	f.oldWorkspace = create("/v1/projects/"+f.project+"/workspaces", `{"name":"old","path":"/srv/old"}`).id(t)
 	f.agentRole = create("/v1/roles", `{"name":"f-`+uuid.NewString()+`"}`).id(t)
 	f.session = create("/v1/sessions", `{"projectId":"`+f.project+`","title":"family"}`).id(t)
 	var list struct {
@@ -246,7 +249,7 @@ func (h *hub) isPlatformAdmin(t testing.TB, c caller) (is bool) {
 func (f family) ids() []string {
 	all := []string{
 		f.org, f.project, f.emptyProject, f.session, f.message, f.part, f.agentRole, f.shelf, f.self, f.account, f.leaver, f.heir, f.outsider, f.key, f.lostKey, f.oldKey, f.emptyOrg, f.client,
-		f.task, f.waiting, f.delegation, f.coordinator, f.spoke, f.leavingSpoke, f.call, f.heldCall, f.runningCall, f.failingCall,
+		f.workspace, f.oldWorkspace, f.task, f.waiting, f.delegation, f.coordinator, f.spoke, f.leavingSpoke, f.call, f.heldCall, f.runningCall, f.failingCall,
 	}
 	for _, verb := range slices.Sorted(maps.Keys(f.held)) {
 		all = append(all, f.held[verb].task, f.held[verb].mapping)
@@ -360,6 +363,12 @@ func (f family) samples() map[string]sample {
 		"updateProject": {"PATCH", "/v1/projects/" + f.project, merge, `{"name":"changed"}`, 200},
 		"deleteProject": {"DELETE", "/v1/projects/" + f.emptyProject, "", "", 204},
 
+		"createWorkspace": {"POST", "/v1/projects/" + f.project + "/workspaces", plain, `{"name":"` + uuid.NewString() + `","path":"/srv/x"}`, 201},
+		"listWorkspaces":  {"GET", "/v1/projects/" + f.project + "/workspaces", "", "", 200},
+		"getWorkspace":    {"GET", "/v1/workspaces/" + f.workspace, "", "", 200},
+		"updateWorkspace": {"PATCH", "/v1/workspaces/" + f.workspace, merge, `{"branch":"changed"}`, 200},
+		"deleteWorkspace": {"DELETE", "/v1/workspaces/" + f.oldWorkspace, "", "", 204},
+
 		"createRole": {"POST", "/v1/roles", plain, `{"name":"r-` + uuid.NewString() + `"}`, 201},
 		"listRoles":  {"GET", "/v1/roles", "", "", 200},
 		"getRole":    {"GET", "/v1/roles/" + f.agentRole, "", "", 200},
@@ -422,7 +431,7 @@ func (f family) samples() map[string]sample {
 		"listTaskNotes":         {"GET", task + "/notes", "", "", 200},
 		"getTaskDocument":       {"GET", task + "/document", "", "", 200},
 
-		"createMapping": {"POST", "/v1/mappings", plain, `{"sessionId":"` + f.session + `","parentSessionId":"` + f.coordinator + `"}`, 201},
+		"createMapping": {"POST", "/v1/mappings", plain, `{"kind":"placement","sessionId":"` + f.session + `","spokeId":"` + f.spoke + `","workspaceId":"` + f.workspace + `"}`, 201},
 		"listMappings":  {"GET", "/v1/projects/" + f.project + "/mappings", "", "", 200},
 		"getMapping":    {"GET", "/v1/mappings/" + f.delegation, "", "", 200},
 		"endMapping":    {"POST", "/v1/mappings/" + f.held["end"].mapping + "/end", plain, `{"status":"failed"}`, 200},

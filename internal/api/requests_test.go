@@ -256,7 +256,7 @@ func TestPathParametersAreChecked(t *testing.T) {
 	ids := map[string]string{
 		"{projectId}": f.project, "{sessionId}": f.session, "{messageId}": f.message, "{partId}": f.part, "{roleId}": f.agentRole, "{accountId}": f.account, "{organizationId}": f.org, "{apiKeyId}": f.key,
 		"{clientId}": f.client, "{rotationId}": f.rotation,
-		"{taskId}": f.task, "{dependsOnTaskId}": f.task, "{mappingId}": f.delegation, "{spokeId}": f.spoke, "{callId}": f.call,
+		"{workspaceId}": f.workspace, "{taskId}": f.task, "{dependsOnTaskId}": f.task, "{mappingId}": f.delegation, "{spokeId}": f.spoke, "{callId}": f.call,
 	}
 	for _, op := range operations(t) {
 		s, ok := f.sampleOf(t, op)

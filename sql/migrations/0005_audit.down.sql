@@ -13,6 +13,7 @@ DROP POLICY parts_purge ON parts;
 DROP POLICY messages_purge ON messages;
 DROP POLICY roles_purge ON roles;
 DROP POLICY projects_purge ON projects;
+DROP POLICY workspaces_purge ON workspaces;
 DROP FUNCTION audit_chain_of(boolean);
 DROP FUNCTION purge_organizations(integer);
 DROP FUNCTION is_deleted_organization(uuid);
