@@ -75,7 +75,11 @@ var attacks = []struct {
 	{query: "CreateTasksFromFiles", args: []string{"tasks", `'[{"slug":"n","name":"n","path":"n","body":"","frontmatter":"","base":{},"status":"pending"}]'`}},
 	{query: "UpdateTasksFromFiles", args: []string{"tasks", "jsonb_build_array(jsonb_build_object('id', @task, 'name', 'n', 'path', 'n'))"}}, {query: "ArchiveTasks"}, {query: "RemoveDependencies"},
 	{query: "AddDependenciesOfTasks", args: []string{"dependent_ids", "ARRAY[@free_task]::uuid[]"}},
-	{query: "CreateMapping", args: []string{"session_id", "@imported"}}, {query: "GetMapping"}, {query: "ListMappings"}, {query: "ListMappings", args: []string{"workspace_id", "@workspace"}}, {query: "ListMappings", args: []string{"spoke_id", "@spoke"}}, {query: "EndMapping"}, {query: "ReturnExpiredTasks"},
+	{query: "CreateMapping", args: []string{"session_id", "@imported"}}, {query: "GetMapping"}, {query: "ListMappings"}, {query: "ListMappings", args: []string{"session_id", "@child", "workspace_id", "@workspace"}}, {query: "ListMappings", args: []string{"session_id", "@child", "spoke_id", "@spoke"}}, {query: "EndMapping"}, {query: "ReturnExpiredTasks"},
+	{query: "CreateAnomalyType"}, {query: "GetAnomalyType"}, {query: "ListAnomalyTypes"}, {query: "UpdateAnomalyType", args: []string{"severity", "'low'"}}, {query: "DeleteAnomalyType"}, {query: "DeleteAnomalyType", args: []string{"if_match", "NULL"}},
+	{query: "ReportDetection"}, {query: "ReportDetection", args: []string{"anomaly_type", "'HIGH_ERROR_COUNT'", "severity", "'critical'"}}, {query: "GetDetection"}, {query: "ListDetections"}, {query: "ListDetections", args: []string{"session_id", "@session"}},
+	{query: "ListDetections", args: []string{"project_id", "@project"}}, {query: "ListDetections", args: []string{"anomaly_type", "'HIGH_ERROR_COUNT'"}}, {query: "AcknowledgeDetection"}, {query: "ResolveDetection"},
+	{query: "GetWatchPolicy"}, {query: "SetWatchPolicy", args: []string{"error_minutes", "7"}}, {query: "WatchSessions"},
 	{query: "RegisterSpoke", args: []string{"name", "'builder'"}}, {query: "GetSpoke"}, {query: "ListSpokes"}, {query: "ListSpokes", args: []string{"account_id", "@owner"}}, {query: "HeartbeatSpoke"}, {query: "DisconnectSpoke"},
 	{query: "PutOperations"}, {query: "ListOperations"}, {query: "ListOperations", args: []string{"spoke_id", "@spoke"}}, {query: "GetOperation"}, {query: "GetOperation", args: []string{"name", "'fs.' || @spoke || '.read'"}},
 	{query: "FindOperation"}, {query: "EnqueueCall"}, {query: "TakeCalls"}, {query: "StepCall", args: []string{"status", "'failed'"}, own: []string{"id", "@held_call", "status", "'failed'", "ciphertext", "NULL"}}, {query: "GetOutputSchema"}, {query: "AbortCall"}, {query: "FetchOutput", own: []string{"call_id", "@held_call"}},
@@ -121,6 +125,7 @@ var upkeep = map[string]string{
 	"NumberEvents":         "numbers what has happened",
 	"LeaveEventOffice":     "lets another server number what happens, if one knows the secret of the one that does",
 	"PurgeEvents":          "removes what is older than seven days",
+	"WatchSessions":        "looks whether something is wrong with sessions, for each organisation by itself",
 	"SweepSpokes":          "marks spokes whose lease ran out",
 	"SweepCalls":           "fails calls whose deadline has passed",
 	"PurgeCalls":           "removes what its organisation does not keep any more",
@@ -189,6 +194,10 @@ func newTarget(t *testing.T) *world {
 		UPDATE tasks SET name = 'canary', body = 'canary', tags = '{canary}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE task_notes SET body = 'canary';
 		UPDATE mappings SET reason = 'canary', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE detections SET reason = 'canary', evidence = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE anomaly_types SET description = 'canary', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE watch_policies SET metadata = '{"_a": {"a": "canary"}}';
+		UPDATE watch_rounds SET watched_at = now();
 		UPDATE spokes SET version = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE operation_specs SET title = 'canary', description = 'canary', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE calls SET input = '{"a": "canary"}', output = '{"a": "canary"}', error = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';

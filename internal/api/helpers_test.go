@@ -147,6 +147,7 @@ type family struct {
 	emptyOrg                                 string // the organisation that deleteOrganization deletes: its own, where its maker could make no other
 	task, waiting, delegation, coordinator   string
 	workspace, oldWorkspace                  string
+	detection, settled, anomalyType          string
 	held                                     map[string]held // a task for each operation that needs one in a certain state
 }
 
@@ -217,6 +218,10 @@ func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 		h.as(t, c, "POST", "/v1/calls/"+call+"/start", `{"epoch":1,"spokeId":"`+f.spoke+`"}`).wants(t, http.StatusOK)
 	}
 
+	f.detection = create("/v1/detections", `{"sessionId":"`+f.session+`","anomalyType":"SESSION_STALL"}`).id(t)
+	f.settled = create("/v1/detections", `{"sessionId":"`+f.session+`","anomalyType":"HIGH_ERROR_COUNT"}`).id(t)
+	f.anomalyType = create("/v1/anomaly-types", `{"name":"`+anomalyName()+`"}`).id(t)
+
 	for _, account := range []*string{&f.account, &f.leaver, &f.heir, &f.outsider} {
 		*account = create("/v1/accounts", `{"kind":"human","displayName":"family"}`).id(t)
 	}
@@ -239,6 +244,11 @@ func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 	return f
 }
 
+// anomalyName is that of no type yet.
+func anomalyName() string {
+	return "F_" + strings.ToUpper(strings.ReplaceAll(uuid.NewString(), "-", "_"))
+}
+
 func (h *hub) isPlatformAdmin(t testing.TB, c caller) (is bool) {
 	t.Helper()
 	h.scan(t, &is, "SELECT 'platform:*' = ANY (scopes) FROM api_keys WHERE id = $1", c.id)
@@ -249,7 +259,7 @@ func (h *hub) isPlatformAdmin(t testing.TB, c caller) (is bool) {
 func (f family) ids() []string {
 	all := []string{
 		f.org, f.project, f.emptyProject, f.session, f.message, f.part, f.agentRole, f.shelf, f.self, f.account, f.leaver, f.heir, f.outsider, f.key, f.lostKey, f.oldKey, f.emptyOrg, f.client,
-		f.workspace, f.oldWorkspace, f.task, f.waiting, f.delegation, f.coordinator, f.spoke, f.leavingSpoke, f.call, f.heldCall, f.runningCall, f.failingCall,
+		f.detection, f.settled, f.anomalyType, f.workspace, f.oldWorkspace, f.task, f.waiting, f.delegation, f.coordinator, f.spoke, f.leavingSpoke, f.call, f.heldCall, f.runningCall, f.failingCall,
 	}
 	for _, verb := range slices.Sorted(maps.Keys(f.held)) {
 		all = append(all, f.held[verb].task, f.held[verb].mapping)
@@ -435,6 +445,19 @@ func (f family) samples() map[string]sample {
 		"listMappings":  {"GET", "/v1/projects/" + f.project + "/mappings", "", "", 200},
 		"getMapping":    {"GET", "/v1/mappings/" + f.delegation, "", "", 200},
 		"endMapping":    {"POST", "/v1/mappings/" + f.held["end"].mapping + "/end", plain, `{"status":"failed"}`, 200},
+
+		"reportDetection":      {"POST", "/v1/detections", plain, `{"sessionId":"` + f.session + `","anomalyType":"MODEL_DEGRADATION","evidence":{"a":1}}`, 201},
+		"listDetections":       {"GET", "/v1/detections", "", "", 200},
+		"getDetection":         {"GET", "/v1/detections/" + f.detection, "", "", 200},
+		"acknowledgeDetection": {"POST", "/v1/detections/" + f.detection + "/acknowledge", "", "", 200},
+		"resolveDetection":     {"POST", "/v1/detections/" + f.settled + "/resolve", plain, `{"resolution":"fixed"}`, 200},
+		"createAnomalyType":    {"POST", "/v1/anomaly-types", plain, `{"name":"` + anomalyName() + `"}`, 201},
+		"listAnomalyTypes":     {"GET", "/v1/anomaly-types", "", "", 200},
+		"getAnomalyType":       {"GET", "/v1/anomaly-types/" + f.anomalyType, "", "", 200},
+		"updateAnomalyType":    {"PATCH", "/v1/anomaly-types/" + f.anomalyType, merge, `{"severity":"low"}`, 200},
+		"deleteAnomalyType":    {"DELETE", "/v1/anomaly-types/" + f.anomalyType, "", "", 204},
+		"getWatchPolicy":       {"GET", "/v1/watch-policy", "", "", 200},
+		"setWatchPolicy":       {"PATCH", "/v1/watch-policy", merge, `{"stallMinutes":30}`, 200},
 
 		"registerSpoke":   {"POST", "/v1/spokes", plain, `{"name":"s-` + uuid.NewString() + `"}`, 200},
 		"listSpokes":      {"GET", "/v1/spokes", "", "", 200},

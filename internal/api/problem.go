@@ -125,9 +125,11 @@ var codes = map[string]rule{
 	"encryption_key_held":       {status: conflict, detail: "This hub still holds the key: take it out of HUB_ENCRYPTION_KEYS first, everywhere."},
 	"secret_rotation_not_found": {status: http.StatusNotFound, detail: "There is no such rotation."},
 
-	"task_not_found":       {status: http.StatusNotFound, detail: "There is no such task, or it is not yours."},
-	"dependency_not_found": {status: http.StatusNotFound, detail: "The task does not depend on that one."},
-	"mapping_not_found":    {status: http.StatusNotFound, detail: "There is no such mapping, or it is not yours."},
+	"task_not_found":         {status: http.StatusNotFound, detail: "There is no such task, or it is not yours."},
+	"dependency_not_found":   {status: http.StatusNotFound, detail: "The task does not depend on that one."},
+	"detection_not_found":    {status: http.StatusNotFound, detail: "There is no such detection, or it is not yours."},
+	"anomaly_type_not_found": {status: http.StatusNotFound, detail: "There is no such anomaly type, or it is not yours."},
+	"mapping_not_found":      {status: http.StatusNotFound, detail: "There is no such mapping, or it is not yours."},
 
 	"task_dependency_not_found": {status: invalid, detail: "A task depends on tasks of its project."},
 }
@@ -562,8 +564,57 @@ var rules = map[string]rule{
 	db.WorkspacesProjectIDFkeyInUse: {status: conflict, detail: "The project still has workspaces."},
 	db.WorkspacesProjectIDIDKey:     {status: conflict, detail: "The project has a workspace with this id already."},
 
+	db.AnomalyTypesBeyondLimits:           {status: http.StatusForbidden, detail: "A key that is limited to projects does not change what all projects share."},
+	db.AnomalyTypesBuiltIn:                {status: conflict, detail: "An anomaly type that is built in cannot be deleted."},
+	db.AnomalyTypesDescriptionLengthCheck: {status: invalid, detail: "A description has at most 10,000 characters.", pointer: "/description"},
+	db.AnomalyTypesNameKey:                {status: conflict, detail: "The organisation has an anomaly type with this name.", pointer: "/name"},
+	db.AnomalyTypesNameShapeCheck:         {status: invalid, detail: "An anomaly type's name has capitals and digits in groups joined by underscores, at most 100.", pointer: "/name"},
+	db.AnomalyTypesOrgIDFkey:              {status: invalid, detail: "There is no such organisation."},
+	db.AnomalyTypesOrgIDFkeyInUse:         {status: conflict, detail: "The organisation still has anomaly types."},
+	db.AnomalyTypesSeverityCheck:          {status: invalid, detail: severities, pointer: "/severity"},
+
+	db.DetectionsAcknowledgedByIDFkey:      {status: invalid, detail: "The account is no member of this organisation."},
+	db.DetectionsAcknowledgedByIDFkeyInUse: {status: conflict, detail: "The member has acknowledged detections."},
+	db.DetectionsAcknowledgedWholeCheck:    {status: invalid, detail: "A detection that is acknowledged says since when, and one that is open is not."},
+	db.DetectionsAnomalyTypeFkey:           {status: invalid, detail: "The organisation has no such anomaly type.", pointer: "/anomalyType"},
+	db.DetectionsAnomalyTypeFkeyInUse:      {status: conflict, detail: "There are detections of this type."},
+	db.DetectionsCountCheck:                {status: invalid, detail: "A detection was seen at least once."},
+	db.DetectionsCountRises:                {status: conflict, detail: "How often something was seen only rises."},
+	db.DetectionsEvidenceObjectCheck:       {status: invalid, detail: "Evidence is a JSON object.", pointer: "/evidence"},
+	db.DetectionsOpenKey:                   {status: conflict, detail: "A detection of this type is open for the session."},
+	db.DetectionsOriginCheck:               {status: invalid, detail: "A detection comes from the watcher, or was reported."},
+	db.DetectionsReasonLengthCheck:         {status: invalid, detail: "A reason has at most 2,000 characters.", pointer: "/reason"},
+	db.DetectionsResolutionCheck:           {status: invalid, detail: "What is resolved is fixed, a false positive, or expired.", pointer: "/resolution"},
+	db.DetectionsResolvedByIDFkey:          {status: invalid, detail: "The account is no member of this organisation."},
+	db.DetectionsResolvedByIDFkeyInUse:     {status: conflict, detail: "The member has resolved detections."},
+	db.DetectionsResolvedFinal:             {status: conflict, detail: "The detection is resolved already."},
+	db.DetectionsResolvedWholeCheck:        {status: invalid, detail: "A detection that is resolved says how and since when, and no other does."},
+	db.DetectionsSeenInOrderCheck:          {status: invalid, detail: "What is seen last is not seen before it is seen first."},
+	db.DetectionsSessionIDFkey:             {status: invalid, detail: "There is no such session.", pointer: "/sessionId"},
+	db.DetectionsSessionIDFkeyInUse:        {status: conflict, detail: "The session still has detections."},
+	db.DetectionsSeverityCheck:             {status: invalid, detail: severities, pointer: "/severity"},
+	db.DetectionsStatusCheck:               {status: invalid, detail: "A detection is open, acknowledged or resolved.", pointer: "/status"},
+	db.DetectionsStatusTransition:          {status: conflict, detail: "The detection cannot go from its present status to this one."},
+
+	db.WatchPoliciesBeyondLimits:             {status: http.StatusForbidden, detail: "A key that is limited to projects does not change what all projects share."},
+	db.WatchPoliciesErrorCountCheck:          {status: invalid, detail: "Many failed calls are 1 to 1,000.", pointer: "/errorCount"},
+	db.WatchPoliciesErrorMinutesCheck:        {status: invalid, detail: "Failed calls are counted over 1 to 1,440 minutes.", pointer: "/errorMinutes"},
+	db.WatchPoliciesModelBaselineHoursCheck:  {status: invalid, detail: "Models are judged by 1 to 720 hours.", pointer: "/modelBaselineHours"},
+	db.WatchPoliciesModelErrorPercentCheck:   {status: invalid, detail: "Failures rise by 1 to 100 percentage points.", pointer: "/modelErrorPercent"},
+	db.WatchPoliciesModelLatencyPercentCheck: {status: invalid, detail: "A slow median is 110 to 10,000 percent of the one before.", pointer: "/modelLatencyPercent"},
+	db.WatchPoliciesModelMinutesCheck:        {status: invalid, detail: "Models are judged over 5 to 1,440 minutes.", pointer: "/modelMinutes"},
+	db.WatchPoliciesModelTurnsCheck:          {status: invalid, detail: "Models are judged by at least 5 to 1,000 turns.", pointer: "/modelTurns"},
+	db.WatchPoliciesOrgIDFkey:                {status: invalid, detail: "There is no such organisation."},
+	db.WatchPoliciesOrgIDFkeyInUse:           {status: conflict, detail: "The organisation still has a watch policy."},
+	db.WatchPoliciesReportedDaysCheck:        {status: invalid, detail: "Reported detections are kept open for 1 to 36,500 days.", pointer: "/reportedDays"},
+	db.WatchPoliciesStallMinutesCheck:        {status: invalid, detail: "A session stalls after 1 to 10,080 minutes.", pointer: "/stallMinutes"},
+	db.WatchRoundsOrgIDFkey:                  {status: invalid, detail: "There is no such organisation."},
+	db.WatchRoundsOrgIDFkeyInUse:             {status: conflict, detail: "The organisation is still watched."},
+
 	db.SessionsProjectIDIDKey: {status: conflict, detail: "The project has a session with this id already."},
 }
+
+const severities = "A severity is low, medium, high or critical."
 
 const slugShape = "A slug has lower-case letters and digits in groups joined by dashes, at most 100 characters."
 

@@ -8,7 +8,7 @@ DROP TRIGGER organization_members_audit ON organization_members;
 DROP TRIGGER organizations_audit ON organizations;
 DROP TRIGGER organizations_retention_policy ON organizations;
 DROP TRIGGER accounts_audit ON accounts;
-REVOKE SELECT, DELETE ON projects, roles FROM hub_system;
+REVOKE SELECT, DELETE ON projects, workspaces, roles FROM hub_system;
 DROP POLICY parts_purge ON parts;
 DROP POLICY messages_purge ON messages;
 DROP POLICY roles_purge ON roles;

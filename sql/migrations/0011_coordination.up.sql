@@ -259,6 +259,12 @@ CREATE CONSTRAINT TRIGGER mappings_task_status_agrees AFTER INSERT OR UPDATE OR 
     FOR EACH ROW EXECUTE FUNCTION check_task_is_assigned();
 COMMENT ON TRIGGER mappings_task_status_agrees ON mappings IS 'W11';
 
+CREATE TRIGGER mappings_record AFTER INSERT ON mappings FOR EACH ROW EXECUTE FUNCTION record_row_event('mapping');
+CREATE TRIGGER mappings_record_change AFTER UPDATE ON mappings
+    FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision) EXECUTE FUNCTION record_row_event('mapping');
+CREATE TRIGGER mappings_record_deleted AFTER DELETE ON mappings FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION record_row_event('mapping');
+COMMENT ON TRIGGER mappings_record_deleted ON mappings IS 'X05: what goes with its session or task is not told of.';
+
 
 -- What readers see -----------------------------------------------------------------------------------------------
 

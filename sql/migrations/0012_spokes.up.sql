@@ -142,6 +142,10 @@ CREATE TRIGGER spokes_use BEFORE UPDATE ON spokes
     FOR EACH ROW WHEN ((OLD.lease_expires_at, OLD.take_expires_at) IS DISTINCT FROM (NEW.lease_expires_at, NEW.take_expires_at)) EXECUTE FUNCTION set_updated_at();
 COMMENT ON TRIGGER spokes_use ON spokes IS 'W22: a heartbeat moves updated_at, but is no new revision.';
 
+CREATE TRIGGER spokes_record AFTER INSERT OR DELETE ON spokes FOR EACH ROW EXECUTE FUNCTION record_row_event('spoke');
+CREATE TRIGGER spokes_record_change AFTER UPDATE ON spokes
+    FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision) EXECUTE FUNCTION record_row_event('spoke');
+
 CREATE FUNCTION hold_spoke(p_spoke_id uuid, p_epoch integer) RETURNS SETOF spokes
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
