@@ -218,6 +218,7 @@ func TestX03_EveryChangeIsOnRecord(t *testing.T) {
 		}},
 		{w.app, "UPDATE organizations SET deleted_at = '2020-01-01T00:00:00Z' WHERE id = @org", []string{`org: organization.delete organization/org ` + api + `: {"deleted_at": {"after": "2020-01-01T00:00:00+00:00"}}`}},
 		{w.app, "UPDATE organizations SET deleted_at = NULL WHERE id = @org", []string{`org: organization.restore organization/org ` + api + `: {"deleted_at": {"before": "2020-01-01T00:00:00+00:00"}}`}},
+		{w.app, "UPDATE watch_policies SET stall_minutes = NULL", []string{`org: watch.update watch/org ` + api + `: {"stall_minutes": {"before": 15}}`}},
 		{w.app, "UPDATE retention_policies SET audit_days = 90", []string{`org: retention.update retention/org ` + api + `: {"audit_days": {"after": 90}}`}},
 		{w.app, platform + "SELECT create_organization('new', 'New', @nobody, '{}', '{}', @high, sha256('new'))", []string{
 			`(new): organization.create organization/(new) ` + api + `: {"name": {"after": "New"}, "slug": {"after": "new"}, "owner_id": {"after": "` + ids["nobody"] + `"}}`,

@@ -168,7 +168,7 @@ var keyedOtherwise = map[string]string{
 }
 
 // onePerOrganisation are the tables that have one row for each organisation, so that it alone is the key.
-var onePerOrganisation = []string{"audit_chains", "event_heads", "retention_policies"}
+var onePerOrganisation = []string{"audit_chains", "event_heads", "retention_policies", "watch_policies", "watch_rounds"}
 
 func TestX01_OrgIDComesFirst(t *testing.T) {
 	t.Parallel()
@@ -282,9 +282,10 @@ func TestX01_DefinerFunctionsAreFenced(t *testing.T) {
 // notAudited are the tables whose changes leave no audit entry, and why.
 var notAudited = map[string]string{
 	"audit_chains": "the log itself", "audit_logs": "the log itself", "idempotency_keys": "answers that are kept for a day; what was done is on record by itself",
-	"projects": "the work", "sessions": "the work", "messages": "the work", "parts": "the work", "part_deltas": "the work", "search_entries": "the work, as search reads it",
+	"projects": "the work", "workspaces": "the work", "sessions": "the work", "messages": "the work", "parts": "the work", "part_deltas": "the work", "search_entries": "the work, as search reads it",
 	"pending_events": "the feed, which tells of what has changed", "event_heads": "the feed", "events": "the feed",
 	"tasks": "the work", "task_dependencies": "the work", "task_notes": "the work", "mappings": "the work", "task_status_changes": "a log itself",
+	"detections": "the work", "anomaly_types": "the work: what detections are called", "watch_rounds": "when the watcher was at work",
 	"spokes": "the work", "operation_specs": "the work", "calls": "the work", "call_edge_rows": "the work", "call_payloads": "the work",
 }
 
@@ -292,11 +293,11 @@ func TestW12_ChangesOfWhoMayDoWhatAreAudited(t *testing.T) {
 	t.Parallel()
 	conn := catalog(t)
 	except := "('" + strings.Join(slices.Collect(maps.Keys(notAudited)), "', '") + "')"
-	// INSERT, UPDATE and DELETE of each row, at the end of the transaction. A retention policy comes and goes with its organisation.
+	// INSERT, UPDATE and DELETE of each row, at the end of the transaction. A retention or watch policy comes and goes with its organisation.
 	const deferred = `
 		SELECT g.tgrelid FROM pg_trigger g JOIN functions f ON f.oid = g.tgfoid JOIN tables t ON t.oid = g.tgrelid
 		WHERE f.proname = 'record_audit' AND g.tgenabled = 'O' AND g.tgdeferrable AND g.tginitdeferred AND g.tgqual IS NULL AND g.tgattr = ''
-		  AND g.tgtype & 29 = CASE t.name WHEN 'retention_policies' THEN 17 ELSE 29 END`
+		  AND g.tgtype & 29 = CASE WHEN t.name IN ('retention_policies', 'watch_policies') THEN 17 ELSE 29 END`
 	none(t, conn, "a table of tenants or of the control plane is audited, or says why not", "SELECT name FROM tables WHERE (tenant IS NOT NULL OR control_plane) AND oid NOT IN ("+deferred+") AND name NOT IN "+except)
 	none(t, conn, "what says why it is not audited is not", "SELECT name FROM tables WHERE oid IN (SELECT tgrelid FROM pg_trigger g JOIN functions f ON f.oid = g.tgfoid WHERE f.proname = 'record_audit') AND name IN "+except)
 	none(t, conn, "its name says so, and no other trigger's", `
@@ -576,6 +577,8 @@ func TestW22_EveryChangeMovesUpdatedAt(t *testing.T) {
 				column := map[string]string{"pending_events": "text_offset", "event_heads": "last_position", "event_sequencers": "lease_expires_at"}[table]
 				change = column + " = " + map[string]string{"pending_events": "coalesce(text_offset, 0) + 1", "event_heads": "last_position + 1", "event_sequencers": "clock_timestamp()"}[table]
 				same = column + " = " + column
+			case table == "watch_rounds":
+				change, same = "watched_at = clock_timestamp()", "watched_at = watched_at"
 			case !has("metadata"):
 				t.Fatal("a table without metadata: say here what can be changed in it")
 			}

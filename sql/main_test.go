@@ -23,9 +23,9 @@ func TestMain(m *testing.M) {
 
 // What a new domain adds to: its fixture, its refusals and its deletions.
 var (
-	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, searchFixture, eventsFixture, idempotencyFixture, tasksFixture, coordinationFixture, servicesFixture, spokesFixture, callsFixture}
-	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, searchRules, eventsRules, auditRules, idempotencyRules, tasksRules, coordinationRules, servicesRules, spokesRules, callsRules)
-	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, searchDeletes, auditDeletes, idempotencyDeletes, tasksDeletes, coordinationDeletes, servicesDeletes, spokesDeletes, callsDeletes)
+	fixtures    = []string{identityFixture, projectsFixture, sessionsFixture, searchFixture, eventsFixture, idempotencyFixture, tasksFixture, spokesFixture, coordinationFixture, servicesFixture, callsFixture, detectionsFixture}
+	ruleCases   = slices.Concat(identityRules, projectsRules, sessionsRules, searchRules, eventsRules, auditRules, idempotencyRules, tasksRules, coordinationRules, servicesRules, spokesRules, callsRules, detectionsRules)
+	deleteCases = slices.Concat(identityDeletes, projectsDeletes, sessionsDeletes, searchDeletes, auditDeletes, idempotencyDeletes, tasksDeletes, coordinationDeletes, servicesDeletes, spokesDeletes, callsDeletes, detectionsDeletes)
 )
 
 // ids are the fixtures' rows by the names that statements use: @org, @session. Each table has at least one row of @org's
@@ -55,7 +55,11 @@ var ids = map[string]string{
 	"waiting_task": "00000000-0000-7000-8000-0000000a0102", "other_waiting_task": "00000000-0000-7000-8000-0000000b0102",
 	"free_task": "00000000-0000-7000-8000-0000000a0103", "held_task": "00000000-0000-7000-8000-0000000a0104", "empty_task": "00000000-0000-7000-8000-0000000a0105",
 	"mapping": "00000000-0000-7000-8000-0000000a0106", "other_mapping": "00000000-0000-7000-8000-0000000b0106", "delegation": "00000000-0000-7000-8000-0000000a0107",
-	"spoke": "00000000-0000-7000-8000-0000000a0120", "other_spoke": "00000000-0000-7000-8000-0000000b0120",
+	"workspace": "00000000-0000-7000-8000-0000000a0110", "other_workspace": "00000000-0000-7000-8000-0000000b0110", "task_workspace": "00000000-0000-7000-8000-0000000a0111",
+	"placement": "00000000-0000-7000-8000-0000000a0112",
+	"detection": "00000000-0000-7000-8000-0000000a0130", "other_detection": "00000000-0000-7000-8000-0000000b0130", "resolved_detection": "00000000-0000-7000-8000-0000000a0131",
+	"anomaly_type": "00000000-0000-7000-8000-0000000a0132",
+	"spoke":        "00000000-0000-7000-8000-0000000a0120", "other_spoke": "00000000-0000-7000-8000-0000000b0120",
 	"idle_spoke": "00000000-0000-7000-8000-0000000a0121", "gone_spoke": "00000000-0000-7000-8000-0000000a0122",
 	"spec": "00000000-0000-7000-8000-0000000a0123", "other_spec": "00000000-0000-7000-8000-0000000b0123",
 	"call": "00000000-0000-7000-8000-0000000a0030", "other_call": "00000000-0000-7000-8000-0000000b0030",

@@ -76,6 +76,13 @@ const crowd = `
 	UPDATE tasks SET status = 'blocked' WHERE slug LIKE 'crowd/%'; UPDATE tasks SET status = 'pending' WHERE slug LIKE 'crowd/%';
 	INSERT INTO mappings (org_id, kind, project_id, session_id, parent_session_id) SELECT s.org_id, 'delegation', s.project_id, s.id, p.id FROM sessions s
 		JOIN LATERAL (SELECT id FROM sessions x WHERE x.org_id = s.org_id AND x.project_id = s.project_id AND x.id <> s.id AND x.archived_at IS NULL ORDER BY id LIMIT 1) p ON true WHERE s.archived_at IS NULL AND s.source_id LIKE 'crowd-%';
+	INSERT INTO workspaces (org_id, project_id, name, path) SELECT p.org_id, p.id, 'crowd-' || n, '/srv' FROM projects p, generate_series(1, 20) n;
+	SET session_replication_role = replica;
+	INSERT INTO detections (org_id, project_id, session_id, anomaly_type, severity, status, resolution, acknowledged_at, resolved_at)
+		SELECT s.org_id, s.project_id, s.id, CASE n WHEN 1 THEN 'SESSION_STALL' ELSE 'HIGH_ERROR_COUNT' END, CASE WHEN s.source_id ~ '77$' THEN 'critical' ELSE 'low' END,
+		       CASE WHEN s.source_id ~ '33$' THEN 'acknowledged' ELSE 'resolved' END, CASE WHEN s.source_id !~ '33$' THEN 'fixed' END, now(), CASE WHEN s.source_id !~ '33$' THEN now() END
+		FROM sessions s, generate_series(1, 2) n WHERE s.source_id LIKE 'crowd-%';
+	SET session_replication_role = origin;
 	SELECT number_events(@new, 1000000);
 	SET session_replication_role = replica;
 	INSERT INTO spokes (org_id, name, account_id, lease_expires_at) SELECT o.id, 'crowd-' || n, o.owner_id, now() + interval '1 day' FROM organizations o, generate_series(1, 60) n;
@@ -113,6 +120,9 @@ var arguments = map[string]string{
 	"max_calls": "5", "max_bytes": "1000", "wait_seconds": "0", "call_id": "@call", "operation": "NULL", "caller_account_id": "NULL", "redact_paths": "'{}'",
 	"payload_limit": "NULL", "ended_by": "NULL", "started_at": "now()", "ended_at": "NULL", "max_depth": "20", "target_call_ids": "ARRAY[@child_call]::uuid[]", "source_call_id": "@call", "after_source": "@zero", "after_target": "@zero",
 	"after_type": "''", "set_call_days": "false", "call_days": "NULL", "set_call_payload_days": "false", "call_payload_days": "NULL", "call_payload_limit": "NULL",
+	"severity": "NULL", "anomaly_type": "'PROMPT_INJECTION'", "evidence": "'{}'", "resolution": "'fixed'", "set_stall_minutes": "false", "stall_minutes": "NULL", "set_error_count": "false", "error_count": "NULL", "error_minutes": "NULL",
+	"set_model_minutes": "false", "model_minutes": "NULL", "model_baseline_hours": "NULL", "model_turns": "NULL", "model_error_percent": "NULL", "model_latency_percent": "NULL", "set_reported_days": "false", "reported_days": "NULL",
+	"workspace_id": "NULL", "branch": "NULL", "set_branch": "false",
 	"spoke_id": "@spoke", "epoch": "1", "operations": "'[]'", "namespace": "NULL",
 	"source_ids": "'{m1,m2}'", "message_source_ids": "'{m1,m2}'", "part_source_ids": "'{p1,p2}'", "source_positions": "'{0,1}'", "types": "'{text,tool}'",
 }
@@ -173,9 +183,12 @@ var argumentsOf = map[string]map[string]string{
 	"ExtendClaim": {"id": "@task"}, "EndClaim": {"id": "@task", "status": "'completed'", "task_status": "'completed'"}, "SetTaskAside": {"id": "@task", "from_statuses": "'{pending}'", "to_status": "'blocked'"}, "LockProjectOfTask": {"id": "@task"},
 	"ListTasks": {"project_id": "@project"}, "ClaimNextTask": {"project_id": "@project"}, "ListTasksForSync": {"project_id": "@project"}, "ListDependencyEdges": {"project_id": "@project"},
 	"ListTaskFiles": {"project_id": "@project"}, "ListTaskGraph": {"project_id": "@project"}, "RemoveDependencies": {"project_id": "@project"}, "AddDependenciesOfTasks": {"project_id": "@project"},
-	"ListMappings": {"project_id": "@project"}, "LockProject": {"id": "@project"}, "CreateTask": {"project_id": "@project", "slug": "'x'", "body": "''"}, "LockTasks": {"project_id": "@project", "ids": "ARRAY[@task]::uuid[]"},
+	"ListMappings": {"project_id": "@project", "spoke_id": "NULL"}, "LockProject": {"id": "@project"}, "CreateTask": {"project_id": "@project", "slug": "'x'", "body": "''"}, "LockTasks": {"project_id": "@project", "ids": "ARRAY[@task]::uuid[]"},
 	"ArchiveTasks": {"project_id": "@project", "ids": "ARRAY[@task]::uuid[]"}, "CreateTasksFromFiles": {"project_id": "@project", "tasks": "'[]'"}, "UpdateTasksFromFiles": {"project_id": "@project", "tasks": "'[]'"}, "GetMapping": {"id": "@mapping"},
-	"LockProjectOfMapping": {"id": "@mapping"}, "EndMapping": {"id": "@mapping", "status": "'failed'"}, "CreateDelegation": {"parent_session_id": "@session"},
+	"EndMapping": {"id": "@mapping", "status": "'failed'"}, "CreateMapping": {"kind": "'placement'", "workspace_id": "@workspace"},
+	"CreateAnomalyType": {"name": "'NEW'"}, "GetAnomalyType": {"id": "@anomaly_type"}, "UpdateAnomalyType": {"id": "@anomaly_type"}, "DeleteAnomalyType": {"id": "@anomaly_type"},
+	"GetDetection": {"id": "@detection"}, "ListDetections": {"session_id": "NULL", "anomaly_type": "NULL"}, "AcknowledgeDetection": {"id": "@detection"}, "ResolveDetection": {"id": "@detection"},
+	"CreateWorkspace": {"project_id": "@project", "path": "'/x'"}, "GetWorkspace": {"id": "@workspace"}, "ListWorkspaces": {"project_id": "@project", "name": "NULL"}, "UpdateWorkspace": {"id": "@workspace", "name": "'y'", "path": "NULL"}, "DeleteWorkspace": {"id": "@workspace"},
 }
 
 // query is one of sql/queries.
@@ -299,7 +312,7 @@ func TestX09_ClaimingAKeyUsesTheIndex(t *testing.T) {
 	}
 }
 
-var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(calls|spokes|operation_specs|call_payloads|call_edge_rows|sessions|messages|parts|part_deltas|events|projects|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations|tasks|task_dependencies|task_notes|task_status_changes|mappings)\b`)
+var seqScan = regexp.MustCompile(`Seq Scan on (public\.)?(calls|spokes|operation_specs|call_payloads|call_edge_rows|sessions|messages|parts|part_deltas|events|projects|workspaces|accounts|organization_members|api_keys|audit_logs|idempotency_keys|clients|client_secrets|secret_rotations|tasks|task_dependencies|task_notes|task_status_changes|mappings|detections)\b`)
 
 // onlyCustomPlans are queries whose generic plan, which PostgreSQL turns to after five executions, reads more than they ask for.
 // They run in store.Tx, which has its statements planned for their arguments.
@@ -360,6 +373,11 @@ func TestW03_QueriesUseIndexes(t *testing.T) {
 		{"ListMessages", "after_id", "@message", "messages_session_id_id_key"},
 		{"ListMessages", "after_id", "@message", "parts_message_id_idx"},
 		{"GetMessage", "message_id", "@message", "parts_message_id_idx"},
+		{"ListWorkspaces", "row_limit", "50", "workspaces_name_key"},
+		{"ListDetections", "row_limit", "50", "detections_pkey"}, {"ListDetections", "session_id", parent, "detections_"}, {"ListDetections", "project_id", project, "detections_"},
+		{"ListDetections", "anomaly_type", "'PROMPT_INJECTION'", "detections_"}, {"ListDetections", "status", "'acknowledged'", "detections_"}, {"ListDetections", "severity", "'critical'", "detections_severity_idx"},
+		{"ListMappings", "spoke_id", "@spoke", "mappings_"},
+		{"ListMappings", "workspace_id", "@workspace", "mappings_"},
 		{"ListEvents", "after_position", "10", "events_pkey"},
 
 		{"GetMe", "", "", "api_keys_pkey"},

@@ -772,14 +772,22 @@ CREATE FUNCTION public.begin_mapping() RETURNS trigger
     SET search_path TO 'pg_catalog', 'public', 'pg_temp'
     AS $$
 DECLARE
-    v_session sessions;
-    v_task    tasks;
+    v_session      sessions;
+    v_task         tasks;
+    v_spoke_status text;
 BEGIN
     NEW.lease_expires_at := clock_timestamp() + make_interval(secs => NEW.lease_seconds);
     -- A session that ends meanwhile waits for us, and then ends this mapping too.
     SELECT * INTO v_session FROM sessions s WHERE (s.org_id, s.id) = (NEW.org_id, NEW.session_id) FOR SHARE;
     IF v_session.run_state = 'ended' OR v_session.archived_at IS NOT NULL OR v_session.deleted_at IS NOT NULL THEN
         PERFORM raise_rule('mappings_session_over', 'The session is over.');
+    END IF;
+    IF NEW.spoke_id IS NOT NULL THEN
+        -- A spoke that disconnects meanwhile waits for us, and then ends this mapping too.
+        SELECT s.status INTO v_spoke_status FROM spokes s WHERE (s.org_id, s.id) = (NEW.org_id, NEW.spoke_id) FOR SHARE;
+        IF v_spoke_status = 'disconnected' THEN
+            PERFORM raise_rule('mappings_spoke_disconnected', 'The spoke is disconnected: nothing runs there.');
+        END IF;
     END IF;
     IF NEW.kind = 'assignment' THEN
         SELECT * INTO v_task FROM tasks t WHERE (t.org_id, t.project_id, t.id) = (NEW.org_id, NEW.project_id, NEW.task_id) FOR NO KEY UPDATE;
@@ -796,7 +804,22 @@ END $$;
 
 -- Name: FUNCTION begin_mapping(); Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON FUNCTION public.begin_mapping() IS 'W11, X04: only a ready task is claimed, by a session that is not over. hub_system''s, because it locks rows that its caller could not lock.';
+COMMENT ON FUNCTION public.begin_mapping() IS 'W11, X04, W20: only a ready task is claimed, by a session that is not over; and no session is placed on a spoke that is gone. hub_system''s, because it locks rows that its caller could not lock.';
+
+-- Name: begin_watching(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.begin_watching(p_org_id uuid) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    INSERT INTO watch_policies (org_id) VALUES (p_org_id) ON CONFLICT DO NOTHING;
+    INSERT INTO watch_rounds (org_id) VALUES (p_org_id) ON CONFLICT DO NOTHING;
+    INSERT INTO anomaly_types (org_id, name, severity, description, built_in) SELECT p_org_id, b.name, b.severity, b.description, true FROM built_in_anomalies b ON CONFLICT DO NOTHING;
+$$;
+
+-- Name: FUNCTION begin_watching(p_org_id uuid); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.begin_watching(p_org_id uuid) IS 'W21: what each organisation has from its creation on.';
 
 -- Name: bootstrap_hub(text, text, text, bytea, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -970,6 +993,30 @@ END $$;
 -- Name: FUNCTION check_call_status(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.check_call_status() IS 'X06: the steps are rows of call_status_transitions.';
+
+-- Name: check_detection_status(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.check_detection_status() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM detection_status_transitions t WHERE (t.from_status, t.to_status) = (OLD.status, NEW.status)) THEN
+        PERFORM raise_rule(TG_NAME, format('A detection that is %s cannot become %s.', OLD.status, NEW.status));
+    END IF;
+    IF NEW.status = 'acknowledged' THEN
+        NEW.acknowledged_at := clock_timestamp();
+        NEW.acknowledged_by_id := current_account_id();
+    ELSE
+        NEW.resolved_at := clock_timestamp();
+        NEW.resolved_by_id := current_account_id();
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION check_detection_status(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.check_detection_status() IS 'X06, W21: legal steps are rows of detection_status_transitions. Each says when it was, and who took it.';
 
 -- Name: check_key_grant(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -1320,6 +1367,8 @@ CREATE TABLE public.mappings (
     session_id uuid NOT NULL,
     parent_session_id uuid,
     task_id uuid,
+    spoke_id uuid,
+    workspace_id uuid,
     status text DEFAULT 'active'::text NOT NULL,
     reason text DEFAULT ''::text NOT NULL,
     lease_seconds integer,
@@ -1331,28 +1380,36 @@ CREATE TABLE public.mappings (
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT mappings_ended_has_time_check CHECK (((status = 'active'::text) = (ended_at IS NULL))),
     CONSTRAINT mappings_id_version_check CHECK (public.is_uuidv7(id)),
-    CONSTRAINT mappings_kind_columns_check CHECK (
-CASE kind
-    WHEN 'assignment'::text THEN ((task_id IS NOT NULL) AND (parent_session_id IS NULL) AND (lease_seconds IS NOT NULL) AND (lease_expires_at IS NOT NULL))
-    WHEN 'delegation'::text THEN ((task_id IS NULL) AND (parent_session_id IS NOT NULL) AND (lease_seconds IS NULL) AND (lease_expires_at IS NULL))
-    ELSE false
-END),
+    CONSTRAINT mappings_kind_check CHECK ((kind = ANY (ARRAY['assignment'::text, 'delegation'::text, 'placement'::text]))),
     CONSTRAINT mappings_lease_length_check CHECK (((lease_seconds >= 1) AND (lease_seconds <= 86400))),
+    CONSTRAINT mappings_lease_of_assignment_check CHECK ((((kind = 'assignment'::text) = (lease_seconds IS NOT NULL)) AND ((lease_seconds IS NULL) = (lease_expires_at IS NULL)))),
     CONSTRAINT mappings_metadata_check CHECK (public.is_metadata(metadata)),
     CONSTRAINT mappings_not_own_parent_check CHECK ((parent_session_id <> session_id)),
+    CONSTRAINT mappings_parent_of_delegation_check CHECK (((kind = 'delegation'::text) = (parent_session_id IS NOT NULL))),
     CONSTRAINT mappings_reason_length_check CHECK ((char_length(reason) <= 2000)),
-    CONSTRAINT mappings_status_check CHECK ((status = ANY (ARRAY['active'::text, 'completed'::text, 'failed'::text, 'aborted'::text])))
+    CONSTRAINT mappings_spoke_of_placement_check CHECK (((kind = 'placement'::text) OR (spoke_id IS NULL))),
+    CONSTRAINT mappings_status_check CHECK ((status = ANY (ARRAY['active'::text, 'completed'::text, 'failed'::text, 'aborted'::text]))),
+    CONSTRAINT mappings_task_of_assignment_check CHECK (((kind = 'assignment'::text) = (task_id IS NOT NULL))),
+    CONSTRAINT mappings_workspace_of_placement_check CHECK (((kind = 'placement'::text) OR (workspace_id IS NULL)))
 );
 
 ALTER TABLE ONLY public.mappings FORCE ROW LEVEL SECURITY;
 
 -- Name: TABLE mappings; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON TABLE public.mappings IS 'W20: ties a session to what its kind says. assignment: works on a task, under a lease. delegation: works for a parent session.';
+COMMENT ON TABLE public.mappings IS 'W20: ties a session to what its kind says. assignment: works on a task, under a lease. delegation: works for a parent session. placement: runs on a spoke, in a workspace.';
 
 -- Name: COLUMN mappings.project_id; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.mappings.project_id IS 'S13: its session''s, its task''s and its parent session''s. Immutable.';
+COMMENT ON COLUMN public.mappings.project_id IS 'S13: its session''s, its task''s, its parent session''s and its workspace''s. Immutable.';
+
+-- Name: COLUMN mappings.spoke_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.mappings.spoke_id IS 'Where the session runs. NULL once the spoke is deleted, and for a placement in a workspace alone.';
+
+-- Name: COLUMN mappings.workspace_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.mappings.workspace_id IS 'In what it works. NULL once the workspace is deleted, and for a placement on a spoke alone.';
 
 -- Name: COLUMN mappings.reason; Type: COMMENT; Schema: public; Owner: -
 
@@ -1374,13 +1431,29 @@ COMMENT ON COLUMN public.mappings.revision IS 'Counts changes of everything but 
 
 COMMENT ON CONSTRAINT mappings_id_version_check ON public.mappings IS 'C02';
 
--- Name: CONSTRAINT mappings_kind_columns_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+-- Name: CONSTRAINT mappings_lease_of_assignment_check ON mappings; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON CONSTRAINT mappings_kind_columns_check ON public.mappings IS 'W20';
+COMMENT ON CONSTRAINT mappings_lease_of_assignment_check ON public.mappings IS 'W20: what an assignment has, and nothing else.';
 
 -- Name: CONSTRAINT mappings_metadata_check ON mappings; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT mappings_metadata_check ON public.mappings IS 'W01';
+
+-- Name: CONSTRAINT mappings_parent_of_delegation_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_parent_of_delegation_check ON public.mappings IS 'W20: what a delegation has, and nothing else.';
+
+-- Name: CONSTRAINT mappings_spoke_of_placement_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_spoke_of_placement_check ON public.mappings IS 'W20: only a placement has one. That it has a place at all is mappings_placement_has_place''s: a later SET NULL must pass.';
+
+-- Name: CONSTRAINT mappings_task_of_assignment_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_task_of_assignment_check ON public.mappings IS 'W20: what an assignment has, and nothing else.';
+
+-- Name: CONSTRAINT mappings_workspace_of_placement_check ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_workspace_of_placement_check ON public.mappings IS 'W20: as mappings_spoke_of_placement_check.';
 
 -- Name: task_dependencies; Type: TABLE; Schema: public; Owner: -
 
@@ -1804,6 +1877,55 @@ CREATE FUNCTION public.covers_scope(p_scope text) RETURNS boolean
 
 COMMENT ON FUNCTION public.covers_scope(p_scope text) IS 'Whether the calling key covers a scope of the organisation.';
 
+-- Name: mapping_details; Type: VIEW; Schema: public; Owner: -
+
+CREATE VIEW public.mapping_details WITH (security_invoker='true') AS
+ SELECT m.org_id,
+    m.id,
+    m.kind,
+    m.project_id,
+    m.session_id,
+    m.parent_session_id,
+    m.task_id,
+    t.slug AS task_slug,
+    t.name AS task_name,
+    m.spoke_id,
+    m.workspace_id,
+    m.status,
+    m.reason,
+    m.lease_seconds,
+    m.lease_expires_at,
+    m.ended_at,
+    m.metadata,
+    m.revision,
+    m.created_at,
+    m.updated_at
+   FROM (public.mappings m
+     LEFT JOIN public.tasks t ON (((t.org_id = m.org_id) AND (t.id = m.task_id))));
+
+-- Name: VIEW mapping_details; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON VIEW public.mapping_details IS 'C06: mappings with their task''s names as they are now.';
+
+-- Name: create_mapping(text, uuid, uuid, uuid, uuid, jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.create_mapping(p_kind text, p_session_id uuid, p_parent_session_id uuid, p_spoke_id uuid, p_workspace_id uuid, p_metadata jsonb) RETURNS SETOF public.mapping_details
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_id uuid;
+BEGIN
+    INSERT INTO mappings (org_id, kind, project_id, session_id, parent_session_id, spoke_id, workspace_id, metadata)
+    SELECT s.org_id, p_kind, s.project_id, s.id, p_parent_session_id, p_spoke_id, p_workspace_id, p_metadata FROM sessions s WHERE (s.org_id, s.id) = (current_org_id(), p_session_id)
+    RETURNING mappings.id INTO v_id;
+    RETURN QUERY SELECT * FROM mapping_details d WHERE (d.org_id, d.id) = (current_org_id(), v_id);
+END $$;
+
+-- Name: FUNCTION create_mapping(p_kind text, p_session_id uuid, p_parent_session_id uuid, p_spoke_id uuid, p_workspace_id uuid, p_metadata jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.create_mapping(p_kind text, p_session_id uuid, p_parent_session_id uuid, p_spoke_id uuid, p_workspace_id uuid, p_metadata jsonb) IS 'W20: a delegation or a placement, in its session''s project, with its caller''s rights. No row where there is no such session.';
+
 -- Name: organizations; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.organizations (
@@ -1940,6 +2062,39 @@ CREATE FUNCTION public.current_session_id() RETURNS uuid
 
 COMMENT ON FUNCTION public.current_session_id() IS 'The agent''s session in which the caller acts, where it names one: for the audit log.';
 
+-- Name: degraded_sessions(uuid, integer, integer, integer, integer, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.degraded_sessions(p_org_id uuid, p_minutes integer, p_baseline_hours integer, p_turns integer, p_error_percent integer, p_latency_percent integer) RETURNS TABLE(session_id uuid, evidence jsonb)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    WITH recent AS MATERIALIZED (
+        SELECT * FROM model_turns(p_org_id, now() - make_interval(mins => p_minutes), now() + interval '1 hour')
+    ), late AS (
+        SELECT r.provider, r.model, count(*) AS turns, count(*) FILTER (WHERE r.failed) AS failed, percentile_cont(0.5) WITHIN GROUP (ORDER BY r.milliseconds::float8) FILTER (WHERE NOT r.failed) AS median
+        FROM recent r GROUP BY r.provider, r.model HAVING count(*) >= p_turns
+    ), before AS (
+        SELECT b.provider, b.model, count(*) AS turns, count(*) FILTER (WHERE b.failed) AS failed, percentile_cont(0.5) WITHIN GROUP (ORDER BY b.milliseconds::float8) FILTER (WHERE NOT b.failed) AS median
+        FROM model_turns(p_org_id, now() - make_interval(mins => p_minutes, hours => p_baseline_hours), now() - make_interval(mins => p_minutes)) b
+        WHERE EXISTS (SELECT FROM late)
+        GROUP BY b.provider, b.model HAVING count(*) >= p_turns
+    ), degraded AS (
+        SELECT l.provider, l.model, b.median AS baseline,
+               100.0 * l.failed / l.turns >= 100.0 * b.failed / b.turns + p_error_percent AS fails, coalesce(b.median > 0 AND l.median >= b.median * p_latency_percent / 100, false) AS slow,
+               jsonb_build_object('provider', l.provider, 'model', l.model, 'minutes', p_minutes, 'turns', l.turns, 'failed', l.failed, 'medianMilliseconds', round(l.median),
+                                  'before', jsonb_build_object('hours', p_baseline_hours, 'turns', b.turns, 'failed', b.failed, 'medianMilliseconds', round(b.median))) AS evidence
+        FROM late l JOIN before b ON (b.provider, b.model) = (l.provider, l.model)
+    )
+    SELECT DISTINCT ON (r.session_id) r.session_id, d.evidence
+    FROM recent r JOIN degraded d ON (d.provider, d.model) = (r.provider, r.model)
+    WHERE d.fails AND r.failed OR d.slow AND NOT r.failed AND r.milliseconds >= d.baseline * p_latency_percent / 100
+    ORDER BY r.session_id, d.model, d.provider
+$$;
+
+-- Name: FUNCTION degraded_sessions(p_org_id uuid, p_minutes integer, p_baseline_hours integer, p_turns integer, p_error_percent integer, p_latency_percent integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.degraded_sessions(p_org_id uuid, p_minutes integer, p_baseline_hours integer, p_turns integer, p_error_percent integer, p_latency_percent integer) IS 'W21, MODEL_DEGRADATION: a model is degraded when of its turns in the last minutes so many percentage points more failed than in the hours before, or the median of those that did not took so many percent of the median before; and there were enough turns in both. The sessions are those that noticed: one of their turns failed, or was that slow.';
+
 -- Name: delete_part_deltas(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.delete_part_deltas() RETURNS trigger
@@ -2050,6 +2205,23 @@ END $$;
 
 COMMENT ON FUNCTION public.end_claim(p_task_id uuid, p_mapping_id uuid, p_status text, p_task_status public.task_status, p_reason text) IS 'W11: ends an assignment, and with it moves the task. The mapping''s id is the fence: whoever lost the lease cannot end the next one''s work.';
 
+-- Name: end_mapping(uuid, text, text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.end_mapping(p_id uuid, p_status text, p_reason text) RETURNS SETOF public.mapping_details
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- First, for the end of a task changes the counts of others.
+    PERFORM FROM projects p WHERE (p.org_id, p.id) = (SELECT m.org_id, m.project_id FROM mappings m WHERE (m.org_id, m.id) = (current_org_id(), p_id)) FOR NO KEY UPDATE;
+    UPDATE mappings m SET status = p_status, reason = p_reason WHERE (m.org_id, m.id) = (current_org_id(), p_id);
+    RETURN QUERY SELECT * FROM mapping_details d WHERE (d.org_id, d.id) = (current_org_id(), p_id);
+END $$;
+
+-- Name: FUNCTION end_mapping(p_id uuid, p_status text, p_reason text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.end_mapping(p_id uuid, p_status text, p_reason text) IS 'S14: ends a mapping, with its caller''s rights. No row where there is none.';
+
 -- Name: end_mappings_of_row(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.end_mappings_of_row() RETURNS trigger
@@ -2070,6 +2242,22 @@ END $$;
 -- Name: FUNCTION end_mappings_of_row(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.end_mappings_of_row() IS 'W11: a session that ends, is archived or is marked as deleted, and a task that is archived, end what they are mapped to.';
+
+-- Name: end_placements(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.end_placements() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    UPDATE mappings m SET status = 'aborted', reason = 'The spoke disconnected.'
+    WHERE m.org_id = NEW.org_id AND m.spoke_id = NEW.id AND m.status = 'active';
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION end_placements(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.end_placements() IS 'W20: nothing runs on a spoke that is gone for good, and its sessions are free to be placed elsewhere.';
 
 -- Name: enqueue_call(uuid, uuid, integer, boolean, text, uuid, uuid, integer, jsonb, jsonb, integer, bytea); Type: FUNCTION; Schema: public; Owner: -
 
@@ -2185,6 +2373,29 @@ END $$;
 -- Name: FUNCTION extend_claim(p_task_id uuid, p_mapping_id uuid); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.extend_claim(p_task_id uuid, p_mapping_id uuid) IS 'X04: the holder is still there. A lease that ran out, but that nobody took back yet, goes on.';
+
+-- Name: failing_sessions(uuid, integer, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.failing_sessions(p_org_id uuid, p_count integer, p_minutes integer) RETURNS TABLE(session_id uuid, evidence jsonb)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    SELECT e.session_id, jsonb_build_object('failedTools', count(*) FILTER (WHERE e.tool), 'failedCalls', count(*) FILTER (WHERE NOT e.tool), 'minutes', p_minutes)
+    FROM (
+        (SELECT p.session_id, true AS tool FROM parts p
+         WHERE p.org_id = p_org_id AND p.tool_state = 'error' AND p.id >= hub_uuidv7_floor(now() - make_interval(mins => p_minutes)) ORDER BY p.id DESC LIMIT 10000)
+        UNION ALL
+        (SELECT c.session_id, false FROM calls c
+         WHERE c.org_id = p_org_id AND c.status = 'failed' AND c.id >= hub_uuidv7_floor(now() - make_interval(mins => p_minutes)) ORDER BY c.id DESC LIMIT 10000)
+    ) e
+    WHERE e.session_id IS NOT NULL
+    GROUP BY e.session_id
+    HAVING count(*) FILTER (WHERE e.tool) >= p_count OR count(*) FILTER (WHERE NOT e.tool) >= p_count
+$$;
+
+-- Name: FUNCTION failing_sessions(p_org_id uuid, p_count integer, p_minutes integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.failing_sessions(p_org_id uuid, p_count integer, p_minutes integer) IS 'W21, HIGH_ERROR_COUNT: sessions of whose tool calls, or of whose calls of operations, so many have failed of those that were begun in the last minutes. The two are not added up: one call may be both.';
 
 -- Name: operation_specs; Type: TABLE; Schema: public; Owner: -
 
@@ -2598,6 +2809,16 @@ CREATE FUNCTION public.hub_uuidv7_after(p_floor uuid) RETURNS uuid
 
 COMMENT ON FUNCTION public.hub_uuidv7_after(p_floor uuid) IS 'C02: a UUIDv7 of now, or the next one above the floor where clocks differ or stand still.';
 
+-- Name: hub_uuidv7_floor(timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.hub_uuidv7_floor(p_at timestamp with time zone) RETURNS uuid
+    LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+    RETURN (encode((int8send(((((((EXTRACT(epoch FROM p_at) * (4096000)::numeric))::bigint >> 12) << 16) | (28672)::bigint) | (((EXTRACT(epoch FROM p_at) * (4096000)::numeric))::bigint & (4095)::bigint))) || '\x8000000000000000'::bytea), 'hex'::text))::uuid;
+
+-- Name: FUNCTION hub_uuidv7_floor(p_at timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.hub_uuidv7_floor(p_at timestamp with time zone) IS 'C02: the lowest UUIDv7 of a moment: what was made since is above it, so that the primary key finds what is recent.';
+
 -- Name: index_parts(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.index_parts() RETURNS trigger
@@ -2882,6 +3103,28 @@ $$;
 -- Name: FUNCTION mark_sessions_deleted(p_org_id uuid, p_ids uuid[]); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.mark_sessions_deleted(p_org_id uuid, p_ids uuid[]) IS 'For functions of hub_system: requests have no right to these columns.';
+
+-- Name: model_turns(uuid, timestamp with time zone, timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.model_turns(p_org_id uuid, p_since timestamp with time zone, p_until timestamp with time zone) RETURNS TABLE(session_id uuid, provider text, model text, failed boolean, milliseconds numeric)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    SELECT t.session_id, t.provider, t.model, t.error IS NOT NULL, turn_milliseconds(t.data)
+    FROM (
+        SELECT m.session_id, m.data, CASE WHEN jsonb_typeof(m.data -> 'error') = 'object' THEN m.data -> 'error' END AS error,
+               CASE WHEN jsonb_typeof(m.data -> 'providerID') = 'string' THEN m.data ->> 'providerID' WHEN jsonb_typeof(m.data #> '{model,providerID}') = 'string' THEN m.data #>> '{model,providerID}' ELSE '' END AS provider,
+               CASE WHEN jsonb_typeof(m.data -> 'modelID') = 'string' THEN m.data ->> 'modelID' WHEN jsonb_typeof(m.data #> '{model,modelID}') = 'string' THEN m.data #>> '{model,modelID}' END AS model
+        FROM (SELECT r.session_id, r.role, r.data, r.metadata FROM messages r
+              WHERE r.org_id = p_org_id AND r.id >= hub_uuidv7_floor(p_since) AND r.id < hub_uuidv7_floor(p_until) ORDER BY r.id DESC LIMIT 5000) m
+        WHERE m.role = 'assistant' AND NOT m.metadata ? '_fork'
+    ) t
+    WHERE t.model IS NOT NULL AND t.error ->> 'name' IS DISTINCT FROM 'MessageAbortedError' AND (t.error IS NOT NULL OR turn_milliseconds(t.data) IS NOT NULL)
+$$;
+
+-- Name: FUNCTION model_turns(p_org_id uuid, p_since timestamp with time zone, p_until timestamp with time zone); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.model_turns(p_org_id uuid, p_since timestamp with time zone, p_until timestamp with time zone) IS 'W21: the turns of models that ended, among the newest 5,000 messages of a time: assistants'' messages that name their model and either failed or say how long they took. What a person broke off says nothing of the model; copies of a fork were counted where they were made.';
 
 -- Name: move_task(uuid, public.task_status, text); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3605,17 +3848,24 @@ BEGIN
     ELSE
         v_row := NEW;
     END IF;
-    IF TG_TABLE_NAME = 'sessions' THEN
-        IF TG_OP = 'DELETE' AND v_row.deleted_at IS NOT NULL THEN
-            RETURN NULL; -- it was told of when it was marked
-        END IF;
-        v_deleted := v_row.deleted_at IS NOT NULL;
-        v_session_id := v_row.id;
-        v_project_id := v_row.project_id;
-    ELSE
-        v_session_id := v_row.session_id;
-        v_project_id := (SELECT s.project_id FROM sessions s WHERE s.org_id = v_row.org_id AND s.id = v_session_id);
-    END IF;
+    CASE TG_TABLE_NAME
+        WHEN 'sessions' THEN
+            IF TG_OP = 'DELETE' AND v_row.deleted_at IS NOT NULL THEN
+                RETURN NULL; -- it was told of when it was marked
+            END IF;
+            v_deleted := v_row.deleted_at IS NOT NULL;
+            v_session_id := v_row.id;
+            v_project_id := v_row.project_id;
+        WHEN 'messages', 'parts' THEN
+            v_session_id := v_row.session_id;
+            v_project_id := (SELECT s.project_id FROM sessions s WHERE s.org_id = v_row.org_id AND s.id = v_session_id);
+        WHEN 'spokes' THEN NULL; -- of no project
+        WHEN 'tasks' THEN
+            v_project_id := v_row.project_id;
+        ELSE
+            v_session_id := v_row.session_id;
+            v_project_id := v_row.project_id;
+    END CASE;
     INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
     VALUES (v_row.org_id, TG_ARGV[0], v_row.id, CASE WHEN v_deleted OR TG_OP = 'DELETE' THEN 'deleted' WHEN TG_OP = 'INSERT' THEN 'created' ELSE 'updated' END,
             v_row.revision, v_project_id, v_session_id)
@@ -3755,6 +4005,23 @@ END $$;
 -- Name: FUNCTION record_task_status(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.record_task_status() IS 'Writes the history, and tells the tasks that wait for this one (X04).';
+
+-- Name: record_tasks_created(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.record_tasks_created() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id)
+    SELECT c.org_id, 'task', c.id, 'created', c.revision, c.project_id FROM created c ORDER BY c.id
+    ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, action = excluded.action;
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION record_tasks_created(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.record_tasks_created() IS 'X05: as record_row_event, for all tasks of a statement: syncs bring many.';
 
 -- Name: record_text_streamed(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -3992,6 +4259,24 @@ END $$;
 
 COMMENT ON FUNCTION public.refuse_audit_removal() IS 'X03: only what the anchor has passed may go, and only retention moves the anchor.';
 
+-- Name: refuse_built_in(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_built_in() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- It goes with its organisation, and with nothing else.
+    IF EXISTS (SELECT FROM organizations o WHERE o.id = OLD.org_id AND o.deleted_at IS NULL) THEN
+        PERFORM raise_rule(TG_NAME, 'An anomaly type that is built in cannot be deleted.');
+    END IF;
+    RETURN OLD;
+END $$;
+
+-- Name: FUNCTION refuse_built_in(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_built_in() IS 'W21: hub watches for what is built in, and needs it.';
+
 -- Name: refuse_change(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.refuse_change() RETURNS trigger
@@ -4057,6 +4342,29 @@ END $$;
 
 COMMENT ON FUNCTION public.refuse_other_key_successor() IS 'A rotated key keeps its successor for as long as there is one.';
 
+-- Name: refuse_other_place(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_other_place() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    -- ON DELETE SET NULL comes after the target is gone: nobody else can bring that about.
+    IF NEW.spoke_id IS DISTINCT FROM OLD.spoke_id AND (NEW.spoke_id IS NOT NULL OR EXISTS (SELECT FROM spokes s WHERE (s.org_id, s.id) = (OLD.org_id, OLD.spoke_id)))
+       OR NEW.workspace_id IS DISTINCT FROM OLD.workspace_id AND (NEW.workspace_id IS NOT NULL OR EXISTS (SELECT FROM workspaces w WHERE (w.org_id, w.id) = (OLD.org_id, OLD.workspace_id))) THEN
+        PERFORM raise_rule(TG_NAME, 'A placement keeps its spoke and its workspace.');
+    END IF;
+    IF NEW.spoke_id IS NULL AND NEW.workspace_id IS NULL AND NEW.status = 'active' THEN
+        NEW.status := 'aborted';
+        NEW.reason := 'Its place is gone.';
+    END IF;
+    RETURN NEW;
+END $$;
+
+-- Name: FUNCTION refuse_other_place(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_other_place() IS 'W20: a placement keeps its place for as long as there is one. One that loses its last target is aborted.';
+
 -- Name: refuse_other_session_parent(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.refuse_other_session_parent() RETURNS trigger
@@ -4090,6 +4398,19 @@ END $$;
 -- Name: FUNCTION refuse_own_account_change(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.refuse_own_account_change() IS 'S01: one''s own level is somebody else''s to change; and nobody locks themselves out.';
+
+-- Name: refuse_placement_nowhere(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.refuse_placement_nowhere() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    PERFORM public.raise_rule(TG_NAME, 'A placement is on a spoke, in a workspace, or both.');
+END $$;
+
+-- Name: FUNCTION refuse_placement_nowhere(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.refuse_placement_nowhere() IS 'W20: asked when it is made, and not later: its spoke and its workspace may be deleted.';
 
 -- Name: refuse_session_cycle(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -4740,6 +5061,58 @@ END $$;
 
 COMMENT ON FUNCTION public.settle_call() IS 'When a call ends its exact input goes; when it fails or is aborted, what it has called, and what that has called, is aborted.';
 
+-- Name: settle_detections(uuid, text, uuid[], jsonb[], integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.settle_detections(p_org_id uuid, p_anomaly_type text, p_session_ids uuid[], p_evidence jsonb[], p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    c_again  constant interval := '10 minutes';
+    v_raised bigint;
+    v_ended  bigint;
+BEGIN
+    WITH held AS (
+        SELECT s.org_id, s.project_id, s.id, u.evidence
+        FROM unnest(p_session_ids, p_evidence) u(id, evidence) JOIN sessions s ON s.org_id = p_org_id AND s.id = u.id
+        WHERE s.run_state <> 'ended' AND s.archived_at IS NULL AND s.deleted_at IS NULL
+          AND NOT EXISTS (
+              SELECT FROM detections d WHERE d.org_id = p_org_id AND d.session_id = u.id AND d.anomaly_type = p_anomaly_type
+                AND CASE WHEN d.status <> 'resolved' THEN d.last_seen_at > now() - c_again
+                         ELSE d.resolution = 'false-positive' OR d.resolution = 'fixed' AND d.resolved_at > now() - c_again END)
+        ORDER BY s.id LIMIT p_rows
+        FOR KEY SHARE OF s SKIP LOCKED -- who is being deleted needs no detection
+    )
+    INSERT INTO detections AS d (org_id, project_id, session_id, anomaly_type, severity, origin, evidence)
+    SELECT h.org_id, h.project_id, h.id, a.name, a.severity, 'watcher', h.evidence FROM held h JOIN anomaly_types a ON a.org_id = h.org_id AND a.name = p_anomaly_type ORDER BY h.id
+    ON CONFLICT (org_id, session_id, anomaly_type) WHERE status <> 'resolved'
+    DO UPDATE SET count = d.count + 1, last_seen_at = greatest(d.last_seen_at, clock_timestamp()), evidence = excluded.evidence;
+    GET DIAGNOSTICS v_raised = ROW_COUNT;
+    UPDATE detections d SET status = 'resolved', resolution = 'expired', reason = 'It no longer holds.'
+    WHERE d.org_id = p_org_id AND d.id IN (
+        SELECT x.id FROM detections x
+        WHERE x.org_id = p_org_id AND x.anomaly_type = p_anomaly_type AND x.status <> 'resolved' AND x.origin = 'watcher'
+          AND (x.session_id <> ALL (coalesce(p_session_ids, '{}')) OR EXISTS (
+              SELECT FROM sessions s WHERE s.org_id = p_org_id AND s.id = x.session_id AND (s.run_state = 'ended' OR s.archived_at IS NOT NULL OR s.deleted_at IS NOT NULL)))
+        ORDER BY x.id LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED);
+    GET DIAGNOSTICS v_ended = ROW_COUNT;
+    RETURN v_raised + v_ended;
+END $$;
+
+-- Name: FUNCTION settle_detections(p_org_id uuid, p_anomaly_type text, p_session_ids uuid[], p_evidence jsonb[], p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.settle_detections(p_org_id uuid, p_anomaly_type text, p_session_ids uuid[], p_evidence jsonb[], p_rows integer) IS 'W21: raises what the watcher has found in these sessions, counts up what is open (every ten minutes), and resolves as expired what it had found in others. What somebody has called a false positive is not raised again in that session; what is said to be fixed, when it still holds ten minutes later.';
+
+-- Name: severity_rank(text); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.severity_rank(p_severity text) RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN array_position(ARRAY['low'::text, 'medium'::text, 'high'::text, 'critical'::text], p_severity);
+
+-- Name: FUNCTION severity_rank(p_severity text); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.severity_rank(p_severity text) IS 'Orders severities: 1 low, 2 medium, 3 high, 4 critical; NULL for what is none. Text, not an enum: under row-level security enum equality uses no index.';
+
 -- Name: shorten_jsonb(jsonb, integer); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.shorten_jsonb(p_value jsonb, p_depth integer) RETURNS jsonb
@@ -4804,6 +5177,22 @@ END $$;
 -- Name: FUNCTION sign_task_note(); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.sign_task_note() IS 'C08: notes of a task sort by id in the order of writing, and say who wrote them.';
+
+-- Name: stalled_sessions(uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.stalled_sessions(p_org_id uuid, p_minutes integer) RETURNS TABLE(session_id uuid, evidence jsonb)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+    SELECT s.id, jsonb_build_object('since', to_jsonb(greatest(s.last_activity_at, s.updated_at)), 'minutes', p_minutes)
+    FROM sessions s
+    WHERE s.org_id = p_org_id AND s.run_state = 'running' AND s.archived_at IS NULL AND s.deleted_at IS NULL
+      AND greatest(s.last_activity_at, s.updated_at) < now() - make_interval(mins => p_minutes)
+$$;
+
+-- Name: FUNCTION stalled_sessions(p_org_id uuid, p_minutes integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.stalled_sessions(p_org_id uuid, p_minutes integer) IS 'W21, SESSION_STALL: sessions that are running (not waiting: then somebody else is slow), and in whose row nothing has moved for so many minutes: neither messages nor parts arrived, nor did its state change.';
 
 -- Name: start_secret_rotation(integer); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5071,6 +5460,16 @@ END $$;
 
 COMMENT ON FUNCTION public.truncate_json(p_value jsonb, p_limit integer) IS 'W18: a value whose text has more bytes than the limit becomes a marker with the text''s size, SHA-256 and first 1,024 bytes, cut between characters.';
 
+-- Name: turn_milliseconds(jsonb); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.turn_milliseconds(p_data jsonb) RETURNS numeric
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    RETURN CASE WHEN ((jsonb_typeof((p_data #> '{time,created}'::text[])) = 'number'::text) AND (jsonb_typeof((p_data #> '{time,completed}'::text[])) = 'number'::text) AND (((((p_data #> '{time,completed}'::text[]))::numeric - ((p_data #> '{time,created}'::text[]))::numeric) >= (0)::numeric) AND ((((p_data #> '{time,completed}'::text[]))::numeric - ((p_data #> '{time,created}'::text[]))::numeric) <= (86400000)::numeric))) THEN (((p_data #> '{time,completed}'::text[]))::numeric - ((p_data #> '{time,created}'::text[]))::numeric) ELSE NULL::numeric END;
+
+-- Name: FUNCTION turn_milliseconds(p_data jsonb); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.turn_milliseconds(p_data jsonb) IS 'How long an assistant''s message took, as its client wrote it; NULL where it does not say, or what cannot be.';
+
 -- Name: unspaced_letters(); Type: FUNCTION; Schema: public; Owner: -
 
 CREATE FUNCTION public.unspaced_letters() RETURNS text
@@ -5130,6 +5529,73 @@ $$;
 -- Name: FUNCTION verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text); Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON FUNCTION public.verify_audit_chain(p_chain_id uuid, OUT entries bigint, OUT head_position bigint, OUT head_hash bytea, OUT anchor_position bigint, OUT broken_position bigint, OUT broken_id uuid, OUT broken_how text) IS 'X03: walks a chain and names the first entry that is not as it was written: altered, missing (deleted), unlinked (follows another one), or added outside of the chain. With its reader''s rights.';
+
+-- Name: watch_organization(); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.watch_organization() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM begin_watching(NEW.id);
+    RETURN NULL;
+END $$;
+
+-- Name: FUNCTION watch_organization(); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.watch_organization() IS 'W21: see begin_watching().';
+
+-- Name: watch_sessions(integer); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.watch_sessions(p_rows integer) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+DECLARE
+    v_round    watch_rounds;
+    v_policy   watch_policies;
+    v_sessions uuid[];
+    v_evidence jsonb[];
+    v_count    bigint;
+    v_total    bigint := 0;
+BEGIN
+    PERFORM set_config('hub.actor_source', 'worker', true);
+    FOR v_round IN
+        SELECT r.* FROM watch_rounds r JOIN organizations o ON o.id = r.org_id AND o.deleted_at IS NULL
+        WHERE r.watched_at < now() - interval '50 seconds' ORDER BY r.watched_at LIMIT p_rows FOR NO KEY UPDATE OF r SKIP LOCKED
+    LOOP
+        SELECT * INTO v_policy FROM watch_policies p WHERE p.org_id = v_round.org_id;
+
+        SELECT array_agg(f.session_id), array_agg(f.evidence) INTO v_sessions, v_evidence FROM stalled_sessions(v_round.org_id, v_policy.stall_minutes) f;
+        v_total := v_total + settle_detections(v_round.org_id, 'SESSION_STALL', v_sessions, v_evidence, p_rows);
+
+        SELECT array_agg(f.session_id), array_agg(f.evidence) INTO v_sessions, v_evidence FROM failing_sessions(v_round.org_id, v_policy.error_count, v_policy.error_minutes) f;
+        v_total := v_total + settle_detections(v_round.org_id, 'HIGH_ERROR_COUNT', v_sessions, v_evidence, p_rows);
+
+        IF v_round.models_watched_at < now() - interval '5 minutes' THEN
+            SELECT array_agg(f.session_id), array_agg(f.evidence) INTO v_sessions, v_evidence
+            FROM degraded_sessions(v_round.org_id, v_policy.model_minutes, v_policy.model_baseline_hours, v_policy.model_turns, v_policy.model_error_percent, v_policy.model_latency_percent) f;
+            v_total := v_total + settle_detections(v_round.org_id, 'MODEL_DEGRADATION', v_sessions, v_evidence, p_rows);
+            v_round.models_watched_at := now();
+        END IF;
+
+        UPDATE detections d SET status = 'resolved', resolution = 'expired', reason = 'Nobody has seen it again.'
+        WHERE d.org_id = v_round.org_id AND d.id IN (
+            SELECT x.id FROM detections x
+            WHERE x.org_id = v_round.org_id AND x.status <> 'resolved' AND x.origin = 'api' AND x.last_seen_at < now() - make_interval(days => v_policy.reported_days)
+            ORDER BY x.anomaly_type, x.id LIMIT p_rows FOR NO KEY UPDATE SKIP LOCKED);
+        GET DIAGNOSTICS v_count = ROW_COUNT;
+        v_total := v_total + v_count;
+
+        UPDATE watch_rounds r SET watched_at = now(), models_watched_at = v_round.models_watched_at WHERE r.org_id = v_round.org_id;
+        EXIT WHEN v_total >= p_rows;
+    END LOOP;
+    RETURN v_total;
+END $$;
+
+-- Name: FUNCTION watch_sessions(p_rows integer); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.watch_sessions(p_rows integer) IS 'W21: watches up to so many organisations that were not watched for a minute, those that wait longest first, and raises, counts up and expires so many detections in each. Returns how many those were. Several servers may do so at once: each organisation is watched by one.';
 
 -- Name: withdraw_operations(); Type: FUNCTION; Schema: public; Owner: -
 
@@ -5233,6 +5699,60 @@ CREATE TABLE public.account_status_transitions (
 -- Name: TABLE account_status_transitions; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TABLE public.account_status_transitions IS 'X06: which status an account can go to from which.';
+
+-- Name: anomaly_types; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.anomaly_types (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    name text NOT NULL,
+    severity text DEFAULT 'medium'::text NOT NULL,
+    description text DEFAULT ''::text NOT NULL,
+    built_in boolean DEFAULT false NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT anomaly_types_description_length_check CHECK ((char_length(description) <= 10000)),
+    CONSTRAINT anomaly_types_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT anomaly_types_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT anomaly_types_name_shape_check CHECK (((name ~ '^[A-Z][A-Z0-9]*(_[A-Z0-9]+)*$'::text) AND (char_length(name) <= 100))),
+    CONSTRAINT anomaly_types_severity_check CHECK ((public.severity_rank(severity) IS NOT NULL))
+);
+
+ALTER TABLE ONLY public.anomaly_types FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE anomaly_types; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.anomaly_types IS 'W21: what can be wrong with a session. Each organisation has the built-in ones, and adds its own.';
+
+-- Name: COLUMN anomaly_types.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.anomaly_types.name IS 'What detections refer to. Immutable.';
+
+-- Name: COLUMN anomaly_types.severity; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.anomaly_types.severity IS 'Of detections that do not say their own.';
+
+-- Name: COLUMN anomaly_types.built_in; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.anomaly_types.built_in IS 'One of built_in_anomalies: it stays, but its severity and description are the organisation''s.';
+
+-- Name: COLUMN anomaly_types.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.anomaly_types.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN anomaly_types.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.anomaly_types.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT anomaly_types_id_version_check ON anomaly_types; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT anomaly_types_id_version_check ON public.anomaly_types IS 'C02';
+
+-- Name: CONSTRAINT anomaly_types_metadata_check ON anomaly_types; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT anomaly_types_metadata_check ON public.anomaly_types IS 'W01';
 
 -- Name: api_keys; Type: TABLE; Schema: public; Owner: -
 
@@ -5347,6 +5867,19 @@ COMMENT ON COLUMN public.audit_chains.hash IS 'The newest entry''s hash. Noted s
 -- Name: COLUMN audit_chains.anchor_hash; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.audit_chains.anchor_hash IS 'The hash of the last entry that retention removed: what the oldest one that is left follows.';
+
+-- Name: built_in_anomalies; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.built_in_anomalies (
+    name text NOT NULL,
+    severity text NOT NULL,
+    description text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE built_in_anomalies; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.built_in_anomalies IS 'W21: the anomaly types that each organisation begins with: those that hub itself watches for.';
 
 -- Name: call_edge_rows; Type: TABLE; Schema: public; Owner: -
 
@@ -5497,6 +6030,108 @@ COMMENT ON COLUMN public.client_types.schema_version IS 'C12: the newest is in f
 
 COMMENT ON COLUMN public.client_types.schema IS 'The JSON Schema.';
 
+-- Name: detection_status_transitions; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.detection_status_transitions (
+    from_status text NOT NULL,
+    to_status text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+-- Name: TABLE detection_status_transitions; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.detection_status_transitions IS 'X06, W21: a detection is open, perhaps acknowledged, and then resolved for good: what comes again is another one.';
+
+-- Name: detections; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.detections (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    project_id uuid NOT NULL,
+    session_id uuid NOT NULL,
+    anomaly_type text NOT NULL,
+    severity text NOT NULL,
+    origin text DEFAULT 'api'::text NOT NULL,
+    status text DEFAULT 'open'::text NOT NULL,
+    resolution text,
+    reason text DEFAULT ''::text NOT NULL,
+    count integer DEFAULT 1 NOT NULL,
+    first_seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_seen_at timestamp with time zone DEFAULT now() NOT NULL,
+    acknowledged_at timestamp with time zone,
+    acknowledged_by_id uuid,
+    resolved_at timestamp with time zone,
+    resolved_by_id uuid,
+    evidence jsonb DEFAULT '{}'::jsonb NOT NULL,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT detections_acknowledged_whole_check CHECK ((
+CASE status
+    WHEN 'open'::text THEN (acknowledged_at IS NULL)
+    WHEN 'acknowledged'::text THEN (acknowledged_at IS NOT NULL)
+    ELSE true
+END AND ((acknowledged_at IS NOT NULL) OR (acknowledged_by_id IS NULL)))),
+    CONSTRAINT detections_count_check CHECK ((count >= 1)),
+    CONSTRAINT detections_evidence_object_check CHECK ((jsonb_typeof(evidence) = 'object'::text)),
+    CONSTRAINT detections_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT detections_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT detections_origin_check CHECK ((origin = ANY (ARRAY['api'::text, 'watcher'::text]))),
+    CONSTRAINT detections_reason_length_check CHECK ((char_length(reason) <= 2000)),
+    CONSTRAINT detections_resolution_check CHECK ((resolution = ANY (ARRAY['fixed'::text, 'false-positive'::text, 'expired'::text]))),
+    CONSTRAINT detections_resolved_whole_check CHECK ((((status = 'resolved'::text) = (resolved_at IS NOT NULL)) AND ((resolved_at IS NULL) = (resolution IS NULL)) AND ((resolved_at IS NOT NULL) OR (resolved_by_id IS NULL)))),
+    CONSTRAINT detections_seen_in_order_check CHECK ((first_seen_at <= last_seen_at)),
+    CONSTRAINT detections_severity_check CHECK ((public.severity_rank(severity) IS NOT NULL)),
+    CONSTRAINT detections_status_check CHECK ((status = ANY (ARRAY['open'::text, 'acknowledged'::text, 'resolved'::text])))
+);
+
+ALTER TABLE ONLY public.detections FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE detections; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.detections IS 'W21: what was found wrong with sessions. While one is not resolved, whoever finds the same again counts it up.';
+
+-- Name: COLUMN detections.project_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.detections.project_id IS 'S13: its session''s. Immutable.';
+
+-- Name: COLUMN detections.origin; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.detections.origin IS 'watcher: hub found it, and resolves it when it no longer holds. api: somebody reported it, once or again.';
+
+-- Name: COLUMN detections.reason; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.detections.reason IS 'Why it was resolved.';
+
+-- Name: COLUMN detections.acknowledged_by_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.detections.acknowledged_by_id IS 'NULL once that account has left.';
+
+-- Name: COLUMN detections.resolved_by_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.detections.resolved_by_id IS 'NULL where hub did it, and once that account has left.';
+
+-- Name: COLUMN detections.evidence; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.detections.evidence IS 'What it was told by, as last reported. Strings are escaped (X07).';
+
+-- Name: COLUMN detections.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.detections.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN detections.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.detections.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT detections_id_version_check ON detections; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT detections_id_version_check ON public.detections IS 'C02';
+
+-- Name: CONSTRAINT detections_metadata_check ON detections; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT detections_metadata_check ON public.detections IS 'W01';
+
 -- Name: encryption_keys; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.encryption_keys (
@@ -5598,34 +6233,6 @@ COMMENT ON COLUMN public.idempotency_keys.headers IS 'The answer''s headers that
 -- Name: COLUMN idempotency_keys.body; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON COLUMN public.idempotency_keys.body IS 'The answer. NULL where it showed a secret: that is not kept.';
-
--- Name: mapping_details; Type: VIEW; Schema: public; Owner: -
-
-CREATE VIEW public.mapping_details WITH (security_invoker='true') AS
- SELECT m.org_id,
-    m.id,
-    m.kind,
-    m.project_id,
-    m.session_id,
-    m.parent_session_id,
-    m.task_id,
-    t.slug AS task_slug,
-    t.name AS task_name,
-    m.status,
-    m.reason,
-    m.lease_seconds,
-    m.lease_expires_at,
-    m.ended_at,
-    m.metadata,
-    m.revision,
-    m.created_at,
-    m.updated_at
-   FROM (public.mappings m
-     LEFT JOIN public.tasks t ON (((t.org_id = m.org_id) AND (t.id = m.task_id))));
-
--- Name: VIEW mapping_details; Type: COMMENT; Schema: public; Owner: -
-
-COMMENT ON VIEW public.mapping_details IS 'C06: mappings with their task''s names as they are now.';
 
 -- Name: mapping_status_transitions; Type: TABLE; Schema: public; Owner: -
 
@@ -5938,7 +6545,7 @@ CREATE TABLE public.pending_events (
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
     CONSTRAINT pending_events_action_check CHECK ((action = ANY (ARRAY['created'::text, 'updated'::text, 'deleted'::text, 'streamed'::text]))),
-    CONSTRAINT pending_events_kind_check CHECK ((kind = ANY (ARRAY['session'::text, 'message'::text, 'part'::text])))
+    CONSTRAINT pending_events_kind_check CHECK ((kind = ANY (ARRAY['session'::text, 'message'::text, 'part'::text, 'task'::text, 'mapping'::text, 'spoke'::text, 'detection'::text])))
 )
 WITH (vacuum_truncate=off);
 
@@ -5954,7 +6561,7 @@ COMMENT ON COLUMN public.pending_events.writer IS 'The transaction. By it the se
 
 -- Name: COLUMN pending_events.kind; Type: COMMENT; Schema: public; Owner: -
 
-COMMENT ON COLUMN public.pending_events.kind IS 'The noun: session, message, part. A domain that joins the feed adds its own.';
+COMMENT ON COLUMN public.pending_events.kind IS 'The noun. A domain that joins the feed adds its own.';
 
 -- Name: COLUMN pending_events.written_order; Type: COMMENT; Schema: public; Owner: -
 
@@ -6537,6 +7144,163 @@ CREATE TABLE public.tool_states (
 
 COMMENT ON TABLE public.tool_states IS 'X06: how a tool call is.';
 
+-- Name: watch_policies; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.watch_policies (
+    org_id uuid NOT NULL,
+    stall_minutes integer DEFAULT 15,
+    error_count integer DEFAULT 10,
+    error_minutes integer DEFAULT 15 NOT NULL,
+    model_minutes integer DEFAULT 30,
+    model_baseline_hours integer DEFAULT 24 NOT NULL,
+    model_turns integer DEFAULT 20 NOT NULL,
+    model_error_percent integer DEFAULT 25 NOT NULL,
+    model_latency_percent integer DEFAULT 300 NOT NULL,
+    reported_days integer DEFAULT 30,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT watch_policies_error_count_check CHECK (((error_count >= 1) AND (error_count <= 1000))),
+    CONSTRAINT watch_policies_error_minutes_check CHECK (((error_minutes >= 1) AND (error_minutes <= 1440))),
+    CONSTRAINT watch_policies_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT watch_policies_model_baseline_hours_check CHECK (((model_baseline_hours >= 1) AND (model_baseline_hours <= 720))),
+    CONSTRAINT watch_policies_model_error_percent_check CHECK (((model_error_percent >= 1) AND (model_error_percent <= 100))),
+    CONSTRAINT watch_policies_model_latency_percent_check CHECK (((model_latency_percent >= 110) AND (model_latency_percent <= 10000))),
+    CONSTRAINT watch_policies_model_minutes_check CHECK (((model_minutes >= 5) AND (model_minutes <= 1440))),
+    CONSTRAINT watch_policies_model_turns_check CHECK (((model_turns >= 5) AND (model_turns <= 1000))),
+    CONSTRAINT watch_policies_reported_days_check CHECK (((reported_days >= 1) AND (reported_days <= 36500))),
+    CONSTRAINT watch_policies_stall_minutes_check CHECK (((stall_minutes >= 1) AND (stall_minutes <= 10080)))
+);
+
+ALTER TABLE ONLY public.watch_policies FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE watch_policies; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.watch_policies IS 'W21: from when on hub finds something wrong with an organisation''s sessions. Each has a row from its creation on.';
+
+-- Name: COLUMN watch_policies.stall_minutes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.stall_minutes IS 'SESSION_STALL: how long nothing happens in a session that is running; NULL for not watched.';
+
+-- Name: COLUMN watch_policies.error_count; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.error_count IS 'HIGH_ERROR_COUNT: how many failed tool calls of a session are many; NULL for not watched.';
+
+-- Name: COLUMN watch_policies.error_minutes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.error_minutes IS 'HIGH_ERROR_COUNT: of those that were begun in the last so many minutes.';
+
+-- Name: COLUMN watch_policies.model_minutes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.model_minutes IS 'MODEL_DEGRADATION: the last so many minutes are judged; NULL for not watched.';
+
+-- Name: COLUMN watch_policies.model_baseline_hours; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.model_baseline_hours IS 'MODEL_DEGRADATION: by the so many hours before those.';
+
+-- Name: COLUMN watch_policies.model_turns; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.model_turns IS 'MODEL_DEGRADATION: with fewer turns of a model in either time nothing is said of it.';
+
+-- Name: COLUMN watch_policies.model_error_percent; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.model_error_percent IS 'MODEL_DEGRADATION: by how many percentage points more turns fail than before.';
+
+-- Name: COLUMN watch_policies.model_latency_percent; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.model_latency_percent IS 'MODEL_DEGRADATION: how long the median turn takes, in percent of the median before.';
+
+-- Name: COLUMN watch_policies.reported_days; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.reported_days IS 'Days after which a detection that somebody reported, and nobody again, expires; NULL for never.';
+
+-- Name: COLUMN watch_policies.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN watch_policies.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_policies.revision IS 'Counts changes: the ETag.';
+
+-- Name: watch_rounds; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.watch_rounds (
+    org_id uuid NOT NULL,
+    watched_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    models_watched_at timestamp with time zone DEFAULT '-infinity'::timestamp with time zone NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+ALTER TABLE ONLY public.watch_rounds FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE watch_rounds; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.watch_rounds IS 'W21: when each organisation was last watched, so that several servers do it once.';
+
+-- Name: COLUMN watch_rounds.models_watched_at; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.watch_rounds.models_watched_at IS 'When its models were: that reads more.';
+
+-- Name: workspaces; Type: TABLE; Schema: public; Owner: -
+
+CREATE TABLE public.workspaces (
+    org_id uuid NOT NULL,
+    id uuid DEFAULT public.hub_uuidv7() NOT NULL,
+    project_id uuid NOT NULL,
+    name text NOT NULL,
+    path text NOT NULL,
+    branch text,
+    metadata jsonb DEFAULT '{}'::jsonb NOT NULL,
+    revision integer DEFAULT 1 NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT workspaces_branch_shape_check CHECK (((octet_length(branch) <= 255) AND (branch ~ '^[^[:cntrl:][:space:]]+$'::text))),
+    CONSTRAINT workspaces_id_version_check CHECK (public.is_uuidv7(id)),
+    CONSTRAINT workspaces_metadata_check CHECK (public.is_metadata(metadata)),
+    CONSTRAINT workspaces_name_length_check CHECK (((char_length(name) >= 1) AND (char_length(name) <= 200))),
+    CONSTRAINT workspaces_path_shape_check CHECK (((octet_length(path) <= 4000) AND (path ~ '^(/|[A-Za-z]:[/\\]|\\\\|[A-Za-z][A-Za-z0-9+.-]*://)[^[:cntrl:]]*$'::text)))
+);
+
+ALTER TABLE ONLY public.workspaces FORCE ROW LEVEL SECURITY;
+
+-- Name: TABLE workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TABLE public.workspaces IS 'Where a project''s work is done: a checkout, a directory. Of no spoke: several machines may have the same one.';
+
+-- Name: COLUMN workspaces.project_id; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.project_id IS 'S13: immutable.';
+
+-- Name: COLUMN workspaces.name; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.name IS 'Unique in the project.';
+
+-- Name: COLUMN workspaces.path; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.path IS 'An absolute path (POSIX, Windows, UNC) or a URL.';
+
+-- Name: COLUMN workspaces.branch; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.branch IS 'Of the version control, where it has one.';
+
+-- Name: COLUMN workspaces.metadata; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.metadata IS 'W01: opaque, one object per subsystem.';
+
+-- Name: COLUMN workspaces.revision; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON COLUMN public.workspaces.revision IS 'Counts changes: the ETag.';
+
+-- Name: CONSTRAINT workspaces_id_version_check ON workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT workspaces_id_version_check ON public.workspaces IS 'C02';
+
+-- Name: CONSTRAINT workspaces_metadata_check ON workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT workspaces_metadata_check ON public.workspaces IS 'W01';
+
 -- Name: pending_events written_order; Type: DEFAULT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.pending_events ALTER COLUMN written_order SET DEFAULT nextval('public.pending_events_written_order_seq'::regclass);
@@ -6550,6 +7314,20 @@ ALTER TABLE ONLY public.account_status_transitions
 
 ALTER TABLE ONLY public.accounts
     ADD CONSTRAINT accounts_pkey PRIMARY KEY (id);
+
+-- Name: anomaly_types anomaly_types_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.anomaly_types
+    ADD CONSTRAINT anomaly_types_name_key UNIQUE (org_id, name);
+
+-- Name: CONSTRAINT anomaly_types_name_key ON anomaly_types; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT anomaly_types_name_key ON public.anomaly_types IS 'W21: what detections refer to.';
+
+-- Name: anomaly_types anomaly_types_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.anomaly_types
+    ADD CONSTRAINT anomaly_types_pkey PRIMARY KEY (org_id, id);
 
 -- Name: api_keys api_keys_key_hash_key; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6579,6 +7357,11 @@ ALTER TABLE ONLY public.audit_logs
 
 ALTER TABLE ONLY public.audit_logs
     ADD CONSTRAINT audit_logs_position_key UNIQUE (chain_id, "position");
+
+-- Name: built_in_anomalies built_in_anomalies_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.built_in_anomalies
+    ADD CONSTRAINT built_in_anomalies_pkey PRIMARY KEY (name);
 
 -- Name: call_edge_rows call_edge_rows_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6653,6 +7436,16 @@ ALTER TABLE ONLY public.clients
 
 ALTER TABLE ONLY public.clients
     ADD CONSTRAINT clients_pkey PRIMARY KEY (org_id, id);
+
+-- Name: detection_status_transitions detection_status_transitions_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.detection_status_transitions
+    ADD CONSTRAINT detection_status_transitions_pkey PRIMARY KEY (from_status, to_status);
+
+-- Name: detections detections_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.detections
+    ADD CONSTRAINT detections_pkey PRIMARY KEY (org_id, id);
 
 -- Name: encryption_keys encryption_keys_fingerprint_key; Type: CONSTRAINT; Schema: public; Owner: -
 
@@ -6993,6 +7786,35 @@ ALTER TABLE ONLY public.tool_state_transitions
 ALTER TABLE ONLY public.tool_states
     ADD CONSTRAINT tool_states_pkey PRIMARY KEY (tool_state);
 
+-- Name: watch_policies watch_policies_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.watch_policies
+    ADD CONSTRAINT watch_policies_pkey PRIMARY KEY (org_id);
+
+-- Name: watch_rounds watch_rounds_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.watch_rounds
+    ADD CONSTRAINT watch_rounds_pkey PRIMARY KEY (org_id);
+
+-- Name: workspaces workspaces_name_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.workspaces
+    ADD CONSTRAINT workspaces_name_key UNIQUE (org_id, project_id, name);
+
+-- Name: workspaces workspaces_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.workspaces
+    ADD CONSTRAINT workspaces_pkey PRIMARY KEY (org_id, id);
+
+-- Name: workspaces workspaces_project_id_id_key; Type: CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.workspaces
+    ADD CONSTRAINT workspaces_project_id_id_key UNIQUE (org_id, project_id, id);
+
+-- Name: CONSTRAINT workspaces_project_id_id_key ON workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT workspaces_project_id_id_key ON public.workspaces IS 'S13: what mappings refer to, so that a placement''s workspace is its project''s.';
+
 -- Name: accounts_display_name_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX accounts_display_name_idx ON public.accounts USING gin (display_name extensions.gin_trgm_ops);
@@ -7173,6 +7995,50 @@ COMMENT ON INDEX public.clients_invalid_idx IS 'C12: ?valid=false.';
 
 CREATE INDEX clients_type_idx ON public.clients USING btree (org_id, type, name);
 
+-- Name: detections_acknowledged_by_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX detections_acknowledged_by_id_idx ON public.detections USING btree (org_id, acknowledged_by_id);
+
+-- Name: detections_anomaly_type_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX detections_anomaly_type_idx ON public.detections USING btree (org_id, anomaly_type, id);
+
+-- Name: detections_open_key; Type: INDEX; Schema: public; Owner: -
+
+CREATE UNIQUE INDEX detections_open_key ON public.detections USING btree (org_id, session_id, anomaly_type) WHERE (status <> 'resolved'::text);
+
+-- Name: INDEX detections_open_key; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.detections_open_key IS 'W21: the same is one detection, however often it is found.';
+
+-- Name: detections_project_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX detections_project_id_idx ON public.detections USING btree (org_id, project_id, id);
+
+-- Name: detections_resolved_by_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX detections_resolved_by_id_idx ON public.detections USING btree (org_id, resolved_by_id);
+
+-- Name: detections_session_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX detections_session_id_idx ON public.detections USING btree (org_id, session_id, project_id, id);
+
+-- Name: detections_severity_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX detections_severity_idx ON public.detections USING btree (org_id, severity, id);
+
+-- Name: detections_status_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX detections_status_idx ON public.detections USING btree (org_id, status, id);
+
+-- Name: detections_unresolved_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX detections_unresolved_idx ON public.detections USING btree (org_id, anomaly_type, id) WHERE (status <> 'resolved'::text);
+
+-- Name: INDEX detections_unresolved_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.detections_unresolved_idx IS 'W21: what the watcher looks at again.';
+
 -- Name: idempotency_keys_created_at_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX idempotency_keys_created_at_idx ON public.idempotency_keys USING btree (org_id, created_at);
@@ -7184,6 +8050,14 @@ CREATE INDEX mappings_lease_idx ON public.mappings USING btree (org_id, lease_ex
 -- Name: mappings_parent_session_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX mappings_parent_session_id_idx ON public.mappings USING btree (org_id, project_id, parent_session_id, id);
+
+-- Name: mappings_placed_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_placed_idx ON public.mappings USING btree (org_id, spoke_id) WHERE ((status = 'active'::text) AND (spoke_id IS NOT NULL));
+
+-- Name: INDEX mappings_placed_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.mappings_placed_idx IS 'W20: what runs on a spoke that disconnects.';
 
 -- Name: mappings_project_id_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7201,6 +8075,10 @@ COMMENT ON INDEX public.mappings_session_active_key IS 'W20: one at a time of ea
 
 CREATE INDEX mappings_session_id_idx ON public.mappings USING btree (org_id, project_id, session_id, id);
 
+-- Name: mappings_spoke_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_spoke_id_idx ON public.mappings USING btree (org_id, spoke_id, id);
+
 -- Name: mappings_task_active_key; Type: INDEX; Schema: public; Owner: -
 
 CREATE UNIQUE INDEX mappings_task_active_key ON public.mappings USING btree (org_id, task_id) WHERE (status = 'active'::text);
@@ -7212,6 +8090,10 @@ COMMENT ON INDEX public.mappings_task_active_key IS 'W11, W20: nobody steps on a
 -- Name: mappings_task_id_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX mappings_task_id_idx ON public.mappings USING btree (org_id, project_id, task_id, id);
+
+-- Name: mappings_workspace_id_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX mappings_workspace_id_idx ON public.mappings USING btree (org_id, project_id, workspace_id, id);
 
 -- Name: operation_specs_namespace_name_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7228,6 +8110,14 @@ CREATE INDEX organizations_owner_id_idx ON public.organizations USING btree (own
 -- Name: organizations_owner_is_member_idx; Type: INDEX; Schema: public; Owner: -
 
 CREATE INDEX organizations_owner_is_member_idx ON public.organizations USING btree (id, owner_id, owner_level);
+
+-- Name: parts_failed_idx; Type: INDEX; Schema: public; Owner: -
+
+CREATE INDEX parts_failed_idx ON public.parts USING btree (org_id, id) WHERE (tool_state = 'error'::text);
+
+-- Name: INDEX parts_failed_idx; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON INDEX public.parts_failed_idx IS 'W21: failed tool calls, by when they were begun.';
 
 -- Name: parts_message_id_idx; Type: INDEX; Schema: public; Owner: -
 
@@ -7465,6 +8355,30 @@ COMMENT ON TRIGGER accounts_system_fixed ON public.accounts IS 'C01: seeded and 
 
 CREATE TRIGGER accounts_touch BEFORE UPDATE ON public.accounts FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
+-- Name: anomaly_types anomaly_types_beyond_limits; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER anomaly_types_beyond_limits BEFORE DELETE OR UPDATE ON public.anomaly_types FOR EACH ROW WHEN ((public.current_project_ids() IS NOT NULL)) EXECUTE FUNCTION public.refuse_limited_key();
+
+-- Name: TRIGGER anomaly_types_beyond_limits ON anomaly_types; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER anomaly_types_beyond_limits ON public.anomaly_types IS 'X01: detections of all projects refer to a type.';
+
+-- Name: anomaly_types anomaly_types_built_in; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER anomaly_types_built_in BEFORE DELETE ON public.anomaly_types FOR EACH ROW WHEN (old.built_in) EXECUTE FUNCTION public.refuse_built_in();
+
+-- Name: TRIGGER anomaly_types_built_in ON anomaly_types; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER anomaly_types_built_in ON public.anomaly_types IS 'W21';
+
+-- Name: anomaly_types anomaly_types_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER anomaly_types_identity_immutable BEFORE UPDATE ON public.anomaly_types FOR EACH ROW WHEN ((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.name IS DISTINCT FROM new.name)) OR (old.built_in IS DISTINCT FROM new.built_in)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('An anomaly type''s organisation, id, name and creation time');
+
+-- Name: anomaly_types anomaly_types_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER anomaly_types_touch BEFORE UPDATE ON public.anomaly_types FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
 -- Name: api_keys api_keys_audit; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE CONSTRAINT TRIGGER api_keys_audit AFTER INSERT OR DELETE OR UPDATE ON public.api_keys DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('key');
@@ -7645,6 +8559,58 @@ CREATE TRIGGER clients_identity_immutable BEFORE UPDATE ON public.clients FOR EA
 
 CREATE TRIGGER clients_touch BEFORE UPDATE ON public.clients FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
 
+-- Name: detections detections_count_rises; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER detections_count_rises BEFORE UPDATE ON public.detections FOR EACH ROW WHEN (((new.count < old.count) OR (new.last_seen_at < old.last_seen_at))) EXECUTE FUNCTION public.refuse_change('How often something was seen, but for more,');
+
+-- Name: TRIGGER detections_count_rises ON detections; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER detections_count_rises ON public.detections IS 'W21';
+
+-- Name: detections detections_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER detections_identity_immutable BEFORE UPDATE ON public.detections FOR EACH ROW WHEN ((((((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.project_id IS DISTINCT FROM new.project_id)) OR (old.session_id IS DISTINCT FROM new.session_id)) OR (old.anomaly_type IS DISTINCT FROM new.anomaly_type)) OR (old.first_seen_at IS DISTINCT FROM new.first_seen_at)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A detection''s organisation, id, project, session, type and beginning');
+
+-- Name: TRIGGER detections_identity_immutable ON detections; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER detections_identity_immutable ON public.detections IS 'S13, W21';
+
+-- Name: detections detections_record; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER detections_record AFTER INSERT ON public.detections FOR EACH ROW EXECUTE FUNCTION public.record_row_event('detection');
+
+-- Name: detections detections_record_change; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER detections_record_change AFTER UPDATE ON public.detections FOR EACH ROW WHEN ((old.revision IS DISTINCT FROM new.revision)) EXECUTE FUNCTION public.record_row_event('detection');
+
+-- Name: detections detections_record_deleted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER detections_record_deleted AFTER DELETE ON public.detections FOR EACH ROW WHEN ((pg_trigger_depth() = 0)) EXECUTE FUNCTION public.record_row_event('detection');
+
+-- Name: TRIGGER detections_record_deleted ON detections; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER detections_record_deleted ON public.detections IS 'X05: what goes with its session is not told of.';
+
+-- Name: detections detections_resolved_final; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER detections_resolved_final BEFORE UPDATE ON public.detections FOR EACH ROW WHEN (((old.status = 'resolved'::text) AND (new.status = 'resolved'::text) AND (((((((((old.severity IS DISTINCT FROM new.severity) OR (old.origin IS DISTINCT FROM new.origin)) OR (old.resolution IS DISTINCT FROM new.resolution)) OR (old.reason IS DISTINCT FROM new.reason)) OR (old.count IS DISTINCT FROM new.count)) OR (old.last_seen_at IS DISTINCT FROM new.last_seen_at)) OR (old.acknowledged_at IS DISTINCT FROM new.acknowledged_at)) OR (old.resolved_at IS DISTINCT FROM new.resolved_at)) OR ((old.evidence)::text IS DISTINCT FROM (new.evidence)::text)))) EXECUTE FUNCTION public.refuse_change('What was resolved');
+
+-- Name: TRIGGER detections_resolved_final ON detections; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER detections_resolved_final ON public.detections IS 'W21: what comes again is another detection.';
+
+-- Name: detections detections_status_transition; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER detections_status_transition BEFORE UPDATE ON public.detections FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (new.status = ANY (ARRAY['open'::text, 'acknowledged'::text, 'resolved'::text])))) EXECUTE FUNCTION public.check_detection_status();
+
+-- Name: TRIGGER detections_status_transition ON detections; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER detections_status_transition ON public.detections IS 'X06, W21';
+
+-- Name: detections detections_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER detections_touch BEFORE UPDATE ON public.detections FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
 -- Name: encryption_keys encryption_keys_audit; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE CONSTRAINT TRIGGER encryption_keys_audit AFTER INSERT OR DELETE OR UPDATE ON public.encryption_keys DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('encryption_key');
@@ -7677,6 +8643,38 @@ CREATE TRIGGER mappings_identity_immutable BEFORE UPDATE ON public.mappings FOR 
 
 COMMENT ON TRIGGER mappings_identity_immutable ON public.mappings IS 'S13, W20';
 
+-- Name: mappings mappings_place_kept; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_place_kept BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN (((old.spoke_id IS DISTINCT FROM new.spoke_id) OR (old.workspace_id IS DISTINCT FROM new.workspace_id))) EXECUTE FUNCTION public.refuse_other_place();
+
+-- Name: TRIGGER mappings_place_kept ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER mappings_place_kept ON public.mappings IS 'W20, C14';
+
+-- Name: mappings mappings_placement_has_place; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_placement_has_place BEFORE INSERT ON public.mappings FOR EACH ROW WHEN (((new.kind = 'placement'::text) AND (new.spoke_id IS NULL) AND (new.workspace_id IS NULL))) EXECUTE FUNCTION public.refuse_placement_nowhere();
+
+-- Name: TRIGGER mappings_placement_has_place ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER mappings_placement_has_place ON public.mappings IS 'W20';
+
+-- Name: mappings mappings_record; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_record AFTER INSERT ON public.mappings FOR EACH ROW EXECUTE FUNCTION public.record_row_event('mapping');
+
+-- Name: mappings mappings_record_change; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_record_change AFTER UPDATE ON public.mappings FOR EACH ROW WHEN ((old.revision IS DISTINCT FROM new.revision)) EXECUTE FUNCTION public.record_row_event('mapping');
+
+-- Name: mappings mappings_record_deleted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER mappings_record_deleted AFTER DELETE ON public.mappings FOR EACH ROW WHEN ((pg_trigger_depth() = 0)) EXECUTE FUNCTION public.record_row_event('mapping');
+
+-- Name: TRIGGER mappings_record_deleted ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER mappings_record_deleted ON public.mappings IS 'X05: what goes with its session or task is not told of.';
+
 -- Name: mappings mappings_status_transition; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER mappings_status_transition BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION public.check_mapping_status();
@@ -7707,7 +8705,7 @@ COMMENT ON TRIGGER mappings_task_status_agrees ON public.mappings IS 'W11';
 
 -- Name: mappings mappings_touch; Type: TRIGGER; Schema: public; Owner: -
 
-CREATE TRIGGER mappings_touch BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN ((((((((((((old.kind IS DISTINCT FROM new.kind) OR (old.session_id IS DISTINCT FROM new.session_id)) OR (old.parent_session_id IS DISTINCT FROM new.parent_session_id)) OR (old.task_id IS DISTINCT FROM new.task_id)) OR (old.status IS DISTINCT FROM new.status)) OR (old.reason IS DISTINCT FROM new.reason)) OR (old.lease_seconds IS DISTINCT FROM new.lease_seconds)) OR (old.ended_at IS DISTINCT FROM new.ended_at)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
+CREATE TRIGGER mappings_touch BEFORE UPDATE ON public.mappings FOR EACH ROW WHEN ((((((((((((((old.kind IS DISTINCT FROM new.kind) OR (old.session_id IS DISTINCT FROM new.session_id)) OR (old.parent_session_id IS DISTINCT FROM new.parent_session_id)) OR (old.task_id IS DISTINCT FROM new.task_id)) OR (old.spoke_id IS DISTINCT FROM new.spoke_id)) OR (old.workspace_id IS DISTINCT FROM new.workspace_id)) OR (old.status IS DISTINCT FROM new.status)) OR (old.reason IS DISTINCT FROM new.reason)) OR (old.lease_seconds IS DISTINCT FROM new.lease_seconds)) OR (old.ended_at IS DISTINCT FROM new.ended_at)) OR ((old.metadata)::text IS DISTINCT FROM (new.metadata)::text)) OR (old.revision IS DISTINCT FROM new.revision)) OR (old.updated_at IS DISTINCT FROM new.updated_at))) EXECUTE FUNCTION public.touch_row();
 
 -- Name: mappings mappings_touch_lease; Type: TRIGGER; Schema: public; Owner: -
 
@@ -7824,6 +8822,10 @@ CREATE TRIGGER organizations_transferred_by_owner BEFORE UPDATE ON public.organi
 -- Name: TRIGGER organizations_transferred_by_owner ON organizations; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON TRIGGER organizations_transferred_by_owner ON public.organizations IS 'W16';
+
+-- Name: organizations organizations_watched; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER organizations_watched AFTER INSERT ON public.organizations FOR EACH ROW EXECUTE FUNCTION public.watch_organization();
 
 -- Name: part_deltas part_deltas_append_only; Type: TRIGGER; Schema: public; Owner: -
 
@@ -8089,6 +9091,22 @@ CREATE TRIGGER spokes_operations_withdrawn AFTER UPDATE ON public.spokes FOR EAC
 
 COMMENT ON TRIGGER spokes_operations_withdrawn ON public.spokes IS 'C03';
 
+-- Name: spokes spokes_placements_ended; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_placements_ended AFTER UPDATE ON public.spokes FOR EACH ROW WHEN (((new.status = 'disconnected'::text) AND (old.status <> 'disconnected'::text))) EXECUTE FUNCTION public.end_placements();
+
+-- Name: TRIGGER spokes_placements_ended ON spokes; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER spokes_placements_ended ON public.spokes IS 'W20';
+
+-- Name: spokes spokes_record; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_record AFTER INSERT OR DELETE ON public.spokes FOR EACH ROW EXECUTE FUNCTION public.record_row_event('spoke');
+
+-- Name: spokes spokes_record_change; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER spokes_record_change AFTER UPDATE ON public.spokes FOR EACH ROW WHEN ((old.revision IS DISTINCT FROM new.revision)) EXECUTE FUNCTION public.record_row_event('spoke');
+
 -- Name: spokes spokes_status_transition; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER spokes_status_transition BEFORE UPDATE ON public.spokes FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (new.status = ANY (ARRAY['connected'::text, 'reconnecting'::text, 'disconnected'::text])))) EXECUTE FUNCTION public.check_spoke_status();
@@ -8169,6 +9187,18 @@ CREATE TRIGGER tasks_new_status BEFORE INSERT ON public.tasks FOR EACH ROW EXECU
 
 COMMENT ON TRIGGER tasks_new_status ON public.tasks IS 'C07';
 
+-- Name: tasks tasks_record_change; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_record_change AFTER UPDATE ON public.tasks FOR EACH ROW WHEN ((old.revision IS DISTINCT FROM new.revision)) EXECUTE FUNCTION public.record_row_event('task');
+
+-- Name: tasks tasks_record_created; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_record_created AFTER INSERT ON public.tasks REFERENCING NEW TABLE AS created FOR EACH STATEMENT EXECUTE FUNCTION public.record_tasks_created();
+
+-- Name: tasks tasks_record_deleted; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER tasks_record_deleted AFTER DELETE ON public.tasks FOR EACH ROW EXECUTE FUNCTION public.record_row_event('task');
+
 -- Name: tasks tasks_status_recorded; Type: TRIGGER; Schema: public; Owner: -
 
 CREATE TRIGGER tasks_status_recorded AFTER UPDATE ON public.tasks FOR EACH ROW WHEN ((old.status IS DISTINCT FROM new.status)) EXECUTE FUNCTION public.record_task_status();
@@ -8193,10 +9223,55 @@ CREATE TRIGGER tasks_touch_counts BEFORE UPDATE ON public.tasks FOR EACH ROW WHE
 
 COMMENT ON TRIGGER tasks_touch_counts ON public.tasks IS 'W22: what others'' work does to a task moves updated_at, but is no new revision.';
 
+-- Name: watch_policies watch_policies_audit; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE CONSTRAINT TRIGGER watch_policies_audit AFTER UPDATE ON public.watch_policies DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION public.record_audit('watch');
+
+-- Name: watch_policies watch_policies_beyond_limits; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER watch_policies_beyond_limits BEFORE UPDATE ON public.watch_policies FOR EACH ROW WHEN ((public.current_project_ids() IS NOT NULL)) EXECUTE FUNCTION public.refuse_limited_key();
+
+-- Name: TRIGGER watch_policies_beyond_limits ON watch_policies; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER watch_policies_beyond_limits ON public.watch_policies IS 'X01: all projects are watched by it.';
+
+-- Name: watch_policies watch_policies_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER watch_policies_identity_immutable BEFORE UPDATE ON public.watch_policies FOR EACH ROW WHEN (((old.org_id IS DISTINCT FROM new.org_id) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A watch policy''s organisation and creation time');
+
+-- Name: watch_policies watch_policies_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER watch_policies_touch BEFORE UPDATE ON public.watch_policies FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
+-- Name: watch_rounds watch_rounds_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER watch_rounds_touch BEFORE UPDATE ON public.watch_rounds FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.set_updated_at();
+
+-- Name: workspaces workspaces_identity_immutable; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER workspaces_identity_immutable BEFORE UPDATE ON public.workspaces FOR EACH ROW WHEN (((((old.org_id IS DISTINCT FROM new.org_id) OR (old.id IS DISTINCT FROM new.id)) OR (old.project_id IS DISTINCT FROM new.project_id)) OR (old.created_at IS DISTINCT FROM new.created_at))) EXECUTE FUNCTION public.refuse_change('A workspace''s organisation, id, project and creation time');
+
+-- Name: TRIGGER workspaces_identity_immutable ON workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON TRIGGER workspaces_identity_immutable ON public.workspaces IS 'S13';
+
+-- Name: workspaces workspaces_touch; Type: TRIGGER; Schema: public; Owner: -
+
+CREATE TRIGGER workspaces_touch BEFORE UPDATE ON public.workspaces FOR EACH ROW WHEN ((old.* *<> new.*)) EXECUTE FUNCTION public.touch_row();
+
 -- Name: accounts accounts_home_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.accounts
     ADD CONSTRAINT accounts_home_org_id_fkey FOREIGN KEY (home_org_id) REFERENCES public.organizations(id) ON DELETE SET NULL;
+
+-- Name: anomaly_types anomaly_types_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.anomaly_types
+    ADD CONSTRAINT anomaly_types_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
+
+-- Name: CONSTRAINT anomaly_types_org_id_fkey ON anomaly_types; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT anomaly_types_org_id_fkey ON public.anomaly_types IS 'W12. Indexed by anomaly_types_name_key (W03).';
 
 -- Name: api_keys api_keys_member_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -8345,6 +9420,34 @@ ALTER TABLE ONLY public.clients
 
 COMMENT ON CONSTRAINT clients_type_fkey ON public.clients IS 'C12: there is no client of an unknown type. client_types is only added to, so no index.';
 
+-- Name: detections detections_acknowledged_by_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.detections
+    ADD CONSTRAINT detections_acknowledged_by_id_fkey FOREIGN KEY (org_id, acknowledged_by_id) REFERENCES public.organization_members(org_id, account_id) ON DELETE SET NULL (acknowledged_by_id);
+
+-- Name: detections detections_anomaly_type_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.detections
+    ADD CONSTRAINT detections_anomaly_type_fkey FOREIGN KEY (org_id, anomaly_type) REFERENCES public.anomaly_types(org_id, name) ON DELETE RESTRICT;
+
+-- Name: CONSTRAINT detections_anomaly_type_fkey ON detections; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT detections_anomaly_type_fkey ON public.detections IS 'W21: a type that is used stays.';
+
+-- Name: detections detections_resolved_by_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.detections
+    ADD CONSTRAINT detections_resolved_by_id_fkey FOREIGN KEY (org_id, resolved_by_id) REFERENCES public.organization_members(org_id, account_id) ON DELETE SET NULL (resolved_by_id);
+
+-- Name: detections detections_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.detections
+    ADD CONSTRAINT detections_session_id_fkey FOREIGN KEY (org_id, project_id, session_id) REFERENCES public.sessions(org_id, project_id, id) ON DELETE CASCADE;
+
+-- Name: CONSTRAINT detections_session_id_fkey ON detections; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT detections_session_id_fkey ON public.detections IS 'C14, S13. Indexed by detections_session_id_idx.';
+
 -- Name: idempotency_keys idempotency_keys_account_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.idempotency_keys
@@ -8368,6 +9471,15 @@ ALTER TABLE ONLY public.mappings
 
 COMMENT ON CONSTRAINT mappings_session_id_fkey ON public.mappings IS 'C14, S13. Indexed by mappings_session_id_idx.';
 
+-- Name: mappings mappings_spoke_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.mappings
+    ADD CONSTRAINT mappings_spoke_id_fkey FOREIGN KEY (org_id, spoke_id) REFERENCES public.spokes(org_id, id) ON DELETE SET NULL (spoke_id);
+
+-- Name: CONSTRAINT mappings_spoke_id_fkey ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_spoke_id_fkey ON public.mappings IS 'C14';
+
 -- Name: mappings mappings_task_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
 ALTER TABLE ONLY public.mappings
@@ -8376,6 +9488,15 @@ ALTER TABLE ONLY public.mappings
 -- Name: CONSTRAINT mappings_task_id_fkey ON mappings; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON CONSTRAINT mappings_task_id_fkey ON public.mappings IS 'C14, S13';
+
+-- Name: mappings mappings_workspace_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.mappings
+    ADD CONSTRAINT mappings_workspace_id_fkey FOREIGN KEY (org_id, project_id, workspace_id) REFERENCES public.workspaces(org_id, project_id, id) ON DELETE SET NULL (workspace_id);
+
+-- Name: CONSTRAINT mappings_workspace_id_fkey ON mappings; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT mappings_workspace_id_fkey ON public.mappings IS 'C14, S13';
 
 -- Name: messages messages_session_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
 
@@ -8629,6 +9750,25 @@ ALTER TABLE ONLY public.tool_state_transitions
 ALTER TABLE ONLY public.tool_state_transitions
     ADD CONSTRAINT tool_state_transitions_to_state_fkey FOREIGN KEY (to_state) REFERENCES public.tool_states(tool_state) ON DELETE RESTRICT;
 
+-- Name: watch_policies watch_policies_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.watch_policies
+    ADD CONSTRAINT watch_policies_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
+
+-- Name: watch_rounds watch_rounds_org_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.watch_rounds
+    ADD CONSTRAINT watch_rounds_org_id_fkey FOREIGN KEY (org_id) REFERENCES public.organizations(id) ON DELETE CASCADE;
+
+-- Name: workspaces workspaces_project_id_fkey; Type: FK CONSTRAINT; Schema: public; Owner: -
+
+ALTER TABLE ONLY public.workspaces
+    ADD CONSTRAINT workspaces_project_id_fkey FOREIGN KEY (org_id, project_id) REFERENCES public.projects(org_id, id) ON DELETE CASCADE;
+
+-- Name: CONSTRAINT workspaces_project_id_fkey ON workspaces; Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON CONSTRAINT workspaces_project_id_fkey ON public.workspaces IS 'S13. Indexed by workspaces_name_key (W03).';
+
 -- Name: accounts; Type: ROW SECURITY; Schema: public; Owner: -
 
 ALTER TABLE public.accounts ENABLE ROW LEVEL SECURITY;
@@ -8656,6 +9796,18 @@ CREATE POLICY accounts_visible ON public.accounts TO hub_app USING (((id = ( SEL
 -- Name: POLICY accounts_visible ON accounts; Type: COMMENT; Schema: public; Owner: -
 
 COMMENT ON POLICY accounts_visible ON public.accounts IS 'X01: to itself, to those who share the current organisation, to its home organisation, and to platform admins.';
+
+-- Name: anomaly_types; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.anomaly_types ENABLE ROW LEVEL SECURITY;
+
+-- Name: anomaly_types anomaly_types_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY anomaly_types_bookkeeping ON public.anomaly_types TO hub_system USING (true);
+
+-- Name: anomaly_types anomaly_types_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY anomaly_types_tenant ON public.anomaly_types TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
 -- Name: api_keys; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -8814,6 +9966,30 @@ CREATE POLICY clients_purge ON public.clients FOR DELETE TO hub_system USING (pu
 -- Name: clients clients_tenant; Type: POLICY; Schema: public; Owner: -
 
 CREATE POLICY clients_tenant ON public.clients TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: detections; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.detections ENABLE ROW LEVEL SECURITY;
+
+-- Name: detections detections_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY detections_bookkeeping ON public.detections TO hub_system USING (true);
+
+-- Name: detections detections_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY detections_limited ON public.detections AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
+END);
+
+-- Name: detections detections_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY detections_tenant ON public.detections TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: detections detections_undeleted; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY detections_undeleted ON public.detections AS RESTRICTIVE TO hub_app USING ((session_id <> ALL (( SELECT public.deleted_session_ids() AS deleted_session_ids)::uuid[])));
 
 -- Name: encryption_keys; Type: ROW SECURITY; Schema: public; Owner: -
 
@@ -9281,6 +10457,50 @@ CREATE POLICY tasks_limited ON public.tasks AS RESTRICTIVE TO hub_app USING ((((
 
 CREATE POLICY tasks_tenant ON public.tasks TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
 
+-- Name: watch_policies; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.watch_policies ENABLE ROW LEVEL SECURITY;
+
+-- Name: watch_policies watch_policies_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY watch_policies_bookkeeping ON public.watch_policies TO hub_system USING (true);
+
+-- Name: watch_policies watch_policies_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY watch_policies_tenant ON public.watch_policies TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: watch_rounds; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.watch_rounds ENABLE ROW LEVEL SECURITY;
+
+-- Name: watch_rounds watch_rounds_bookkeeping; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY watch_rounds_bookkeeping ON public.watch_rounds TO hub_system USING (true);
+
+-- Name: watch_rounds watch_rounds_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY watch_rounds_tenant ON public.watch_rounds TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
+-- Name: workspaces; Type: ROW SECURITY; Schema: public; Owner: -
+
+ALTER TABLE public.workspaces ENABLE ROW LEVEL SECURITY;
+
+-- Name: workspaces workspaces_limited; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY workspaces_limited ON public.workspaces AS RESTRICTIVE TO hub_app USING (
+CASE
+    WHEN (( SELECT public.current_project_ids() AS current_project_ids) IS NULL) THEN true
+    ELSE (project_id = ANY (( SELECT public.current_project_ids() AS current_project_ids)::uuid[]))
+END);
+
+-- Name: workspaces workspaces_purge; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY workspaces_purge ON public.workspaces TO hub_system USING (public.is_deleted_organization(org_id));
+
+-- Name: workspaces workspaces_tenant; Type: POLICY; Schema: public; Owner: -
+
+CREATE POLICY workspaces_tenant ON public.workspaces TO hub_app USING ((org_id = ( SELECT public.current_org_id() AS current_org_id)));
+
 -- Name: SCHEMA public; Type: ACL; Schema: -; Owner: -
 
 GRANT USAGE ON SCHEMA public TO hub_app;
@@ -9512,6 +10732,14 @@ GRANT INSERT(parent_session_id) ON TABLE public.mappings TO hub_app;
 
 GRANT INSERT(task_id) ON TABLE public.mappings TO hub_app;
 
+-- Name: COLUMN mappings.spoke_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(spoke_id) ON TABLE public.mappings TO hub_app;
+
+-- Name: COLUMN mappings.workspace_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(workspace_id) ON TABLE public.mappings TO hub_app;
+
 -- Name: COLUMN mappings.status; Type: ACL; Schema: public; Owner: -
 
 GRANT UPDATE(status) ON TABLE public.mappings TO hub_app;
@@ -9731,6 +10959,10 @@ GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.client_secrets TO hub_ap
 REVOKE ALL ON FUNCTION public.count_secrets_under(p_version integer) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.count_secrets_under(p_version integer) TO hub_app;
 
+-- Name: TABLE mapping_details; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.mapping_details TO hub_app;
+
 -- Name: TABLE organizations; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.organizations TO hub_app;
@@ -9779,6 +11011,10 @@ GRANT ALL ON FUNCTION public.deleted_session_ids() TO hub_app;
 -- Name: FUNCTION end_mappings_of_row(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.end_mappings_of_row() FROM PUBLIC;
+
+-- Name: FUNCTION end_placements(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.end_placements() FROM PUBLIC;
 
 -- Name: TABLE event_heads; Type: ACL; Schema: public; Owner: -
 
@@ -10127,6 +11363,10 @@ REVOKE ALL ON FUNCTION public.record_session_rows() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION public.record_task_status() FROM PUBLIC;
 
+-- Name: FUNCTION record_tasks_created(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.record_tasks_created() FROM PUBLIC;
+
 -- Name: FUNCTION record_text_streamed(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.record_text_streamed() FROM PUBLIC;
@@ -10253,6 +11493,15 @@ GRANT ALL ON FUNCTION public.sweep_spokes(p_rows integer) TO hub_app;
 REVOKE ALL ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.transfer_organization(p_org_id uuid, p_account_id uuid) TO hub_app;
 
+-- Name: FUNCTION watch_organization(); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.watch_organization() FROM PUBLIC;
+
+-- Name: FUNCTION watch_sessions(p_rows integer); Type: ACL; Schema: public; Owner: -
+
+REVOKE ALL ON FUNCTION public.watch_sessions(p_rows integer) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.watch_sessions(p_rows integer) TO hub_app;
+
 -- Name: FUNCTION withdraw_operations(); Type: ACL; Schema: public; Owner: -
 
 REVOKE ALL ON FUNCTION public.withdraw_operations() FROM PUBLIC;
@@ -10261,6 +11510,31 @@ REVOKE ALL ON FUNCTION public.withdraw_operations() FROM PUBLIC;
 
 GRANT SELECT ON TABLE public.account_status_transitions TO hub_app;
 GRANT SELECT ON TABLE public.account_status_transitions TO hub_system;
+
+-- Name: TABLE anomaly_types; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.anomaly_types TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.anomaly_types TO hub_system;
+
+-- Name: COLUMN anomaly_types.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.anomaly_types TO hub_app;
+
+-- Name: COLUMN anomaly_types.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name) ON TABLE public.anomaly_types TO hub_app;
+
+-- Name: COLUMN anomaly_types.severity; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(severity),UPDATE(severity) ON TABLE public.anomaly_types TO hub_app;
+
+-- Name: COLUMN anomaly_types.description; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(description),UPDATE(description) ON TABLE public.anomaly_types TO hub_app;
+
+-- Name: COLUMN anomaly_types.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.anomaly_types TO hub_app;
 
 -- Name: TABLE api_keys; Type: ACL; Schema: public; Owner: -
 
@@ -10360,6 +11634,11 @@ GRANT UPDATE(anchor_hash) ON TABLE public.audit_chains TO hub_system;
 
 GRANT UPDATE(updated_at) ON TABLE public.audit_chains TO hub_system;
 
+-- Name: TABLE built_in_anomalies; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.built_in_anomalies TO hub_app;
+GRANT SELECT ON TABLE public.built_in_anomalies TO hub_system;
+
 -- Name: TABLE call_edge_rows; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.call_edge_rows TO hub_app;
@@ -10430,6 +11709,74 @@ GRANT SELECT ON TABLE public.call_statuses TO hub_system;
 GRANT SELECT ON TABLE public.client_types TO hub_app;
 GRANT SELECT,INSERT ON TABLE public.client_types TO hub_system;
 
+-- Name: TABLE detection_status_transitions; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.detection_status_transitions TO hub_app;
+GRANT SELECT ON TABLE public.detection_status_transitions TO hub_system;
+
+-- Name: TABLE detections; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.detections TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.detections TO hub_system;
+
+-- Name: COLUMN detections.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.detections TO hub_app;
+
+-- Name: COLUMN detections.project_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(project_id) ON TABLE public.detections TO hub_app;
+
+-- Name: COLUMN detections.session_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(session_id) ON TABLE public.detections TO hub_app;
+
+-- Name: COLUMN detections.anomaly_type; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(anomaly_type) ON TABLE public.detections TO hub_app;
+
+-- Name: COLUMN detections.severity; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(severity),UPDATE(severity) ON TABLE public.detections TO hub_app;
+
+-- Name: COLUMN detections.origin; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(origin) ON TABLE public.detections TO hub_app;
+
+-- Name: COLUMN detections.status; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(status) ON TABLE public.detections TO hub_app;
+GRANT UPDATE(status) ON TABLE public.detections TO hub_system;
+
+-- Name: COLUMN detections.resolution; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(resolution) ON TABLE public.detections TO hub_app;
+GRANT UPDATE(resolution) ON TABLE public.detections TO hub_system;
+
+-- Name: COLUMN detections.reason; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(reason) ON TABLE public.detections TO hub_app;
+GRANT UPDATE(reason) ON TABLE public.detections TO hub_system;
+
+-- Name: COLUMN detections.count; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(count) ON TABLE public.detections TO hub_app;
+GRANT UPDATE(count) ON TABLE public.detections TO hub_system;
+
+-- Name: COLUMN detections.last_seen_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(last_seen_at) ON TABLE public.detections TO hub_app;
+GRANT UPDATE(last_seen_at) ON TABLE public.detections TO hub_system;
+
+-- Name: COLUMN detections.evidence; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(evidence),UPDATE(evidence) ON TABLE public.detections TO hub_app;
+GRANT UPDATE(evidence) ON TABLE public.detections TO hub_system;
+
+-- Name: COLUMN detections.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.detections TO hub_app;
+
 -- Name: TABLE encryption_keys; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.encryption_keys TO hub_app;
@@ -10472,10 +11819,6 @@ GRANT INSERT(headers) ON TABLE public.idempotency_keys TO hub_app;
 -- Name: COLUMN idempotency_keys.body; Type: ACL; Schema: public; Owner: -
 
 GRANT INSERT(body) ON TABLE public.idempotency_keys TO hub_app;
-
--- Name: TABLE mapping_details; Type: ACL; Schema: public; Owner: -
-
-GRANT SELECT ON TABLE public.mapping_details TO hub_app;
 
 -- Name: TABLE mapping_status_transitions; Type: ACL; Schema: public; Owner: -
 
@@ -10942,3 +12285,90 @@ GRANT SELECT ON TABLE public.tool_state_transitions TO hub_system;
 -- Name: TABLE tool_states; Type: ACL; Schema: public; Owner: -
 
 GRANT SELECT ON TABLE public.tool_states TO hub_app;
+
+-- Name: TABLE watch_policies; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.watch_policies TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.watch_policies TO hub_system;
+
+-- Name: COLUMN watch_policies.stall_minutes; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(stall_minutes) ON TABLE public.watch_policies TO hub_app;
+
+-- Name: COLUMN watch_policies.error_count; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(error_count) ON TABLE public.watch_policies TO hub_app;
+
+-- Name: COLUMN watch_policies.error_minutes; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(error_minutes) ON TABLE public.watch_policies TO hub_app;
+
+-- Name: COLUMN watch_policies.model_minutes; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(model_minutes) ON TABLE public.watch_policies TO hub_app;
+
+-- Name: COLUMN watch_policies.model_baseline_hours; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(model_baseline_hours) ON TABLE public.watch_policies TO hub_app;
+
+-- Name: COLUMN watch_policies.model_turns; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(model_turns) ON TABLE public.watch_policies TO hub_app;
+
+-- Name: COLUMN watch_policies.model_error_percent; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(model_error_percent) ON TABLE public.watch_policies TO hub_app;
+
+-- Name: COLUMN watch_policies.model_latency_percent; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(model_latency_percent) ON TABLE public.watch_policies TO hub_app;
+
+-- Name: COLUMN watch_policies.reported_days; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(reported_days) ON TABLE public.watch_policies TO hub_app;
+
+-- Name: COLUMN watch_policies.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(metadata) ON TABLE public.watch_policies TO hub_app;
+
+-- Name: TABLE watch_rounds; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT ON TABLE public.watch_rounds TO hub_app;
+GRANT SELECT,INSERT,DELETE ON TABLE public.watch_rounds TO hub_system;
+
+-- Name: COLUMN watch_rounds.watched_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(watched_at) ON TABLE public.watch_rounds TO hub_system;
+
+-- Name: COLUMN watch_rounds.models_watched_at; Type: ACL; Schema: public; Owner: -
+
+GRANT UPDATE(models_watched_at) ON TABLE public.watch_rounds TO hub_system;
+
+-- Name: TABLE workspaces; Type: ACL; Schema: public; Owner: -
+
+GRANT SELECT,DELETE ON TABLE public.workspaces TO hub_app;
+GRANT SELECT,DELETE ON TABLE public.workspaces TO hub_system;
+
+-- Name: COLUMN workspaces.org_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(org_id) ON TABLE public.workspaces TO hub_app;
+
+-- Name: COLUMN workspaces.project_id; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(project_id) ON TABLE public.workspaces TO hub_app;
+
+-- Name: COLUMN workspaces.name; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(name),UPDATE(name) ON TABLE public.workspaces TO hub_app;
+
+-- Name: COLUMN workspaces.path; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(path),UPDATE(path) ON TABLE public.workspaces TO hub_app;
+
+-- Name: COLUMN workspaces.branch; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(branch),UPDATE(branch) ON TABLE public.workspaces TO hub_app;
+
+-- Name: COLUMN workspaces.metadata; Type: ACL; Schema: public; Owner: -
+
+GRANT INSERT(metadata),UPDATE(metadata) ON TABLE public.workspaces TO hub_app;

@@ -48,6 +48,7 @@ var attacks = []struct {
 
 	{query: "CreateProject"}, {query: "GetProject", args: []string{"id", "@project"}}, {query: "ListProjects"}, {query: "ListProjects", args: []string{"slug", "'main'"}, own: []string{"slug", "'main'"}},
 	{query: "UpdateProject", args: []string{"id", "@project", "archived", "true"}}, {query: "DeleteProject", args: []string{"id", "@project"}, own: []string{"id", "@empty_project"}},
+	{query: "CreateWorkspace"}, {query: "GetWorkspace"}, {query: "ListWorkspaces"}, {query: "ListWorkspaces", args: []string{"name", "'main'"}}, {query: "UpdateWorkspace"}, {query: "DeleteWorkspace"}, {query: "DeleteWorkspace", args: []string{"if_match", "NULL"}},
 	{query: "CreateSession"}, {query: "CreateSession", args: []string{"parent_id", "@session", "role_name", "'builder'"}},
 	{query: "GetSession"}, {query: "ListSessions"}, {query: "ListSessions", args: []string{"project_id", "@project"}}, {query: "ListSessions", args: []string{"account_id", "@member"}}, {query: "ListSessions", args: []string{"parent_id", "@session"}},
 	{query: "ListSessions", args: []string{"source_id", "'s1'"}}, {query: "ListSessions", args: []string{"role_name", "'builder'"}},
@@ -74,7 +75,11 @@ var attacks = []struct {
 	{query: "CreateTasksFromFiles", args: []string{"tasks", `'[{"slug":"n","name":"n","path":"n","body":"","frontmatter":"","base":{},"status":"pending"}]'`}},
 	{query: "UpdateTasksFromFiles", args: []string{"tasks", "jsonb_build_array(jsonb_build_object('id', @task, 'name', 'n', 'path', 'n'))"}}, {query: "ArchiveTasks"}, {query: "RemoveDependencies"},
 	{query: "AddDependenciesOfTasks", args: []string{"dependent_ids", "ARRAY[@free_task]::uuid[]"}},
-	{query: "CreateDelegation", args: []string{"session_id", "@imported"}}, {query: "GetMapping"}, {query: "ListMappings"}, {query: "EndMapping"}, {query: "LockProjectOfMapping"}, {query: "ReturnExpiredTasks"},
+	{query: "CreateMapping", args: []string{"session_id", "@imported"}}, {query: "GetMapping"}, {query: "ListMappings"}, {query: "ListMappings", args: []string{"session_id", "@child", "workspace_id", "@workspace"}}, {query: "ListMappings", args: []string{"session_id", "@child", "spoke_id", "@spoke"}}, {query: "EndMapping"}, {query: "ReturnExpiredTasks"},
+	{query: "CreateAnomalyType"}, {query: "GetAnomalyType"}, {query: "ListAnomalyTypes"}, {query: "UpdateAnomalyType", args: []string{"severity", "'low'"}}, {query: "DeleteAnomalyType"}, {query: "DeleteAnomalyType", args: []string{"if_match", "NULL"}},
+	{query: "ReportDetection"}, {query: "ReportDetection", args: []string{"anomaly_type", "'HIGH_ERROR_COUNT'", "severity", "'critical'"}}, {query: "GetDetection"}, {query: "ListDetections"}, {query: "ListDetections", args: []string{"session_id", "@session"}},
+	{query: "ListDetections", args: []string{"project_id", "@project"}}, {query: "ListDetections", args: []string{"anomaly_type", "'HIGH_ERROR_COUNT'"}}, {query: "AcknowledgeDetection"}, {query: "ResolveDetection"},
+	{query: "GetWatchPolicy"}, {query: "SetWatchPolicy", args: []string{"error_minutes", "7"}}, {query: "WatchSessions"},
 	{query: "RegisterSpoke", args: []string{"name", "'builder'"}}, {query: "GetSpoke"}, {query: "ListSpokes"}, {query: "ListSpokes", args: []string{"account_id", "@owner"}}, {query: "HeartbeatSpoke"}, {query: "DisconnectSpoke"},
 	{query: "PutOperations"}, {query: "ListOperations"}, {query: "ListOperations", args: []string{"spoke_id", "@spoke"}}, {query: "GetOperation"}, {query: "GetOperation", args: []string{"name", "'fs.' || @spoke || '.read'"}},
 	{query: "FindOperation"}, {query: "EnqueueCall"}, {query: "TakeCalls"}, {query: "StepCall", args: []string{"status", "'failed'"}, own: []string{"id", "@held_call", "status", "'failed'", "ciphertext", "NULL"}}, {query: "GetOutputSchema"}, {query: "AbortCall"}, {query: "FetchOutput", own: []string{"call_id", "@held_call"}},
@@ -120,6 +125,7 @@ var upkeep = map[string]string{
 	"NumberEvents":         "numbers what has happened",
 	"LeaveEventOffice":     "lets another server number what happens, if one knows the secret of the one that does",
 	"PurgeEvents":          "removes what is older than seven days",
+	"WatchSessions":        "looks whether something is wrong with sessions, for each organisation by itself",
 	"SweepSpokes":          "marks spokes whose lease ran out",
 	"SweepCalls":           "fails calls whose deadline has passed",
 	"PurgeCalls":           "removes what its organisation does not keep any more",
@@ -180,6 +186,7 @@ func newTarget(t *testing.T) *world {
 		UPDATE organization_members SET metadata = '{"_a": {"a": "canary"}}';
 		UPDATE api_keys SET name = 'canary', tags = '{canary}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE projects SET name = 'canary', description = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE workspaces SET path = '/canary', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE roles SET description = 'canary', prompt = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE sessions SET title = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE messages SET data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
@@ -187,6 +194,10 @@ func newTarget(t *testing.T) *world {
 		UPDATE tasks SET name = 'canary', body = 'canary', tags = '{canary}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE task_notes SET body = 'canary';
 		UPDATE mappings SET reason = 'canary', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE detections SET reason = 'canary', evidence = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE anomaly_types SET description = 'canary', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE watch_policies SET metadata = '{"_a": {"a": "canary"}}';
+		UPDATE watch_rounds SET watched_at = now();
 		UPDATE spokes SET version = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE operation_specs SET title = 'canary', description = 'canary', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE calls SET input = '{"a": "canary"}', output = '{"a": "canary"}', error = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
@@ -338,7 +349,7 @@ func allEmpty(rows []string) bool {
 func TestW01_NoQueryReachesBeyondAKeysProjects(t *testing.T) {
 	t.Parallel()
 	w := newTarget(t)
-	limited := []string{"projects", "sessions", "messages", "parts"}
+	limited := []string{"projects", "workspaces", "sessions", "messages", "parts"}
 	secret := idsOf(t, w.hub, limited)
 	for _, id := range append(list[string](t, w.hub, "SELECT id::text FROM accounts UNION ALL SELECT id::text FROM organizations"), ids["empty_project"]) {
 		delete(secret, id)

@@ -292,7 +292,7 @@ func TestW06_KillsOfSpokesAndHubs(t *testing.T) {
 			fault("nobody was answered")
 			continue
 		}
-		told := given.(answer) //nolint:errcheck // nothing else is stored
+		told := given.(answer)
 		if told.call.Call.Status != c.Status || told.call.Call.ErrorCode != c.Code {
 			fault("its caller was told %+v", told.call.Call)
 		}

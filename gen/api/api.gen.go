@@ -190,6 +190,66 @@ func (e CompactionPartType) Valid() bool {
 	}
 }
 
+// Defines values for DetectionOrigin.
+const (
+	DetectionOriginApi     DetectionOrigin = "api"
+	DetectionOriginWatcher DetectionOrigin = "watcher"
+)
+
+// Valid indicates whether the value is a known member of the DetectionOrigin enum.
+func (e DetectionOrigin) Valid() bool {
+	switch e {
+	case DetectionOriginApi:
+		return true
+	case DetectionOriginWatcher:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for DetectionResolution.
+const (
+	DetectionResolutionExpired       DetectionResolution = "expired"
+	DetectionResolutionFalsePositive DetectionResolution = "false-positive"
+	DetectionResolutionFixed         DetectionResolution = "fixed"
+)
+
+// Valid indicates whether the value is a known member of the DetectionResolution enum.
+func (e DetectionResolution) Valid() bool {
+	switch e {
+	case DetectionResolutionExpired:
+		return true
+	case DetectionResolutionFalsePositive:
+		return true
+	case DetectionResolutionFixed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for DetectionStatus.
+const (
+	DetectionStatusAcknowledged DetectionStatus = "acknowledged"
+	DetectionStatusOpen         DetectionStatus = "open"
+	DetectionStatusResolved     DetectionStatus = "resolved"
+)
+
+// Valid indicates whether the value is a known member of the DetectionStatus enum.
+func (e DetectionStatus) Valid() bool {
+	switch e {
+	case DetectionStatusAcknowledged:
+		return true
+	case DetectionStatusOpen:
+		return true
+	case DetectionStatusResolved:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EventAction.
 const (
 	EventActionCreated  EventAction = "created"
@@ -216,19 +276,31 @@ func (e EventAction) Valid() bool {
 
 // Defines values for EventKind.
 const (
-	EventKindMessage EventKind = "message"
-	EventKindPart    EventKind = "part"
-	EventKindSession EventKind = "session"
+	EventKindDetection EventKind = "detection"
+	EventKindMapping   EventKind = "mapping"
+	EventKindMessage   EventKind = "message"
+	EventKindPart      EventKind = "part"
+	EventKindSession   EventKind = "session"
+	EventKindSpoke     EventKind = "spoke"
+	EventKindTask      EventKind = "task"
 )
 
 // Valid indicates whether the value is a known member of the EventKind enum.
 func (e EventKind) Valid() bool {
 	switch e {
+	case EventKindDetection:
+		return true
+	case EventKindMapping:
+		return true
 	case EventKindMessage:
 		return true
 	case EventKindPart:
 		return true
 	case EventKindSession:
+		return true
+	case EventKindSpoke:
+		return true
+	case EventKindTask:
 		return true
 	default:
 		return false
@@ -313,6 +385,24 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for MappingCreateKind.
+const (
+	MappingCreateKindDelegation MappingCreateKind = "delegation"
+	MappingCreateKindPlacement  MappingCreateKind = "placement"
+)
+
+// Valid indicates whether the value is a known member of the MappingCreateKind enum.
+func (e MappingCreateKind) Valid() bool {
+	switch e {
+	case MappingCreateKindDelegation:
+		return true
+	case MappingCreateKindPlacement:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MappingEndStatus.
 const (
 	MappingEndStatusAborted   MappingEndStatus = "aborted"
@@ -338,6 +428,7 @@ func (e MappingEndStatus) Valid() bool {
 const (
 	MappingKindAssignment MappingKind = "assignment"
 	MappingKindDelegation MappingKind = "delegation"
+	MappingKindPlacement  MappingKind = "placement"
 )
 
 // Valid indicates whether the value is a known member of the MappingKind enum.
@@ -346,6 +437,8 @@ func (e MappingKind) Valid() bool {
 	case MappingKindAssignment:
 		return true
 	case MappingKindDelegation:
+		return true
+	case MappingKindPlacement:
 		return true
 	default:
 		return false
@@ -589,6 +682,30 @@ func (e SessionImportResult) Valid() bool {
 	case SessionImportResultUnchanged:
 		return true
 	case SessionImportResultUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Severity.
+const (
+	SeverityCritical Severity = "critical"
+	SeverityHigh     Severity = "high"
+	SeverityLow      Severity = "low"
+	SeverityMedium   Severity = "medium"
+)
+
+// Valid indicates whether the value is a known member of the Severity enum.
+func (e Severity) Valid() bool {
+	switch e {
+	case SeverityCritical:
+		return true
+	case SeverityHigh:
+		return true
+	case SeverityLow:
+		return true
+	case SeverityMedium:
 		return true
 	default:
 		return false
@@ -1144,6 +1261,51 @@ type AgentPartData struct {
 
 	// Source Where it stands in the message's text.
 	Source *TextSpan `json:"source,omitempty"`
+}
+
+// AnomalyType defines model for AnomalyType.
+type AnomalyType struct {
+	// BuiltIn The hub itself watches for it.
+	BuiltIn     bool               `json:"builtIn"`
+	CreatedAt   time.Time          `json:"createdAt"`
+	Description string             `json:"description"`
+	Id          openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  Metadata  `json:"metadata"`
+	Name      string    `json:"name"`
+	Revision  int32     `json:"revision"`
+	Severity  Severity  `json:"severity"`
+	UpdatedAt time.Time `json:"updatedAt"`
+}
+
+// AnomalyTypeCreate defines model for AnomalyTypeCreate.
+type AnomalyTypeCreate struct {
+	Description *string `json:"description,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Unique in the organisation, and never changed.
+	Name     string    `json:"name"`
+	Severity *Severity `json:"severity,omitempty"`
+}
+
+// AnomalyTypePage defines model for AnomalyTypePage.
+type AnomalyTypePage struct {
+	Items []AnomalyType `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// AnomalyTypeUpdate defines model for AnomalyTypeUpdate.
+type AnomalyTypeUpdate struct {
+	Description *string `json:"description,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+	Severity *Severity   `json:"severity,omitempty"`
 }
 
 // ApiKey defines model for ApiKey.
@@ -1754,6 +1916,84 @@ type DependencyPage struct {
 	NextCursor *string `json:"nextCursor,omitempty"`
 }
 
+// Detection defines model for Detection.
+type Detection struct {
+	AcknowledgedAt *time.Time `json:"acknowledgedAt"`
+
+	// AcknowledgedById The account. Null once it has left.
+	AcknowledgedById *openapi_types.UUID `json:"acknowledgedById"`
+
+	// AnomalyType The name of its type.
+	AnomalyType string `json:"anomalyType"`
+
+	// Count How often it was seen. The hub counts what still holds every ten minutes.
+	Count     int32     `json:"count"`
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Evidence Any JSON object. It comes back with the values that were given.
+	Evidence    JSONObject         `json:"evidence"`
+	FirstSeenAt time.Time          `json:"firstSeenAt"`
+	Id          openapi_types.UUID `json:"id"`
+	LastSeenAt  time.Time          `json:"lastSeenAt"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+
+	// Origin watcher: the hub found it, and resolves it as expired when it no longer holds. api: somebody has reported it.
+	Origin    DetectionOrigin    `json:"origin"`
+	ProjectId openapi_types.UUID `json:"projectId"`
+
+	// Reason Why it was resolved.
+	Reason     string               `json:"reason"`
+	Resolution *DetectionResolution `json:"resolution"`
+	ResolvedAt *time.Time           `json:"resolvedAt"`
+
+	// ResolvedById The account. Null where the hub did it, and once the account has left.
+	ResolvedById *openapi_types.UUID `json:"resolvedById"`
+	Revision     int32               `json:"revision"`
+	SessionId    openapi_types.UUID  `json:"sessionId"`
+	Severity     Severity            `json:"severity"`
+	Status       DetectionStatus     `json:"status"`
+	UpdatedAt    time.Time           `json:"updatedAt"`
+}
+
+// DetectionOrigin watcher: the hub found it, and resolves it as expired when it no longer holds. api: somebody has reported it.
+type DetectionOrigin string
+
+// DetectionPage defines model for DetectionPage.
+type DetectionPage struct {
+	Items []Detection `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// DetectionReport defines model for DetectionReport.
+type DetectionReport struct {
+	// AnomalyType The name of one of the organisation's types.
+	AnomalyType string `json:"anomalyType"`
+
+	// Evidence Any JSON object. It comes back with the values that were given.
+	Evidence *JSONObject `json:"evidence,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  *Metadata          `json:"metadata,omitempty"`
+	SessionId openapi_types.UUID `json:"sessionId"`
+	Severity  *Severity          `json:"severity,omitempty"`
+}
+
+// DetectionResolution defines model for DetectionResolution.
+type DetectionResolution string
+
+// DetectionResolve defines model for DetectionResolve.
+type DetectionResolve struct {
+	Reason     *string             `json:"reason,omitempty"`
+	Resolution DetectionResolution `json:"resolution"`
+}
+
+// DetectionStatus defines model for DetectionStatus.
+type DetectionStatus string
+
 // EncryptionKey defines model for EncryptionKey.
 type EncryptionKey struct {
 	// CreatedAt When a hub first came with it.
@@ -1804,7 +2044,7 @@ type Event struct {
 	// Revision Its revision after the change.
 	Revision int32 `json:"revision"`
 
-	// SessionId The session that it is, or is in.
+	// SessionId The session that it is, is in, or is about.
 	SessionId *openapi_types.UUID `json:"sessionId"`
 }
 
@@ -1945,7 +2185,7 @@ type KnownPart struct {
 	union json.RawMessage
 }
 
-// Mapping Ties a session to the task that it works on, or to the session that it works for.
+// Mapping Ties a session to the task that it works on (assignment), to the session that it works for (delegation), or to where it runs (placement).
 type Mapping struct {
 	CreatedAt      time.Time          `json:"createdAt"`
 	EndedAt        *time.Time         `json:"endedAt"`
@@ -1960,20 +2200,39 @@ type Mapping struct {
 	Reason          string              `json:"reason"`
 	Revision        int32               `json:"revision"`
 	SessionId       openapi_types.UUID  `json:"sessionId"`
-	Status          MappingStatus       `json:"status"`
-	TaskId          *openapi_types.UUID `json:"taskId"`
-	TaskName        *string             `json:"taskName"`
-	TaskSlug        *string             `json:"taskSlug"`
-	UpdatedAt       time.Time           `json:"updatedAt"`
+
+	// SpokeId Null once the spoke is deleted.
+	SpokeId   *openapi_types.UUID `json:"spokeId"`
+	Status    MappingStatus       `json:"status"`
+	TaskId    *openapi_types.UUID `json:"taskId"`
+	TaskName  *string             `json:"taskName"`
+	TaskSlug  *string             `json:"taskSlug"`
+	UpdatedAt time.Time           `json:"updatedAt"`
+
+	// WorkspaceId Null once the workspace is deleted.
+	WorkspaceId *openapi_types.UUID `json:"workspaceId"`
 }
 
 // MappingCreate defines model for MappingCreate.
 type MappingCreate struct {
+	Kind MappingCreateKind `json:"kind"`
+
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
-	Metadata        *Metadata          `json:"metadata,omitempty"`
-	ParentSessionId openapi_types.UUID `json:"parentSessionId"`
-	SessionId       openapi_types.UUID `json:"sessionId"`
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// ParentSessionId Of a delegation, and only of one.
+	ParentSessionId *openapi_types.UUID `json:"parentSessionId,omitempty"`
+	SessionId       openapi_types.UUID  `json:"sessionId"`
+
+	// SpokeId Of a placement.
+	SpokeId *openapi_types.UUID `json:"spokeId,omitempty"`
+
+	// WorkspaceId Of a placement.
+	WorkspaceId *openapi_types.UUID `json:"workspaceId,omitempty"`
 }
+
+// MappingCreateKind defines model for MappingCreate.Kind.
+type MappingCreateKind string
 
 // MappingEnd defines model for MappingEnd.
 type MappingEnd struct {
@@ -2989,6 +3248,9 @@ type SessionUsage struct {
 	Total    Usage `json:"total"`
 }
 
+// Severity defines model for Severity.
+type Severity string
+
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
 
@@ -3686,8 +3948,111 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// WatchPolicy defines model for WatchPolicy.
+type WatchPolicy struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// ErrorCount HIGH_ERROR_COUNT: how many failed calls are many; null for not watched.
+	ErrorCount *int32 `json:"errorCount"`
+
+	// ErrorMinutes HIGH_ERROR_COUNT: of those that were begun in so many minutes.
+	ErrorMinutes int32 `json:"errorMinutes"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+
+	// ModelBaselineHours MODEL_DEGRADATION: the hours before, by which they are judged.
+	ModelBaselineHours int32 `json:"modelBaselineHours"`
+
+	// ModelErrorPercent MODEL_DEGRADATION: by how many percentage points more turns fail.
+	ModelErrorPercent int32 `json:"modelErrorPercent"`
+
+	// ModelLatencyPercent MODEL_DEGRADATION: how long the median turn takes, in percent of the median before.
+	ModelLatencyPercent int32 `json:"modelLatencyPercent"`
+
+	// ModelMinutes MODEL_DEGRADATION: the last minutes that are judged; null for not watched.
+	ModelMinutes *int32 `json:"modelMinutes"`
+
+	// ModelTurns MODEL_DEGRADATION: how many turns of a model there must be in both times. Of each, the newest 5,000 messages are read.
+	ModelTurns int32 `json:"modelTurns"`
+
+	// ReportedDays Days after which a detection that somebody reported, and nobody again, expires; null for never.
+	ReportedDays *int32 `json:"reportedDays"`
+	Revision     int32  `json:"revision"`
+
+	// StallMinutes SESSION_STALL: how long nothing happens; null for not watched.
+	StallMinutes *int32    `json:"stallMinutes"`
+	UpdatedAt    time.Time `json:"updatedAt"`
+}
+
+// WatchPolicyUpdate defines model for WatchPolicyUpdate.
+type WatchPolicyUpdate struct {
+	ErrorCount   nullable.Nullable[int32] `json:"errorCount,omitempty"`
+	ErrorMinutes *int32                   `json:"errorMinutes,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata            *JSONObject              `json:"metadata,omitempty"`
+	ModelBaselineHours  *int32                   `json:"modelBaselineHours,omitempty"`
+	ModelErrorPercent   *int32                   `json:"modelErrorPercent,omitempty"`
+	ModelLatencyPercent *int32                   `json:"modelLatencyPercent,omitempty"`
+	ModelMinutes        nullable.Nullable[int32] `json:"modelMinutes,omitempty"`
+	ModelTurns          *int32                   `json:"modelTurns,omitempty"`
+	ReportedDays        nullable.Nullable[int32] `json:"reportedDays,omitempty"`
+	StallMinutes        nullable.Nullable[int32] `json:"stallMinutes,omitempty"`
+}
+
+// Workspace Where a project's work is done. It is of no spoke; several machines may have the same one.
+type Workspace struct {
+	Branch    *string            `json:"branch"`
+	CreatedAt time.Time          `json:"createdAt"`
+	Id        openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  Metadata           `json:"metadata"`
+	Name      string             `json:"name"`
+	Path      string             `json:"path"`
+	ProjectId openapi_types.UUID `json:"projectId"`
+	Revision  int32              `json:"revision"`
+	UpdatedAt time.Time          `json:"updatedAt"`
+}
+
+// WorkspaceCreate defines model for WorkspaceCreate.
+type WorkspaceCreate struct {
+	Branch *string `json:"branch,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Unique in the project.
+	Name string `json:"name"`
+
+	// Path An absolute path or a URL.
+	Path string `json:"path"`
+}
+
+// WorkspacePage defines model for WorkspacePage.
+type WorkspacePage struct {
+	Items []Workspace `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// WorkspaceUpdate defines model for WorkspaceUpdate.
+type WorkspaceUpdate struct {
+	Branch nullable.Nullable[string] `json:"branch,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+	Name     *string     `json:"name,omitempty"`
+	Path     *string     `json:"path,omitempty"`
+}
+
 // AccountId defines model for AccountId.
 type AccountId = openapi_types.UUID
+
+// AnomalyTypeId defines model for AnomalyTypeId.
+type AnomalyTypeId = openapi_types.UUID
 
 // ApiKeyId defines model for ApiKeyId.
 type ApiKeyId = openapi_types.UUID
@@ -3706,6 +4071,9 @@ type Cursor = string
 
 // Descendants defines model for Descendants.
 type Descendants = bool
+
+// DetectionId defines model for DetectionId.
+type DetectionId = openapi_types.UUID
 
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
@@ -3742,6 +4110,9 @@ type SpokeId = openapi_types.UUID
 
 // TaskId defines model for TaskId.
 type TaskId = openapi_types.UUID
+
+// WorkspaceId defines model for WorkspaceId.
+type WorkspaceId = openapi_types.UUID
 
 // Error Why a request was refused (RFC 9457).
 type Error = Problem
@@ -3800,6 +4171,33 @@ type DeactivateAccountParams struct {
 type SuspendAccountParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListAnomalyTypesParams defines parameters for ListAnomalyTypes.
+type ListAnomalyTypesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateAnomalyTypeParams defines parameters for CreateAnomalyType.
+type CreateAnomalyTypeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteAnomalyTypeParams defines parameters for DeleteAnomalyType.
+type DeleteAnomalyTypeParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateAnomalyTypeParams defines parameters for UpdateAnomalyType.
+type UpdateAnomalyTypeParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // ListApiKeysParams defines parameters for ListApiKeys.
@@ -4069,6 +4467,39 @@ type RevealClientSecretParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListDetectionsParams defines parameters for ListDetections.
+type ListDetectionsParams struct {
+	SessionId   *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+	ProjectId   *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+	AnomalyType *string             `form:"anomalyType,omitempty" json:"anomalyType,omitempty"`
+	Status      *DetectionStatus    `form:"status,omitempty" json:"status,omitempty"`
+	Severity    *Severity           `form:"severity,omitempty" json:"severity,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ReportDetectionParams defines parameters for ReportDetection.
+type ReportDetectionParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// AcknowledgeDetectionParams defines parameters for AcknowledgeDetection.
+type AcknowledgeDetectionParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ResolveDetectionParams defines parameters for ResolveDetection.
+type ResolveDetectionParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // DeleteEncryptionKeyParams defines parameters for DeleteEncryptionKey.
 type DeleteEncryptionKeyParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
@@ -4229,6 +4660,8 @@ type ListMappingsParams struct {
 	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
 	ParentSessionId *openapi_types.UUID `form:"parentSessionId,omitempty" json:"parentSessionId,omitempty"`
 	TaskId          *openapi_types.UUID `form:"taskId,omitempty" json:"taskId,omitempty"`
+	SpokeId         *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	WorkspaceId     *openapi_types.UUID `form:"workspaceId,omitempty" json:"workspaceId,omitempty"`
 
 	// Limit How many items to return at most.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
@@ -4304,6 +4737,24 @@ type GetTaskGraphParamsFormat string
 
 // SyncTasksParams defines parameters for SyncTasks.
 type SyncTasksParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListWorkspacesParams defines parameters for ListWorkspaces.
+type ListWorkspacesParams struct {
+	// Name Only the workspace with this name.
+	Name *string `form:"name,omitempty" json:"name,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateWorkspaceParams defines parameters for CreateWorkspace.
+type CreateWorkspaceParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
@@ -4717,11 +5168,35 @@ type UnblockTaskParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// SetWatchPolicyParams defines parameters for SetWatchPolicy.
+type SetWatchPolicyParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// DeleteWorkspaceParams defines parameters for DeleteWorkspace.
+type DeleteWorkspaceParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateWorkspaceParams defines parameters for UpdateWorkspace.
+type UpdateWorkspaceParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountCreate
 
 // UpdateAccountApplicationMergePatchPlusJSONRequestBody defines body for UpdateAccount for application/merge-patch+json ContentType.
 type UpdateAccountApplicationMergePatchPlusJSONRequestBody = AccountUpdate
+
+// CreateAnomalyTypeJSONRequestBody defines body for CreateAnomalyType for application/json ContentType.
+type CreateAnomalyTypeJSONRequestBody = AnomalyTypeCreate
+
+// UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody defines body for UpdateAnomalyType for application/merge-patch+json ContentType.
+type UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody = AnomalyTypeUpdate
 
 // CreateApiKeyJSONRequestBody defines body for CreateApiKey for application/json ContentType.
 type CreateApiKeyJSONRequestBody = ApiKeyCreate
@@ -4758,6 +5233,12 @@ type UpdateClientApplicationMergePatchPlusJSONRequestBody = ClientUpdate
 
 // PutClientSecretJSONRequestBody defines body for PutClientSecret for application/json ContentType.
 type PutClientSecretJSONRequestBody = ClientSecretPut
+
+// ReportDetectionJSONRequestBody defines body for ReportDetection for application/json ContentType.
+type ReportDetectionJSONRequestBody = DetectionReport
+
+// ResolveDetectionJSONRequestBody defines body for ResolveDetection for application/json ContentType.
+type ResolveDetectionJSONRequestBody = DetectionResolve
 
 // CreateMappingJSONRequestBody defines body for CreateMapping for application/json ContentType.
 type CreateMappingJSONRequestBody = MappingCreate
@@ -4797,6 +5278,9 @@ type ClaimNextTaskJSONRequestBody = ClaimNext
 
 // SyncTasksJSONRequestBody defines body for SyncTasks for application/json ContentType.
 type SyncTasksJSONRequestBody = TaskSync
+
+// CreateWorkspaceJSONRequestBody defines body for CreateWorkspace for application/json ContentType.
+type CreateWorkspaceJSONRequestBody = WorkspaceCreate
 
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
@@ -4881,6 +5365,12 @@ type ReopenTaskJSONRequestBody = Move
 
 // UnblockTaskJSONRequestBody defines body for UnblockTask for application/json ContentType.
 type UnblockTaskJSONRequestBody = Move
+
+// SetWatchPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetWatchPolicy for application/merge-patch+json ContentType.
+type SetWatchPolicyApplicationMergePatchPlusJSONRequestBody = WatchPolicyUpdate
+
+// UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody defines body for UpdateWorkspace for application/merge-patch+json ContentType.
+type UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody = WorkspaceUpdate
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -5857,6 +6347,21 @@ type ServerInterface interface {
 	// SuspendAccount Suspend an account
 	// (POST /v1/accounts/{accountId}/suspend)
 	SuspendAccount(ctx echo.Context, accountId AccountId, params SuspendAccountParams) error
+	// ListAnomalyTypes List anomaly types
+	// (GET /v1/anomaly-types)
+	ListAnomalyTypes(ctx echo.Context, params ListAnomalyTypesParams) error
+	// CreateAnomalyType Create an anomaly type
+	// (POST /v1/anomaly-types)
+	CreateAnomalyType(ctx echo.Context, params CreateAnomalyTypeParams) error
+	// DeleteAnomalyType Delete an anomaly type
+	// (DELETE /v1/anomaly-types/{anomalyTypeId})
+	DeleteAnomalyType(ctx echo.Context, anomalyTypeId AnomalyTypeId, params DeleteAnomalyTypeParams) error
+	// GetAnomalyType Get an anomaly type
+	// (GET /v1/anomaly-types/{anomalyTypeId})
+	GetAnomalyType(ctx echo.Context, anomalyTypeId AnomalyTypeId) error
+	// UpdateAnomalyType Change an anomaly type
+	// (PATCH /v1/anomaly-types/{anomalyTypeId})
+	UpdateAnomalyType(ctx echo.Context, anomalyTypeId AnomalyTypeId, params UpdateAnomalyTypeParams) error
 	// ListApiKeys List API keys
 	// (GET /v1/api-keys)
 	ListApiKeys(ctx echo.Context, params ListApiKeysParams) error
@@ -5959,6 +6464,21 @@ type ServerInterface interface {
 	// RevealClientSecret Reveal a secret's value
 	// (POST /v1/clients/{clientId}/secrets/{secretName}/reveal)
 	RevealClientSecret(ctx echo.Context, clientId ClientId, secretName SecretName, params RevealClientSecretParams) error
+	// ListDetections List detections
+	// (GET /v1/detections)
+	ListDetections(ctx echo.Context, params ListDetectionsParams) error
+	// ReportDetection Report that something is wrong with a session
+	// (POST /v1/detections)
+	ReportDetection(ctx echo.Context, params ReportDetectionParams) error
+	// GetDetection Get a detection
+	// (GET /v1/detections/{detectionId})
+	GetDetection(ctx echo.Context, detectionId DetectionId) error
+	// AcknowledgeDetection Acknowledge a detection
+	// (POST /v1/detections/{detectionId}/acknowledge)
+	AcknowledgeDetection(ctx echo.Context, detectionId DetectionId, params AcknowledgeDetectionParams) error
+	// ResolveDetection Resolve a detection
+	// (POST /v1/detections/{detectionId}/resolve)
+	ResolveDetection(ctx echo.Context, detectionId DetectionId, params ResolveDetectionParams) error
 	// ListEncryptionKeys List the keys that encrypt secrets
 	// (GET /v1/encryption-keys)
 	ListEncryptionKeys(ctx echo.Context) error
@@ -5968,7 +6488,7 @@ type ServerInterface interface {
 	// FollowEvents Follow what changes
 	// (GET /v1/events)
 	FollowEvents(ctx echo.Context, params FollowEventsParams) error
-	// CreateMapping Say that a session works for another one
+	// CreateMapping Say for whom or where a session works
 	// (POST /v1/mappings)
 	CreateMapping(ctx echo.Context, params CreateMappingParams) error
 	// GetMapping Get a mapping
@@ -6061,6 +6581,12 @@ type ServerInterface interface {
 	// SyncTasks Sync a set of task files
 	// (POST /v1/projects/{projectId}/tasks/sync)
 	SyncTasks(ctx echo.Context, projectId ProjectId, params SyncTasksParams) error
+	// ListWorkspaces List a project's workspaces
+	// (GET /v1/projects/{projectId}/workspaces)
+	ListWorkspaces(ctx echo.Context, projectId ProjectId, params ListWorkspacesParams) error
+	// CreateWorkspace Create a workspace
+	// (POST /v1/projects/{projectId}/workspaces)
+	CreateWorkspace(ctx echo.Context, projectId ProjectId, params CreateWorkspaceParams) error
 	// GetRetentionPolicy Get the retention policy
 	// (GET /v1/retention-policy)
 	GetRetentionPolicy(ctx echo.Context) error
@@ -6244,6 +6770,21 @@ type ServerInterface interface {
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx echo.Context) error
+	// GetWatchPolicy Get the watch policy
+	// (GET /v1/watch-policy)
+	GetWatchPolicy(ctx echo.Context) error
+	// SetWatchPolicy Set the watch policy
+	// (PATCH /v1/watch-policy)
+	SetWatchPolicy(ctx echo.Context, params SetWatchPolicyParams) error
+	// DeleteWorkspace Delete a workspace
+	// (DELETE /v1/workspaces/{workspaceId})
+	DeleteWorkspace(ctx echo.Context, workspaceId WorkspaceId, params DeleteWorkspaceParams) error
+	// GetWorkspace Get a workspace
+	// (GET /v1/workspaces/{workspaceId})
+	GetWorkspace(ctx echo.Context, workspaceId WorkspaceId) error
+	// UpdateWorkspace Change a workspace
+	// (PATCH /v1/workspaces/{workspaceId})
+	UpdateWorkspace(ctx echo.Context, workspaceId WorkspaceId, params UpdateWorkspaceParams) error
 }
 
 // ServerInterfaceWrapper converts echo contexts to parameters.
@@ -6564,6 +7105,148 @@ func (w *ServerInterfaceWrapper) SuspendAccount(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.SuspendAccount(ctx, accountId, params)
+	return err
+}
+
+// ListAnomalyTypes converts echo context to params.
+func (w *ServerInterfaceWrapper) ListAnomalyTypes(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListAnomalyTypesParams
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListAnomalyTypes(ctx, params)
+	return err
+}
+
+// CreateAnomalyType converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateAnomalyType(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateAnomalyTypeParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateAnomalyType(ctx, params)
+	return err
+}
+
+// DeleteAnomalyType converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteAnomalyType(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "anomalyTypeId" -------------
+	var anomalyTypeId AnomalyTypeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "anomalyTypeId", ctx.Param("anomalyTypeId"), &anomalyTypeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter anomalyTypeId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteAnomalyTypeParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteAnomalyType(ctx, anomalyTypeId, params)
+	return err
+}
+
+// GetAnomalyType converts echo context to params.
+func (w *ServerInterfaceWrapper) GetAnomalyType(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "anomalyTypeId" -------------
+	var anomalyTypeId AnomalyTypeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "anomalyTypeId", ctx.Param("anomalyTypeId"), &anomalyTypeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter anomalyTypeId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetAnomalyType(ctx, anomalyTypeId)
+	return err
+}
+
+// UpdateAnomalyType converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdateAnomalyType(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "anomalyTypeId" -------------
+	var anomalyTypeId AnomalyTypeId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "anomalyTypeId", ctx.Param("anomalyTypeId"), &anomalyTypeId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter anomalyTypeId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateAnomalyTypeParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdateAnomalyType(ctx, anomalyTypeId, params)
 	return err
 }
 
@@ -7782,6 +8465,183 @@ func (w *ServerInterfaceWrapper) RevealClientSecret(ctx echo.Context) error {
 	return err
 }
 
+// ListDetections converts echo context to params.
+func (w *ServerInterfaceWrapper) ListDetections(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListDetectionsParams
+	// ------------- Optional query parameter "sessionId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "sessionId", ctx.QueryParams(), &params.SessionId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter sessionId: %s", err))
+	}
+
+	// ------------- Optional query parameter "projectId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "projectId", ctx.QueryParams(), &params.ProjectId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// ------------- Optional query parameter "anomalyType" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "anomalyType", ctx.QueryParams(), &params.AnomalyType, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter anomalyType: %s", err))
+	}
+
+	// ------------- Optional query parameter "status" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "status", ctx.QueryParams(), &params.Status, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter status: %s", err))
+	}
+
+	// ------------- Optional query parameter "severity" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "severity", ctx.QueryParams(), &params.Severity, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter severity: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListDetections(ctx, params)
+	return err
+}
+
+// ReportDetection converts echo context to params.
+func (w *ServerInterfaceWrapper) ReportDetection(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ReportDetectionParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ReportDetection(ctx, params)
+	return err
+}
+
+// GetDetection converts echo context to params.
+func (w *ServerInterfaceWrapper) GetDetection(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "detectionId" -------------
+	var detectionId DetectionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "detectionId", ctx.Param("detectionId"), &detectionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter detectionId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetDetection(ctx, detectionId)
+	return err
+}
+
+// AcknowledgeDetection converts echo context to params.
+func (w *ServerInterfaceWrapper) AcknowledgeDetection(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "detectionId" -------------
+	var detectionId DetectionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "detectionId", ctx.Param("detectionId"), &detectionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter detectionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params AcknowledgeDetectionParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.AcknowledgeDetection(ctx, detectionId, params)
+	return err
+}
+
+// ResolveDetection converts echo context to params.
+func (w *ServerInterfaceWrapper) ResolveDetection(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "detectionId" -------------
+	var detectionId DetectionId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "detectionId", ctx.Param("detectionId"), &detectionId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter detectionId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ResolveDetectionParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ResolveDetection(ctx, detectionId, params)
+	return err
+}
+
 // ListEncryptionKeys converts echo context to params.
 func (w *ServerInterfaceWrapper) ListEncryptionKeys(ctx echo.Context) error {
 	var err error
@@ -8609,6 +9469,20 @@ func (w *ServerInterfaceWrapper) ListMappings(ctx echo.Context) error {
 		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter taskId: %s", err))
 	}
 
+	// ------------- Optional query parameter "spokeId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "spokeId", ctx.QueryParams(), &params.SpokeId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter spokeId: %s", err))
+	}
+
+	// ------------- Optional query parameter "workspaceId" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "workspaceId", ctx.QueryParams(), &params.WorkspaceId, runtime.BindQueryParameterOptions{Type: "string", Format: "uuid"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter workspaceId: %s", err))
+	}
+
 	// ------------- Optional query parameter "limit" -------------
 
 	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
@@ -8917,6 +9791,81 @@ func (w *ServerInterfaceWrapper) SyncTasks(ctx echo.Context) error {
 
 	// Invoke the callback with all the unmarshaled arguments
 	err = w.Handler.SyncTasks(ctx, projectId, params)
+	return err
+}
+
+// ListWorkspaces converts echo context to params.
+func (w *ServerInterfaceWrapper) ListWorkspaces(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params ListWorkspacesParams
+	// ------------- Optional query parameter "name" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "name", ctx.QueryParams(), &params.Name, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter name: %s", err))
+	}
+
+	// ------------- Optional query parameter "limit" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "limit", ctx.QueryParams(), &params.Limit, runtime.BindQueryParameterOptions{Type: "integer", Format: "int32"})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter limit: %s", err))
+	}
+
+	// ------------- Optional query parameter "cursor" -------------
+
+	err = runtime.BindQueryParameterWithOptions("form", true, false, "cursor", ctx.QueryParams(), &params.Cursor, runtime.BindQueryParameterOptions{Type: "string", Format: ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter cursor: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.ListWorkspaces(ctx, projectId, params)
+	return err
+}
+
+// CreateWorkspace converts echo context to params.
+func (w *ServerInterfaceWrapper) CreateWorkspace(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "projectId" -------------
+	var projectId ProjectId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "projectId", ctx.Param("projectId"), &projectId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter projectId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params CreateWorkspaceParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "Idempotency-Key" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("Idempotency-Key")]; found {
+		var IdempotencyKey IdempotencyKey
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for Idempotency-Key, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "Idempotency-Key", valueList[0], &IdempotencyKey, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter Idempotency-Key: %s", err))
+		}
+
+		params.IdempotencyKey = &IdempotencyKey
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.CreateWorkspace(ctx, projectId, params)
 	return err
 }
 
@@ -10906,6 +11855,132 @@ func (w *ServerInterfaceWrapper) GetVersion(ctx echo.Context) error {
 	return err
 }
 
+// GetWatchPolicy converts echo context to params.
+func (w *ServerInterfaceWrapper) GetWatchPolicy(ctx echo.Context) error {
+	var err error
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetWatchPolicy(ctx)
+	return err
+}
+
+// SetWatchPolicy converts echo context to params.
+func (w *ServerInterfaceWrapper) SetWatchPolicy(ctx echo.Context) error {
+	var err error
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params SetWatchPolicyParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.SetWatchPolicy(ctx, params)
+	return err
+}
+
+// DeleteWorkspace converts echo context to params.
+func (w *ServerInterfaceWrapper) DeleteWorkspace(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "workspaceId" -------------
+	var workspaceId WorkspaceId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "workspaceId", ctx.Param("workspaceId"), &workspaceId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter workspaceId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params DeleteWorkspaceParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.DeleteWorkspace(ctx, workspaceId, params)
+	return err
+}
+
+// GetWorkspace converts echo context to params.
+func (w *ServerInterfaceWrapper) GetWorkspace(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "workspaceId" -------------
+	var workspaceId WorkspaceId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "workspaceId", ctx.Param("workspaceId"), &workspaceId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter workspaceId: %s", err))
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.GetWorkspace(ctx, workspaceId)
+	return err
+}
+
+// UpdateWorkspace converts echo context to params.
+func (w *ServerInterfaceWrapper) UpdateWorkspace(ctx echo.Context) error {
+	var err error
+	// ------------- Path parameter "workspaceId" -------------
+	var workspaceId WorkspaceId
+
+	err = runtime.BindStyledParameterWithOptions("simple", "workspaceId", ctx.Param("workspaceId"), &workspaceId, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationPath, Explode: false, Required: true, Type: "string", Format: "uuid", ValueIsUnescaped: ctx.Request().URL.RawPath == ""})
+	if err != nil {
+		return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter workspaceId: %s", err))
+	}
+
+	// Parameter object where we will unmarshal all parameters from the context
+	var params UpdateWorkspaceParams
+
+	headers := ctx.Request().Header
+	// ------------- Optional header parameter "If-Match" -------------
+	if valueList, found := headers[http.CanonicalHeaderKey("If-Match")]; found {
+		var IfMatch IfMatch
+		n := len(valueList)
+		if n != 1 {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Expected one value for If-Match, got %d", n))
+		}
+
+		err = runtime.BindStyledParameterWithOptions("simple", "If-Match", valueList[0], &IfMatch, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: false, Type: "string", Format: ""})
+		if err != nil {
+			return echo.NewHTTPError(http.StatusBadRequest, fmt.Sprintf("Invalid format for parameter If-Match: %s", err))
+		}
+
+		params.IfMatch = &IfMatch
+	}
+
+	// Invoke the callback with all the unmarshaled arguments
+	err = w.Handler.UpdateWorkspace(ctx, workspaceId, params)
+	return err
+}
+
 // This is a simple interface which specifies echo.Route addition functions which
 // are present on both echo.Echo and echo.Group, since we want to allow using
 // either of them for path registration
@@ -10965,6 +12040,11 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.POST(options.BaseURL+"/v1/accounts/:accountId/deactivate", wrapper.DeactivateAccount, options.OperationMiddlewares["deactivateAccount"]...)
 	router.POST(options.BaseURL+"/v1/accounts/:accountId/suspend", wrapper.SuspendAccount, options.OperationMiddlewares["suspendAccount"]...)
 	router.GET(options.BaseURL+"/v1/accounts/search", wrapper.SearchAccounts, options.OperationMiddlewares["searchAccounts"]...)
+	router.GET(options.BaseURL+"/v1/anomaly-types", wrapper.ListAnomalyTypes, options.OperationMiddlewares["listAnomalyTypes"]...)
+	router.POST(options.BaseURL+"/v1/anomaly-types", wrapper.CreateAnomalyType, options.OperationMiddlewares["createAnomalyType"]...)
+	router.DELETE(options.BaseURL+"/v1/anomaly-types/:anomalyTypeId", wrapper.DeleteAnomalyType, options.OperationMiddlewares["deleteAnomalyType"]...)
+	router.GET(options.BaseURL+"/v1/anomaly-types/:anomalyTypeId", wrapper.GetAnomalyType, options.OperationMiddlewares["getAnomalyType"]...)
+	router.PATCH(options.BaseURL+"/v1/anomaly-types/:anomalyTypeId", wrapper.UpdateAnomalyType, options.OperationMiddlewares["updateAnomalyType"]...)
 	router.GET(options.BaseURL+"/v1/api-keys", wrapper.ListApiKeys, options.OperationMiddlewares["listApiKeys"]...)
 	router.POST(options.BaseURL+"/v1/api-keys", wrapper.CreateApiKey, options.OperationMiddlewares["createApiKey"]...)
 	router.GET(options.BaseURL+"/v1/api-keys/:apiKeyId", wrapper.GetApiKey, options.OperationMiddlewares["getApiKey"]...)
@@ -10999,6 +12079,11 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.PUT(options.BaseURL+"/v1/clients/:clientId/secrets/:secretName", wrapper.PutClientSecret, options.OperationMiddlewares["putClientSecret"]...)
 	router.POST(options.BaseURL+"/v1/clients/:clientId/secrets/:secretName/reveal", wrapper.RevealClientSecret, options.OperationMiddlewares["revealClientSecret"]...)
 	router.POST(options.BaseURL+"/v1/clients/validate", wrapper.ValidateClients, options.OperationMiddlewares["validateClients"]...)
+	router.GET(options.BaseURL+"/v1/detections", wrapper.ListDetections, options.OperationMiddlewares["listDetections"]...)
+	router.POST(options.BaseURL+"/v1/detections", wrapper.ReportDetection, options.OperationMiddlewares["reportDetection"]...)
+	router.GET(options.BaseURL+"/v1/detections/:detectionId", wrapper.GetDetection, options.OperationMiddlewares["getDetection"]...)
+	router.POST(options.BaseURL+"/v1/detections/:detectionId/acknowledge", wrapper.AcknowledgeDetection, options.OperationMiddlewares["acknowledgeDetection"]...)
+	router.POST(options.BaseURL+"/v1/detections/:detectionId/resolve", wrapper.ResolveDetection, options.OperationMiddlewares["resolveDetection"]...)
 	router.GET(options.BaseURL+"/v1/encryption-keys", wrapper.ListEncryptionKeys, options.OperationMiddlewares["listEncryptionKeys"]...)
 	router.DELETE(options.BaseURL+"/v1/encryption-keys/:keyVersion", wrapper.DeleteEncryptionKey, options.OperationMiddlewares["deleteEncryptionKey"]...)
 	router.GET(options.BaseURL+"/v1/events", wrapper.FollowEvents, options.OperationMiddlewares["followEvents"]...)
@@ -11033,6 +12118,8 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/files", wrapper.ListTaskFiles, options.OperationMiddlewares["listTaskFiles"]...)
 	router.GET(options.BaseURL+"/v1/projects/:projectId/tasks/graph", wrapper.GetTaskGraph, options.OperationMiddlewares["getTaskGraph"]...)
 	router.POST(options.BaseURL+"/v1/projects/:projectId/tasks/sync", wrapper.SyncTasks, options.OperationMiddlewares["syncTasks"]...)
+	router.GET(options.BaseURL+"/v1/projects/:projectId/workspaces", wrapper.ListWorkspaces, options.OperationMiddlewares["listWorkspaces"]...)
+	router.POST(options.BaseURL+"/v1/projects/:projectId/workspaces", wrapper.CreateWorkspace, options.OperationMiddlewares["createWorkspace"]...)
 	router.GET(options.BaseURL+"/v1/retention-policy", wrapper.GetRetentionPolicy, options.OperationMiddlewares["getRetentionPolicy"]...)
 	router.PATCH(options.BaseURL+"/v1/retention-policy", wrapper.SetRetentionPolicy, options.OperationMiddlewares["setRetentionPolicy"]...)
 	router.GET(options.BaseURL+"/v1/roles", wrapper.ListRoles, options.OperationMiddlewares["listRoles"]...)
@@ -11094,6 +12181,11 @@ func RegisterHandlersWithOptions(router EchoRouter, si ServerInterface, options 
 	router.GET(options.BaseURL+"/v1/tasks/:taskId/status-changes", wrapper.ListTaskStatusChanges, options.OperationMiddlewares["listTaskStatusChanges"]...)
 	router.POST(options.BaseURL+"/v1/tasks/:taskId/unblock", wrapper.UnblockTask, options.OperationMiddlewares["unblockTask"]...)
 	router.GET(options.BaseURL+"/v1/version", wrapper.GetVersion, options.OperationMiddlewares["getVersion"]...)
+	router.GET(options.BaseURL+"/v1/watch-policy", wrapper.GetWatchPolicy, options.OperationMiddlewares["getWatchPolicy"]...)
+	router.PATCH(options.BaseURL+"/v1/watch-policy", wrapper.SetWatchPolicy, options.OperationMiddlewares["setWatchPolicy"]...)
+	router.DELETE(options.BaseURL+"/v1/workspaces/:workspaceId", wrapper.DeleteWorkspace, options.OperationMiddlewares["deleteWorkspace"]...)
+	router.GET(options.BaseURL+"/v1/workspaces/:workspaceId", wrapper.GetWorkspace, options.OperationMiddlewares["getWorkspace"]...)
+	router.PATCH(options.BaseURL+"/v1/workspaces/:workspaceId", wrapper.UpdateWorkspace, options.OperationMiddlewares["updateWorkspace"]...)
 
 }
 
@@ -11615,6 +12707,225 @@ type SuspendAccountdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response SuspendAccountdefaultApplicationProblemPlusJSONResponse) VisitSuspendAccountResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListAnomalyTypesRequestObject struct {
+	Params ListAnomalyTypesParams
+}
+
+type ListAnomalyTypesResponseObject interface {
+	VisitListAnomalyTypesResponse(w http.ResponseWriter) error
+}
+
+type ListAnomalyTypes200JSONResponse AnomalyTypePage
+
+func (response ListAnomalyTypes200JSONResponse) VisitListAnomalyTypesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListAnomalyTypesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListAnomalyTypesdefaultApplicationProblemPlusJSONResponse) VisitListAnomalyTypesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateAnomalyTypeRequestObject struct {
+	Params CreateAnomalyTypeParams
+	Body   *CreateAnomalyTypeJSONRequestBody
+}
+
+type CreateAnomalyTypeResponseObject interface {
+	VisitCreateAnomalyTypeResponse(w http.ResponseWriter) error
+}
+
+type CreateAnomalyType201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type CreateAnomalyType201JSONResponse struct {
+	Body    AnomalyType
+	Headers CreateAnomalyType201ResponseHeaders
+}
+
+func (response CreateAnomalyType201JSONResponse) VisitCreateAnomalyTypeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateAnomalyTypedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateAnomalyTypedefaultApplicationProblemPlusJSONResponse) VisitCreateAnomalyTypeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteAnomalyTypeRequestObject struct {
+	AnomalyTypeId AnomalyTypeId `json:"anomalyTypeId"`
+	Params        DeleteAnomalyTypeParams
+}
+
+type DeleteAnomalyTypeResponseObject interface {
+	VisitDeleteAnomalyTypeResponse(w http.ResponseWriter) error
+}
+
+type DeleteAnomalyType204Response struct {
+}
+
+func (response DeleteAnomalyType204Response) VisitDeleteAnomalyTypeResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteAnomalyTypedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteAnomalyTypedefaultApplicationProblemPlusJSONResponse) VisitDeleteAnomalyTypeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAnomalyTypeRequestObject struct {
+	AnomalyTypeId AnomalyTypeId `json:"anomalyTypeId"`
+}
+
+type GetAnomalyTypeResponseObject interface {
+	VisitGetAnomalyTypeResponse(w http.ResponseWriter) error
+}
+
+type GetAnomalyType200ResponseHeaders struct {
+	ETag string
+}
+
+type GetAnomalyType200JSONResponse struct {
+	Body    AnomalyType
+	Headers GetAnomalyType200ResponseHeaders
+}
+
+func (response GetAnomalyType200JSONResponse) VisitGetAnomalyTypeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetAnomalyTypedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetAnomalyTypedefaultApplicationProblemPlusJSONResponse) VisitGetAnomalyTypeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateAnomalyTypeRequestObject struct {
+	AnomalyTypeId AnomalyTypeId `json:"anomalyTypeId"`
+	Params        UpdateAnomalyTypeParams
+	Body          *UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody
+}
+
+type UpdateAnomalyTypeResponseObject interface {
+	VisitUpdateAnomalyTypeResponse(w http.ResponseWriter) error
+}
+
+type UpdateAnomalyType200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdateAnomalyType200JSONResponse struct {
+	Body    AnomalyType
+	Headers UpdateAnomalyType200ResponseHeaders
+}
+
+func (response UpdateAnomalyType200JSONResponse) VisitUpdateAnomalyTypeResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateAnomalyTypedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdateAnomalyTypedefaultApplicationProblemPlusJSONResponse) VisitUpdateAnomalyTypeResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -13209,6 +14520,261 @@ func (response RevealClientSecretdefaultApplicationProblemPlusJSONResponse) Visi
 	return err
 }
 
+type ListDetectionsRequestObject struct {
+	Params ListDetectionsParams
+}
+
+type ListDetectionsResponseObject interface {
+	VisitListDetectionsResponse(w http.ResponseWriter) error
+}
+
+type ListDetections200JSONResponse DetectionPage
+
+func (response ListDetections200JSONResponse) VisitListDetectionsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListDetectionsdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListDetectionsdefaultApplicationProblemPlusJSONResponse) VisitListDetectionsResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReportDetectionRequestObject struct {
+	Params ReportDetectionParams
+	Body   *ReportDetectionJSONRequestBody
+}
+
+type ReportDetectionResponseObject interface {
+	VisitReportDetectionResponse(w http.ResponseWriter) error
+}
+
+type ReportDetection200ResponseHeaders struct {
+	ETag string
+}
+
+type ReportDetection200JSONResponse struct {
+	Body    Detection
+	Headers ReportDetection200ResponseHeaders
+}
+
+func (response ReportDetection200JSONResponse) VisitReportDetectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReportDetection201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type ReportDetection201JSONResponse struct {
+	Body    Detection
+	Headers ReportDetection201ResponseHeaders
+}
+
+func (response ReportDetection201JSONResponse) VisitReportDetectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ReportDetectiondefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ReportDetectiondefaultApplicationProblemPlusJSONResponse) VisitReportDetectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDetectionRequestObject struct {
+	DetectionId DetectionId `json:"detectionId"`
+}
+
+type GetDetectionResponseObject interface {
+	VisitGetDetectionResponse(w http.ResponseWriter) error
+}
+
+type GetDetection200ResponseHeaders struct {
+	ETag string
+}
+
+type GetDetection200JSONResponse struct {
+	Body    Detection
+	Headers GetDetection200ResponseHeaders
+}
+
+func (response GetDetection200JSONResponse) VisitGetDetectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetDetectiondefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetDetectiondefaultApplicationProblemPlusJSONResponse) VisitGetDetectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AcknowledgeDetectionRequestObject struct {
+	DetectionId DetectionId `json:"detectionId"`
+	Params      AcknowledgeDetectionParams
+}
+
+type AcknowledgeDetectionResponseObject interface {
+	VisitAcknowledgeDetectionResponse(w http.ResponseWriter) error
+}
+
+type AcknowledgeDetection200ResponseHeaders struct {
+	ETag string
+}
+
+type AcknowledgeDetection200JSONResponse struct {
+	Body    Detection
+	Headers AcknowledgeDetection200ResponseHeaders
+}
+
+func (response AcknowledgeDetection200JSONResponse) VisitAcknowledgeDetectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type AcknowledgeDetectiondefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response AcknowledgeDetectiondefaultApplicationProblemPlusJSONResponse) VisitAcknowledgeDetectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResolveDetectionRequestObject struct {
+	DetectionId DetectionId `json:"detectionId"`
+	Params      ResolveDetectionParams
+	Body        *ResolveDetectionJSONRequestBody
+}
+
+type ResolveDetectionResponseObject interface {
+	VisitResolveDetectionResponse(w http.ResponseWriter) error
+}
+
+type ResolveDetection200ResponseHeaders struct {
+	ETag string
+}
+
+type ResolveDetection200JSONResponse struct {
+	Body    Detection
+	Headers ResolveDetection200ResponseHeaders
+}
+
+func (response ResolveDetection200JSONResponse) VisitResolveDetectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ResolveDetectiondefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ResolveDetectiondefaultApplicationProblemPlusJSONResponse) VisitResolveDetectionResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 type ListEncryptionKeysRequestObject struct {
 }
 
@@ -14729,6 +16295,97 @@ type SyncTasksdefaultApplicationProblemPlusJSONResponse struct {
 }
 
 func (response SyncTasksdefaultApplicationProblemPlusJSONResponse) VisitSyncTasksResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListWorkspacesRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    ListWorkspacesParams
+}
+
+type ListWorkspacesResponseObject interface {
+	VisitListWorkspacesResponse(w http.ResponseWriter) error
+}
+
+type ListWorkspaces200JSONResponse WorkspacePage
+
+func (response ListWorkspaces200JSONResponse) VisitListWorkspacesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type ListWorkspacesdefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response ListWorkspacesdefaultApplicationProblemPlusJSONResponse) VisitListWorkspacesResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateWorkspaceRequestObject struct {
+	ProjectId ProjectId `json:"projectId"`
+	Params    CreateWorkspaceParams
+	Body      *CreateWorkspaceJSONRequestBody
+}
+
+type CreateWorkspaceResponseObject interface {
+	VisitCreateWorkspaceResponse(w http.ResponseWriter) error
+}
+
+type CreateWorkspace201ResponseHeaders struct {
+	ETag     string
+	Location string
+}
+
+type CreateWorkspace201JSONResponse struct {
+	Body    Workspace
+	Headers CreateWorkspace201ResponseHeaders
+}
+
+func (response CreateWorkspace201JSONResponse) VisitCreateWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.Header().Set("Location", fmt.Sprint(response.Headers.Location))
+	w.WriteHeader(201)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type CreateWorkspacedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response CreateWorkspacedefaultApplicationProblemPlusJSONResponse) VisitCreateWorkspaceResponse(w http.ResponseWriter) error {
 
 	var buf bytes.Buffer
 	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
@@ -17427,6 +19084,230 @@ func (response GetVersiondefaultApplicationProblemPlusJSONResponse) VisitGetVers
 	return err
 }
 
+type GetWatchPolicyRequestObject struct {
+}
+
+type GetWatchPolicyResponseObject interface {
+	VisitGetWatchPolicyResponse(w http.ResponseWriter) error
+}
+
+type GetWatchPolicy200ResponseHeaders struct {
+	ETag string
+}
+
+type GetWatchPolicy200JSONResponse struct {
+	Body    WatchPolicy
+	Headers GetWatchPolicy200ResponseHeaders
+}
+
+func (response GetWatchPolicy200JSONResponse) VisitGetWatchPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetWatchPolicydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetWatchPolicydefaultApplicationProblemPlusJSONResponse) VisitGetWatchPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetWatchPolicyRequestObject struct {
+	Params SetWatchPolicyParams
+	Body   *SetWatchPolicyApplicationMergePatchPlusJSONRequestBody
+}
+
+type SetWatchPolicyResponseObject interface {
+	VisitSetWatchPolicyResponse(w http.ResponseWriter) error
+}
+
+type SetWatchPolicy200ResponseHeaders struct {
+	ETag string
+}
+
+type SetWatchPolicy200JSONResponse struct {
+	Body    WatchPolicy
+	Headers SetWatchPolicy200ResponseHeaders
+}
+
+func (response SetWatchPolicy200JSONResponse) VisitSetWatchPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type SetWatchPolicydefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response SetWatchPolicydefaultApplicationProblemPlusJSONResponse) VisitSetWatchPolicyResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type DeleteWorkspaceRequestObject struct {
+	WorkspaceId WorkspaceId `json:"workspaceId"`
+	Params      DeleteWorkspaceParams
+}
+
+type DeleteWorkspaceResponseObject interface {
+	VisitDeleteWorkspaceResponse(w http.ResponseWriter) error
+}
+
+type DeleteWorkspace204Response struct {
+}
+
+func (response DeleteWorkspace204Response) VisitDeleteWorkspaceResponse(w http.ResponseWriter) error {
+	w.WriteHeader(204)
+	return nil
+}
+
+type DeleteWorkspacedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response DeleteWorkspacedefaultApplicationProblemPlusJSONResponse) VisitDeleteWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetWorkspaceRequestObject struct {
+	WorkspaceId WorkspaceId `json:"workspaceId"`
+}
+
+type GetWorkspaceResponseObject interface {
+	VisitGetWorkspaceResponse(w http.ResponseWriter) error
+}
+
+type GetWorkspace200ResponseHeaders struct {
+	ETag string
+}
+
+type GetWorkspace200JSONResponse struct {
+	Body    Workspace
+	Headers GetWorkspace200ResponseHeaders
+}
+
+func (response GetWorkspace200JSONResponse) VisitGetWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type GetWorkspacedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response GetWorkspacedefaultApplicationProblemPlusJSONResponse) VisitGetWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateWorkspaceRequestObject struct {
+	WorkspaceId WorkspaceId `json:"workspaceId"`
+	Params      UpdateWorkspaceParams
+	Body        *UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody
+}
+
+type UpdateWorkspaceResponseObject interface {
+	VisitUpdateWorkspaceResponse(w http.ResponseWriter) error
+}
+
+type UpdateWorkspace200ResponseHeaders struct {
+	ETag string
+}
+
+type UpdateWorkspace200JSONResponse struct {
+	Body    Workspace
+	Headers UpdateWorkspace200ResponseHeaders
+}
+
+func (response UpdateWorkspace200JSONResponse) VisitUpdateWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("ETag", fmt.Sprint(response.Headers.ETag))
+	w.WriteHeader(200)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
+type UpdateWorkspacedefaultApplicationProblemPlusJSONResponse struct {
+	Body       Problem
+	StatusCode int
+}
+
+func (response UpdateWorkspacedefaultApplicationProblemPlusJSONResponse) VisitUpdateWorkspaceResponse(w http.ResponseWriter) error {
+
+	var buf bytes.Buffer
+	if err := json.NewEncoder(&buf).Encode(response.Body); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(response.StatusCode)
+	_, err := buf.WriteTo(w)
+	return err
+}
+
 // StrictServerInterface represents all server handlers.
 type StrictServerInterface interface {
 	// GetHealth Whether the process lives
@@ -17465,6 +19346,21 @@ type StrictServerInterface interface {
 	// SuspendAccount Suspend an account
 	// (POST /v1/accounts/{accountId}/suspend)
 	SuspendAccount(ctx context.Context, request SuspendAccountRequestObject) (SuspendAccountResponseObject, error)
+	// ListAnomalyTypes List anomaly types
+	// (GET /v1/anomaly-types)
+	ListAnomalyTypes(ctx context.Context, request ListAnomalyTypesRequestObject) (ListAnomalyTypesResponseObject, error)
+	// CreateAnomalyType Create an anomaly type
+	// (POST /v1/anomaly-types)
+	CreateAnomalyType(ctx context.Context, request CreateAnomalyTypeRequestObject) (CreateAnomalyTypeResponseObject, error)
+	// DeleteAnomalyType Delete an anomaly type
+	// (DELETE /v1/anomaly-types/{anomalyTypeId})
+	DeleteAnomalyType(ctx context.Context, request DeleteAnomalyTypeRequestObject) (DeleteAnomalyTypeResponseObject, error)
+	// GetAnomalyType Get an anomaly type
+	// (GET /v1/anomaly-types/{anomalyTypeId})
+	GetAnomalyType(ctx context.Context, request GetAnomalyTypeRequestObject) (GetAnomalyTypeResponseObject, error)
+	// UpdateAnomalyType Change an anomaly type
+	// (PATCH /v1/anomaly-types/{anomalyTypeId})
+	UpdateAnomalyType(ctx context.Context, request UpdateAnomalyTypeRequestObject) (UpdateAnomalyTypeResponseObject, error)
 	// ListApiKeys List API keys
 	// (GET /v1/api-keys)
 	ListApiKeys(ctx context.Context, request ListApiKeysRequestObject) (ListApiKeysResponseObject, error)
@@ -17567,6 +19463,21 @@ type StrictServerInterface interface {
 	// RevealClientSecret Reveal a secret's value
 	// (POST /v1/clients/{clientId}/secrets/{secretName}/reveal)
 	RevealClientSecret(ctx context.Context, request RevealClientSecretRequestObject) (RevealClientSecretResponseObject, error)
+	// ListDetections List detections
+	// (GET /v1/detections)
+	ListDetections(ctx context.Context, request ListDetectionsRequestObject) (ListDetectionsResponseObject, error)
+	// ReportDetection Report that something is wrong with a session
+	// (POST /v1/detections)
+	ReportDetection(ctx context.Context, request ReportDetectionRequestObject) (ReportDetectionResponseObject, error)
+	// GetDetection Get a detection
+	// (GET /v1/detections/{detectionId})
+	GetDetection(ctx context.Context, request GetDetectionRequestObject) (GetDetectionResponseObject, error)
+	// AcknowledgeDetection Acknowledge a detection
+	// (POST /v1/detections/{detectionId}/acknowledge)
+	AcknowledgeDetection(ctx context.Context, request AcknowledgeDetectionRequestObject) (AcknowledgeDetectionResponseObject, error)
+	// ResolveDetection Resolve a detection
+	// (POST /v1/detections/{detectionId}/resolve)
+	ResolveDetection(ctx context.Context, request ResolveDetectionRequestObject) (ResolveDetectionResponseObject, error)
 	// ListEncryptionKeys List the keys that encrypt secrets
 	// (GET /v1/encryption-keys)
 	ListEncryptionKeys(ctx context.Context, request ListEncryptionKeysRequestObject) (ListEncryptionKeysResponseObject, error)
@@ -17576,7 +19487,7 @@ type StrictServerInterface interface {
 	// FollowEvents Follow what changes
 	// (GET /v1/events)
 	FollowEvents(ctx context.Context, request FollowEventsRequestObject) (FollowEventsResponseObject, error)
-	// CreateMapping Say that a session works for another one
+	// CreateMapping Say for whom or where a session works
 	// (POST /v1/mappings)
 	CreateMapping(ctx context.Context, request CreateMappingRequestObject) (CreateMappingResponseObject, error)
 	// GetMapping Get a mapping
@@ -17669,6 +19580,12 @@ type StrictServerInterface interface {
 	// SyncTasks Sync a set of task files
 	// (POST /v1/projects/{projectId}/tasks/sync)
 	SyncTasks(ctx context.Context, request SyncTasksRequestObject) (SyncTasksResponseObject, error)
+	// ListWorkspaces List a project's workspaces
+	// (GET /v1/projects/{projectId}/workspaces)
+	ListWorkspaces(ctx context.Context, request ListWorkspacesRequestObject) (ListWorkspacesResponseObject, error)
+	// CreateWorkspace Create a workspace
+	// (POST /v1/projects/{projectId}/workspaces)
+	CreateWorkspace(ctx context.Context, request CreateWorkspaceRequestObject) (CreateWorkspaceResponseObject, error)
 	// GetRetentionPolicy Get the retention policy
 	// (GET /v1/retention-policy)
 	GetRetentionPolicy(ctx context.Context, request GetRetentionPolicyRequestObject) (GetRetentionPolicyResponseObject, error)
@@ -17852,6 +19769,21 @@ type StrictServerInterface interface {
 	// GetVersion Which hub this is
 	// (GET /v1/version)
 	GetVersion(ctx context.Context, request GetVersionRequestObject) (GetVersionResponseObject, error)
+	// GetWatchPolicy Get the watch policy
+	// (GET /v1/watch-policy)
+	GetWatchPolicy(ctx context.Context, request GetWatchPolicyRequestObject) (GetWatchPolicyResponseObject, error)
+	// SetWatchPolicy Set the watch policy
+	// (PATCH /v1/watch-policy)
+	SetWatchPolicy(ctx context.Context, request SetWatchPolicyRequestObject) (SetWatchPolicyResponseObject, error)
+	// DeleteWorkspace Delete a workspace
+	// (DELETE /v1/workspaces/{workspaceId})
+	DeleteWorkspace(ctx context.Context, request DeleteWorkspaceRequestObject) (DeleteWorkspaceResponseObject, error)
+	// GetWorkspace Get a workspace
+	// (GET /v1/workspaces/{workspaceId})
+	GetWorkspace(ctx context.Context, request GetWorkspaceRequestObject) (GetWorkspaceResponseObject, error)
+	// UpdateWorkspace Change a workspace
+	// (PATCH /v1/workspaces/{workspaceId})
+	UpdateWorkspace(ctx context.Context, request UpdateWorkspaceRequestObject) (UpdateWorkspaceResponseObject, error)
 }
 
 type StrictHandlerFunc func(ctx echo.Context, request any) (any, error)
@@ -18205,6 +20137,179 @@ func (sh *strictHandler) SuspendAccount(ctx echo.Context, accountId AccountId, p
 		return err
 	} else if validResponse, ok := response.(SuspendAccountResponseObject); ok {
 		return validResponse.VisitSuspendAccountResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListAnomalyTypes operation middleware
+func (sh *strictHandler) ListAnomalyTypes(ctx echo.Context, params ListAnomalyTypesParams) error {
+	var request ListAnomalyTypesRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListAnomalyTypes(ctx.Request().Context(), request.(ListAnomalyTypesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListAnomalyTypes")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListAnomalyTypesResponseObject); ok {
+		return validResponse.VisitListAnomalyTypesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateAnomalyType operation middleware
+func (sh *strictHandler) CreateAnomalyType(ctx echo.Context, params CreateAnomalyTypeParams) error {
+	var request CreateAnomalyTypeRequestObject
+
+	request.Params = params
+
+	var body CreateAnomalyTypeJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateAnomalyType(ctx.Request().Context(), request.(CreateAnomalyTypeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateAnomalyType")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateAnomalyTypeResponseObject); ok {
+		return validResponse.VisitCreateAnomalyTypeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteAnomalyType operation middleware
+func (sh *strictHandler) DeleteAnomalyType(ctx echo.Context, anomalyTypeId AnomalyTypeId, params DeleteAnomalyTypeParams) error {
+	var request DeleteAnomalyTypeRequestObject
+
+	request.AnomalyTypeId = anomalyTypeId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteAnomalyType(ctx.Request().Context(), request.(DeleteAnomalyTypeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteAnomalyType")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteAnomalyTypeResponseObject); ok {
+		return validResponse.VisitDeleteAnomalyTypeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetAnomalyType operation middleware
+func (sh *strictHandler) GetAnomalyType(ctx echo.Context, anomalyTypeId AnomalyTypeId) error {
+	var request GetAnomalyTypeRequestObject
+
+	request.AnomalyTypeId = anomalyTypeId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetAnomalyType(ctx.Request().Context(), request.(GetAnomalyTypeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetAnomalyType")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetAnomalyTypeResponseObject); ok {
+		return validResponse.VisitGetAnomalyTypeResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdateAnomalyType operation middleware
+func (sh *strictHandler) UpdateAnomalyType(ctx echo.Context, anomalyTypeId AnomalyTypeId, params UpdateAnomalyTypeParams) error {
+	var request UpdateAnomalyTypeRequestObject
+
+	request.AnomalyTypeId = anomalyTypeId
+	request.Params = params
+
+	var body UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateAnomalyType(ctx.Request().Context(), request.(UpdateAnomalyTypeRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateAnomalyType")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdateAnomalyTypeResponseObject); ok {
+		return validResponse.VisitUpdateAnomalyTypeResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -19353,6 +21458,179 @@ func (sh *strictHandler) RevealClientSecret(ctx echo.Context, clientId ClientId,
 		return err
 	} else if validResponse, ok := response.(RevealClientSecretResponseObject); ok {
 		return validResponse.VisitRevealClientSecretResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListDetections operation middleware
+func (sh *strictHandler) ListDetections(ctx echo.Context, params ListDetectionsParams) error {
+	var request ListDetectionsRequestObject
+
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListDetections(ctx.Request().Context(), request.(ListDetectionsRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListDetections")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListDetectionsResponseObject); ok {
+		return validResponse.VisitListDetectionsResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ReportDetection operation middleware
+func (sh *strictHandler) ReportDetection(ctx echo.Context, params ReportDetectionParams) error {
+	var request ReportDetectionRequestObject
+
+	request.Params = params
+
+	var body ReportDetectionJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ReportDetection(ctx.Request().Context(), request.(ReportDetectionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ReportDetection")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ReportDetectionResponseObject); ok {
+		return validResponse.VisitReportDetectionResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetDetection operation middleware
+func (sh *strictHandler) GetDetection(ctx echo.Context, detectionId DetectionId) error {
+	var request GetDetectionRequestObject
+
+	request.DetectionId = detectionId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetDetection(ctx.Request().Context(), request.(GetDetectionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetDetection")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetDetectionResponseObject); ok {
+		return validResponse.VisitGetDetectionResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// AcknowledgeDetection operation middleware
+func (sh *strictHandler) AcknowledgeDetection(ctx echo.Context, detectionId DetectionId, params AcknowledgeDetectionParams) error {
+	var request AcknowledgeDetectionRequestObject
+
+	request.DetectionId = detectionId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.AcknowledgeDetection(ctx.Request().Context(), request.(AcknowledgeDetectionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "AcknowledgeDetection")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(AcknowledgeDetectionResponseObject); ok {
+		return validResponse.VisitAcknowledgeDetectionResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ResolveDetection operation middleware
+func (sh *strictHandler) ResolveDetection(ctx echo.Context, detectionId DetectionId, params ResolveDetectionParams) error {
+	var request ResolveDetectionRequestObject
+
+	request.DetectionId = detectionId
+	request.Params = params
+
+	var body ResolveDetectionJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ResolveDetection(ctx.Request().Context(), request.(ResolveDetectionRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ResolveDetection")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ResolveDetectionResponseObject); ok {
+		return validResponse.VisitResolveDetectionResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -20516,6 +22794,81 @@ func (sh *strictHandler) SyncTasks(ctx echo.Context, projectId ProjectId, params
 		return err
 	} else if validResponse, ok := response.(SyncTasksResponseObject); ok {
 		return validResponse.VisitSyncTasksResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// ListWorkspaces operation middleware
+func (sh *strictHandler) ListWorkspaces(ctx echo.Context, projectId ProjectId, params ListWorkspacesParams) error {
+	var request ListWorkspacesRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.ListWorkspaces(ctx.Request().Context(), request.(ListWorkspacesRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "ListWorkspaces")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(ListWorkspacesResponseObject); ok {
+		return validResponse.VisitListWorkspacesResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// CreateWorkspace operation middleware
+func (sh *strictHandler) CreateWorkspace(ctx echo.Context, projectId ProjectId, params CreateWorkspaceParams) error {
+	var request CreateWorkspaceRequestObject
+
+	request.ProjectId = projectId
+	request.Params = params
+
+	var body CreateWorkspaceJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.CreateWorkspace(ctx.Request().Context(), request.(CreateWorkspaceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "CreateWorkspace")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(CreateWorkspaceResponseObject); ok {
+		return validResponse.VisitCreateWorkspaceResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}
@@ -22726,6 +25079,177 @@ func (sh *strictHandler) GetVersion(ctx echo.Context) error {
 		return err
 	} else if validResponse, ok := response.(GetVersionResponseObject); ok {
 		return validResponse.VisitGetVersionResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetWatchPolicy operation middleware
+func (sh *strictHandler) GetWatchPolicy(ctx echo.Context) error {
+	var request GetWatchPolicyRequestObject
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetWatchPolicy(ctx.Request().Context(), request.(GetWatchPolicyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetWatchPolicy")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetWatchPolicyResponseObject); ok {
+		return validResponse.VisitGetWatchPolicyResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// SetWatchPolicy operation middleware
+func (sh *strictHandler) SetWatchPolicy(ctx echo.Context, params SetWatchPolicyParams) error {
+	var request SetWatchPolicyRequestObject
+
+	request.Params = params
+
+	var body SetWatchPolicyApplicationMergePatchPlusJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.SetWatchPolicy(ctx.Request().Context(), request.(SetWatchPolicyRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "SetWatchPolicy")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(SetWatchPolicyResponseObject); ok {
+		return validResponse.VisitSetWatchPolicyResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// DeleteWorkspace operation middleware
+func (sh *strictHandler) DeleteWorkspace(ctx echo.Context, workspaceId WorkspaceId, params DeleteWorkspaceParams) error {
+	var request DeleteWorkspaceRequestObject
+
+	request.WorkspaceId = workspaceId
+	request.Params = params
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.DeleteWorkspace(ctx.Request().Context(), request.(DeleteWorkspaceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "DeleteWorkspace")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(DeleteWorkspaceResponseObject); ok {
+		return validResponse.VisitDeleteWorkspaceResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// GetWorkspace operation middleware
+func (sh *strictHandler) GetWorkspace(ctx echo.Context, workspaceId WorkspaceId) error {
+	var request GetWorkspaceRequestObject
+
+	request.WorkspaceId = workspaceId
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.GetWorkspace(ctx.Request().Context(), request.(GetWorkspaceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "GetWorkspace")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(GetWorkspaceResponseObject); ok {
+		return validResponse.VisitGetWorkspaceResponse(ctx.Response())
+	} else if response != nil {
+		return fmt.Errorf("unexpected response type: %T", response)
+	}
+	return nil
+}
+
+// UpdateWorkspace operation middleware
+func (sh *strictHandler) UpdateWorkspace(ctx echo.Context, workspaceId WorkspaceId, params UpdateWorkspaceParams) error {
+	var request UpdateWorkspaceRequestObject
+
+	request.WorkspaceId = workspaceId
+	request.Params = params
+
+	var body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody
+	var err error
+	if binder, ok := ctx.Echo().Binder.(*echo.DefaultBinder); ok {
+		// A request validator built on kin-openapi's openapi3filter with
+		// KeepValidatedValue leaves the value it validated on the body. Bind
+		// that value, matching member names exactly, so the handler receives
+		// what was validated instead of a second, case-insensitive decode.
+		// Otherwise bind only the request body, so that path and query
+		// parameters are not also bound into the body struct.
+		if vb, ok := ctx.Request().Body.(interface{ ValidatedValue() any }); !ok || runtime.BindJSONValue(vb.ValidatedValue(), &body) != nil {
+			err = binder.BindBody(ctx, &body)
+		}
+	} else {
+		// A custom binder is installed on the Echo instance; defer to it
+		// entirely, since echo.Binder does not expose body-only binding and
+		// the binder may do more than decode (for example call ctx.Validate).
+		err = ctx.Bind(&body)
+	}
+	if err != nil {
+		return err
+	}
+	request.Body = &body
+
+	handler := func(ctx echo.Context, request interface{}) (interface{}, error) {
+		return sh.ssi.UpdateWorkspace(ctx.Request().Context(), request.(UpdateWorkspaceRequestObject))
+	}
+	for _, middleware := range sh.middlewares {
+		handler = middleware(handler, "UpdateWorkspace")
+	}
+
+	response, err := handler(ctx, request)
+
+	if err != nil {
+		return err
+	} else if validResponse, ok := response.(UpdateWorkspaceResponseObject); ok {
+		return validResponse.VisitUpdateWorkspaceResponse(ctx.Response())
 	} else if response != nil {
 		return fmt.Errorf("unexpected response type: %T", response)
 	}

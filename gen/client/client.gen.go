@@ -191,6 +191,66 @@ func (e CompactionPartType) Valid() bool {
 	}
 }
 
+// Defines values for DetectionOrigin.
+const (
+	DetectionOriginApi     DetectionOrigin = "api"
+	DetectionOriginWatcher DetectionOrigin = "watcher"
+)
+
+// Valid indicates whether the value is a known member of the DetectionOrigin enum.
+func (e DetectionOrigin) Valid() bool {
+	switch e {
+	case DetectionOriginApi:
+		return true
+	case DetectionOriginWatcher:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for DetectionResolution.
+const (
+	DetectionResolutionExpired       DetectionResolution = "expired"
+	DetectionResolutionFalsePositive DetectionResolution = "false-positive"
+	DetectionResolutionFixed         DetectionResolution = "fixed"
+)
+
+// Valid indicates whether the value is a known member of the DetectionResolution enum.
+func (e DetectionResolution) Valid() bool {
+	switch e {
+	case DetectionResolutionExpired:
+		return true
+	case DetectionResolutionFalsePositive:
+		return true
+	case DetectionResolutionFixed:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for DetectionStatus.
+const (
+	DetectionStatusAcknowledged DetectionStatus = "acknowledged"
+	DetectionStatusOpen         DetectionStatus = "open"
+	DetectionStatusResolved     DetectionStatus = "resolved"
+)
+
+// Valid indicates whether the value is a known member of the DetectionStatus enum.
+func (e DetectionStatus) Valid() bool {
+	switch e {
+	case DetectionStatusAcknowledged:
+		return true
+	case DetectionStatusOpen:
+		return true
+	case DetectionStatusResolved:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for EventAction.
 const (
 	EventActionCreated  EventAction = "created"
@@ -217,19 +277,31 @@ func (e EventAction) Valid() bool {
 
 // Defines values for EventKind.
 const (
-	EventKindMessage EventKind = "message"
-	EventKindPart    EventKind = "part"
-	EventKindSession EventKind = "session"
+	EventKindDetection EventKind = "detection"
+	EventKindMapping   EventKind = "mapping"
+	EventKindMessage   EventKind = "message"
+	EventKindPart      EventKind = "part"
+	EventKindSession   EventKind = "session"
+	EventKindSpoke     EventKind = "spoke"
+	EventKindTask      EventKind = "task"
 )
 
 // Valid indicates whether the value is a known member of the EventKind enum.
 func (e EventKind) Valid() bool {
 	switch e {
+	case EventKindDetection:
+		return true
+	case EventKindMapping:
+		return true
 	case EventKindMessage:
 		return true
 	case EventKindPart:
 		return true
 	case EventKindSession:
+		return true
+	case EventKindSpoke:
+		return true
+	case EventKindTask:
 		return true
 	default:
 		return false
@@ -314,6 +386,24 @@ func (e HealthStatus) Valid() bool {
 	}
 }
 
+// Defines values for MappingCreateKind.
+const (
+	MappingCreateKindDelegation MappingCreateKind = "delegation"
+	MappingCreateKindPlacement  MappingCreateKind = "placement"
+)
+
+// Valid indicates whether the value is a known member of the MappingCreateKind enum.
+func (e MappingCreateKind) Valid() bool {
+	switch e {
+	case MappingCreateKindDelegation:
+		return true
+	case MappingCreateKindPlacement:
+		return true
+	default:
+		return false
+	}
+}
+
 // Defines values for MappingEndStatus.
 const (
 	MappingEndStatusAborted   MappingEndStatus = "aborted"
@@ -339,6 +429,7 @@ func (e MappingEndStatus) Valid() bool {
 const (
 	MappingKindAssignment MappingKind = "assignment"
 	MappingKindDelegation MappingKind = "delegation"
+	MappingKindPlacement  MappingKind = "placement"
 )
 
 // Valid indicates whether the value is a known member of the MappingKind enum.
@@ -347,6 +438,8 @@ func (e MappingKind) Valid() bool {
 	case MappingKindAssignment:
 		return true
 	case MappingKindDelegation:
+		return true
+	case MappingKindPlacement:
 		return true
 	default:
 		return false
@@ -590,6 +683,30 @@ func (e SessionImportResult) Valid() bool {
 	case SessionImportResultUnchanged:
 		return true
 	case SessionImportResultUpdated:
+		return true
+	default:
+		return false
+	}
+}
+
+// Defines values for Severity.
+const (
+	SeverityCritical Severity = "critical"
+	SeverityHigh     Severity = "high"
+	SeverityLow      Severity = "low"
+	SeverityMedium   Severity = "medium"
+)
+
+// Valid indicates whether the value is a known member of the Severity enum.
+func (e Severity) Valid() bool {
+	switch e {
+	case SeverityCritical:
+		return true
+	case SeverityHigh:
+		return true
+	case SeverityLow:
+		return true
+	case SeverityMedium:
 		return true
 	default:
 		return false
@@ -1145,6 +1262,51 @@ type AgentPartData struct {
 
 	// Source Where it stands in the message's text.
 	Source *TextSpan `json:"source,omitempty"`
+}
+
+// AnomalyType defines model for AnomalyType.
+type AnomalyType struct {
+	// BuiltIn The hub itself watches for it.
+	BuiltIn     bool               `json:"builtIn"`
+	CreatedAt   time.Time          `json:"createdAt"`
+	Description string             `json:"description"`
+	Id          openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  Metadata  `json:"metadata"`
+	Name      string    `json:"name"`
+	Revision  int32     `json:"revision"`
+	Severity  Severity  `json:"severity"`
+	UpdatedAt time.Time `json:"updatedAt"`
+}
+
+// AnomalyTypeCreate defines model for AnomalyTypeCreate.
+type AnomalyTypeCreate struct {
+	Description *string `json:"description,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Unique in the organisation, and never changed.
+	Name     string    `json:"name"`
+	Severity *Severity `json:"severity,omitempty"`
+}
+
+// AnomalyTypePage defines model for AnomalyTypePage.
+type AnomalyTypePage struct {
+	Items []AnomalyType `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// AnomalyTypeUpdate defines model for AnomalyTypeUpdate.
+type AnomalyTypeUpdate struct {
+	Description *string `json:"description,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+	Severity *Severity   `json:"severity,omitempty"`
 }
 
 // ApiKey defines model for ApiKey.
@@ -1755,6 +1917,84 @@ type DependencyPage struct {
 	NextCursor *string `json:"nextCursor,omitempty"`
 }
 
+// Detection defines model for Detection.
+type Detection struct {
+	AcknowledgedAt *time.Time `json:"acknowledgedAt"`
+
+	// AcknowledgedById The account. Null once it has left.
+	AcknowledgedById *openapi_types.UUID `json:"acknowledgedById"`
+
+	// AnomalyType The name of its type.
+	AnomalyType string `json:"anomalyType"`
+
+	// Count How often it was seen. The hub counts what still holds every ten minutes.
+	Count     int32     `json:"count"`
+	CreatedAt time.Time `json:"createdAt"`
+
+	// Evidence Any JSON object. It comes back with the values that were given.
+	Evidence    JSONObject         `json:"evidence"`
+	FirstSeenAt time.Time          `json:"firstSeenAt"`
+	Id          openapi_types.UUID `json:"id"`
+	LastSeenAt  time.Time          `json:"lastSeenAt"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+
+	// Origin watcher: the hub found it, and resolves it as expired when it no longer holds. api: somebody has reported it.
+	Origin    DetectionOrigin    `json:"origin"`
+	ProjectId openapi_types.UUID `json:"projectId"`
+
+	// Reason Why it was resolved.
+	Reason     string               `json:"reason"`
+	Resolution *DetectionResolution `json:"resolution"`
+	ResolvedAt *time.Time           `json:"resolvedAt"`
+
+	// ResolvedById The account. Null where the hub did it, and once the account has left.
+	ResolvedById *openapi_types.UUID `json:"resolvedById"`
+	Revision     int32               `json:"revision"`
+	SessionId    openapi_types.UUID  `json:"sessionId"`
+	Severity     Severity            `json:"severity"`
+	Status       DetectionStatus     `json:"status"`
+	UpdatedAt    time.Time           `json:"updatedAt"`
+}
+
+// DetectionOrigin watcher: the hub found it, and resolves it as expired when it no longer holds. api: somebody has reported it.
+type DetectionOrigin string
+
+// DetectionPage defines model for DetectionPage.
+type DetectionPage struct {
+	Items []Detection `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// DetectionReport defines model for DetectionReport.
+type DetectionReport struct {
+	// AnomalyType The name of one of the organisation's types.
+	AnomalyType string `json:"anomalyType"`
+
+	// Evidence Any JSON object. It comes back with the values that were given.
+	Evidence *JSONObject `json:"evidence,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  *Metadata          `json:"metadata,omitempty"`
+	SessionId openapi_types.UUID `json:"sessionId"`
+	Severity  *Severity          `json:"severity,omitempty"`
+}
+
+// DetectionResolution defines model for DetectionResolution.
+type DetectionResolution string
+
+// DetectionResolve defines model for DetectionResolve.
+type DetectionResolve struct {
+	Reason     *string             `json:"reason,omitempty"`
+	Resolution DetectionResolution `json:"resolution"`
+}
+
+// DetectionStatus defines model for DetectionStatus.
+type DetectionStatus string
+
 // EncryptionKey defines model for EncryptionKey.
 type EncryptionKey struct {
 	// CreatedAt When a hub first came with it.
@@ -1805,7 +2045,7 @@ type Event struct {
 	// Revision Its revision after the change.
 	Revision int32 `json:"revision"`
 
-	// SessionId The session that it is, or is in.
+	// SessionId The session that it is, is in, or is about.
 	SessionId *openapi_types.UUID `json:"sessionId"`
 }
 
@@ -1946,7 +2186,7 @@ type KnownPart struct {
 	union json.RawMessage
 }
 
-// Mapping Ties a session to the task that it works on, or to the session that it works for.
+// Mapping Ties a session to the task that it works on (assignment), to the session that it works for (delegation), or to where it runs (placement).
 type Mapping struct {
 	CreatedAt      time.Time          `json:"createdAt"`
 	EndedAt        *time.Time         `json:"endedAt"`
@@ -1961,20 +2201,39 @@ type Mapping struct {
 	Reason          string              `json:"reason"`
 	Revision        int32               `json:"revision"`
 	SessionId       openapi_types.UUID  `json:"sessionId"`
-	Status          MappingStatus       `json:"status"`
-	TaskId          *openapi_types.UUID `json:"taskId"`
-	TaskName        *string             `json:"taskName"`
-	TaskSlug        *string             `json:"taskSlug"`
-	UpdatedAt       time.Time           `json:"updatedAt"`
+
+	// SpokeId Null once the spoke is deleted.
+	SpokeId   *openapi_types.UUID `json:"spokeId"`
+	Status    MappingStatus       `json:"status"`
+	TaskId    *openapi_types.UUID `json:"taskId"`
+	TaskName  *string             `json:"taskName"`
+	TaskSlug  *string             `json:"taskSlug"`
+	UpdatedAt time.Time           `json:"updatedAt"`
+
+	// WorkspaceId Null once the workspace is deleted.
+	WorkspaceId *openapi_types.UUID `json:"workspaceId"`
 }
 
 // MappingCreate defines model for MappingCreate.
 type MappingCreate struct {
+	Kind MappingCreateKind `json:"kind"`
+
 	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
-	Metadata        *Metadata          `json:"metadata,omitempty"`
-	ParentSessionId openapi_types.UUID `json:"parentSessionId"`
-	SessionId       openapi_types.UUID `json:"sessionId"`
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// ParentSessionId Of a delegation, and only of one.
+	ParentSessionId *openapi_types.UUID `json:"parentSessionId,omitempty"`
+	SessionId       openapi_types.UUID  `json:"sessionId"`
+
+	// SpokeId Of a placement.
+	SpokeId *openapi_types.UUID `json:"spokeId,omitempty"`
+
+	// WorkspaceId Of a placement.
+	WorkspaceId *openapi_types.UUID `json:"workspaceId,omitempty"`
 }
+
+// MappingCreateKind defines model for MappingCreate.Kind.
+type MappingCreateKind string
 
 // MappingEnd defines model for MappingEnd.
 type MappingEnd struct {
@@ -2992,6 +3251,9 @@ type SessionUsage struct {
 	Total    Usage `json:"total"`
 }
 
+// Severity defines model for Severity.
+type Severity string
+
 // Slug A short name: lower-case letters and digits in groups joined by dashes.
 type Slug = string
 
@@ -3689,8 +3951,111 @@ type Version struct {
 	Version string `json:"version"`
 }
 
+// WatchPolicy defines model for WatchPolicy.
+type WatchPolicy struct {
+	CreatedAt time.Time `json:"createdAt"`
+
+	// ErrorCount HIGH_ERROR_COUNT: how many failed calls are many; null for not watched.
+	ErrorCount *int32 `json:"errorCount"`
+
+	// ErrorMinutes HIGH_ERROR_COUNT: of those that were begun in so many minutes.
+	ErrorMinutes int32 `json:"errorMinutes"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata Metadata `json:"metadata"`
+
+	// ModelBaselineHours MODEL_DEGRADATION: the hours before, by which they are judged.
+	ModelBaselineHours int32 `json:"modelBaselineHours"`
+
+	// ModelErrorPercent MODEL_DEGRADATION: by how many percentage points more turns fail.
+	ModelErrorPercent int32 `json:"modelErrorPercent"`
+
+	// ModelLatencyPercent MODEL_DEGRADATION: how long the median turn takes, in percent of the median before.
+	ModelLatencyPercent int32 `json:"modelLatencyPercent"`
+
+	// ModelMinutes MODEL_DEGRADATION: the last minutes that are judged; null for not watched.
+	ModelMinutes *int32 `json:"modelMinutes"`
+
+	// ModelTurns MODEL_DEGRADATION: how many turns of a model there must be in both times. Of each, the newest 5,000 messages are read.
+	ModelTurns int32 `json:"modelTurns"`
+
+	// ReportedDays Days after which a detection that somebody reported, and nobody again, expires; null for never.
+	ReportedDays *int32 `json:"reportedDays"`
+	Revision     int32  `json:"revision"`
+
+	// StallMinutes SESSION_STALL: how long nothing happens; null for not watched.
+	StallMinutes *int32    `json:"stallMinutes"`
+	UpdatedAt    time.Time `json:"updatedAt"`
+}
+
+// WatchPolicyUpdate defines model for WatchPolicyUpdate.
+type WatchPolicyUpdate struct {
+	ErrorCount   nullable.Nullable[int32] `json:"errorCount,omitempty"`
+	ErrorMinutes *int32                   `json:"errorMinutes,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata            *JSONObject              `json:"metadata,omitempty"`
+	ModelBaselineHours  *int32                   `json:"modelBaselineHours,omitempty"`
+	ModelErrorPercent   *int32                   `json:"modelErrorPercent,omitempty"`
+	ModelLatencyPercent *int32                   `json:"modelLatencyPercent,omitempty"`
+	ModelMinutes        nullable.Nullable[int32] `json:"modelMinutes,omitempty"`
+	ModelTurns          *int32                   `json:"modelTurns,omitempty"`
+	ReportedDays        nullable.Nullable[int32] `json:"reportedDays,omitempty"`
+	StallMinutes        nullable.Nullable[int32] `json:"stallMinutes,omitempty"`
+}
+
+// Workspace Where a project's work is done. It is of no spoke; several machines may have the same one.
+type Workspace struct {
+	Branch    *string            `json:"branch"`
+	CreatedAt time.Time          `json:"createdAt"`
+	Id        openapi_types.UUID `json:"id"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata  Metadata           `json:"metadata"`
+	Name      string             `json:"name"`
+	Path      string             `json:"path"`
+	ProjectId openapi_types.UUID `json:"projectId"`
+	Revision  int32              `json:"revision"`
+	UpdatedAt time.Time          `json:"updatedAt"`
+}
+
+// WorkspaceCreate defines model for WorkspaceCreate.
+type WorkspaceCreate struct {
+	Branch *string `json:"branch,omitempty"`
+
+	// Metadata Opaque to the hub, one object per subsystem under a key such as `_billing`.
+	Metadata *Metadata `json:"metadata,omitempty"`
+
+	// Name Unique in the project.
+	Name string `json:"name"`
+
+	// Path An absolute path or a URL.
+	Path string `json:"path"`
+}
+
+// WorkspacePage defines model for WorkspacePage.
+type WorkspacePage struct {
+	Items []Workspace `json:"items"`
+
+	// NextCursor Absent on the last page.
+	NextCursor *string `json:"nextCursor,omitempty"`
+}
+
+// WorkspaceUpdate defines model for WorkspaceUpdate.
+type WorkspaceUpdate struct {
+	Branch nullable.Nullable[string] `json:"branch,omitempty"`
+
+	// Metadata Any JSON object. It comes back with the values that were given.
+	Metadata *JSONObject `json:"metadata,omitempty"`
+	Name     *string     `json:"name,omitempty"`
+	Path     *string     `json:"path,omitempty"`
+}
+
 // AccountId defines model for AccountId.
 type AccountId = openapi_types.UUID
+
+// AnomalyTypeId defines model for AnomalyTypeId.
+type AnomalyTypeId = openapi_types.UUID
 
 // ApiKeyId defines model for ApiKeyId.
 type ApiKeyId = openapi_types.UUID
@@ -3709,6 +4074,9 @@ type Cursor = string
 
 // Descendants defines model for Descendants.
 type Descendants = bool
+
+// DetectionId defines model for DetectionId.
+type DetectionId = openapi_types.UUID
 
 // IdempotencyKey defines model for IdempotencyKey.
 type IdempotencyKey = string
@@ -3745,6 +4113,9 @@ type SpokeId = openapi_types.UUID
 
 // TaskId defines model for TaskId.
 type TaskId = openapi_types.UUID
+
+// WorkspaceId defines model for WorkspaceId.
+type WorkspaceId = openapi_types.UUID
 
 // Error Why a request was refused (RFC 9457).
 type Error = Problem
@@ -3803,6 +4174,33 @@ type DeactivateAccountParams struct {
 type SuspendAccountParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListAnomalyTypesParams defines parameters for ListAnomalyTypes.
+type ListAnomalyTypesParams struct {
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateAnomalyTypeParams defines parameters for CreateAnomalyType.
+type CreateAnomalyTypeParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// DeleteAnomalyTypeParams defines parameters for DeleteAnomalyType.
+type DeleteAnomalyTypeParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateAnomalyTypeParams defines parameters for UpdateAnomalyType.
+type UpdateAnomalyTypeParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
 }
 
 // ListApiKeysParams defines parameters for ListApiKeys.
@@ -4072,6 +4470,39 @@ type RevealClientSecretParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// ListDetectionsParams defines parameters for ListDetections.
+type ListDetectionsParams struct {
+	SessionId   *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
+	ProjectId   *openapi_types.UUID `form:"projectId,omitempty" json:"projectId,omitempty"`
+	AnomalyType *string             `form:"anomalyType,omitempty" json:"anomalyType,omitempty"`
+	Status      *DetectionStatus    `form:"status,omitempty" json:"status,omitempty"`
+	Severity    *Severity           `form:"severity,omitempty" json:"severity,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// ReportDetectionParams defines parameters for ReportDetection.
+type ReportDetectionParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// AcknowledgeDetectionParams defines parameters for AcknowledgeDetection.
+type AcknowledgeDetectionParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ResolveDetectionParams defines parameters for ResolveDetection.
+type ResolveDetectionParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
 // DeleteEncryptionKeyParams defines parameters for DeleteEncryptionKey.
 type DeleteEncryptionKeyParams struct {
 	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
@@ -4232,6 +4663,8 @@ type ListMappingsParams struct {
 	SessionId       *openapi_types.UUID `form:"sessionId,omitempty" json:"sessionId,omitempty"`
 	ParentSessionId *openapi_types.UUID `form:"parentSessionId,omitempty" json:"parentSessionId,omitempty"`
 	TaskId          *openapi_types.UUID `form:"taskId,omitempty" json:"taskId,omitempty"`
+	SpokeId         *openapi_types.UUID `form:"spokeId,omitempty" json:"spokeId,omitempty"`
+	WorkspaceId     *openapi_types.UUID `form:"workspaceId,omitempty" json:"workspaceId,omitempty"`
 
 	// Limit How many items to return at most.
 	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
@@ -4307,6 +4740,24 @@ type GetTaskGraphParamsFormat string
 
 // SyncTasksParams defines parameters for SyncTasks.
 type SyncTasksParams struct {
+	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
+	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
+}
+
+// ListWorkspacesParams defines parameters for ListWorkspaces.
+type ListWorkspacesParams struct {
+	// Name Only the workspace with this name.
+	Name *string `form:"name,omitempty" json:"name,omitempty"`
+
+	// Limit How many items to return at most.
+	Limit *Limit `form:"limit,omitempty" json:"limit,omitempty"`
+
+	// Cursor The `nextCursor` of the page before. Only valid with the same filters.
+	Cursor *Cursor `form:"cursor,omitempty" json:"cursor,omitempty"`
+}
+
+// CreateWorkspaceParams defines parameters for CreateWorkspace.
+type CreateWorkspaceParams struct {
 	// IdempotencyKey Makes it safe to send the request again. Any text that is used once, such as a UUID.
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
@@ -4720,11 +5171,35 @@ type UnblockTaskParams struct {
 	IdempotencyKey *IdempotencyKey `json:"Idempotency-Key,omitempty"`
 }
 
+// SetWatchPolicyParams defines parameters for SetWatchPolicy.
+type SetWatchPolicyParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// DeleteWorkspaceParams defines parameters for DeleteWorkspace.
+type DeleteWorkspaceParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
+// UpdateWorkspaceParams defines parameters for UpdateWorkspace.
+type UpdateWorkspaceParams struct {
+	// IfMatch The ETag that the resource must still have. Otherwise the answer is 412.
+	IfMatch *IfMatch `json:"If-Match,omitempty"`
+}
+
 // CreateAccountJSONRequestBody defines body for CreateAccount for application/json ContentType.
 type CreateAccountJSONRequestBody = AccountCreate
 
 // UpdateAccountApplicationMergePatchPlusJSONRequestBody defines body for UpdateAccount for application/merge-patch+json ContentType.
 type UpdateAccountApplicationMergePatchPlusJSONRequestBody = AccountUpdate
+
+// CreateAnomalyTypeJSONRequestBody defines body for CreateAnomalyType for application/json ContentType.
+type CreateAnomalyTypeJSONRequestBody = AnomalyTypeCreate
+
+// UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody defines body for UpdateAnomalyType for application/merge-patch+json ContentType.
+type UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody = AnomalyTypeUpdate
 
 // CreateApiKeyJSONRequestBody defines body for CreateApiKey for application/json ContentType.
 type CreateApiKeyJSONRequestBody = ApiKeyCreate
@@ -4761,6 +5236,12 @@ type UpdateClientApplicationMergePatchPlusJSONRequestBody = ClientUpdate
 
 // PutClientSecretJSONRequestBody defines body for PutClientSecret for application/json ContentType.
 type PutClientSecretJSONRequestBody = ClientSecretPut
+
+// ReportDetectionJSONRequestBody defines body for ReportDetection for application/json ContentType.
+type ReportDetectionJSONRequestBody = DetectionReport
+
+// ResolveDetectionJSONRequestBody defines body for ResolveDetection for application/json ContentType.
+type ResolveDetectionJSONRequestBody = DetectionResolve
 
 // CreateMappingJSONRequestBody defines body for CreateMapping for application/json ContentType.
 type CreateMappingJSONRequestBody = MappingCreate
@@ -4800,6 +5281,9 @@ type ClaimNextTaskJSONRequestBody = ClaimNext
 
 // SyncTasksJSONRequestBody defines body for SyncTasks for application/json ContentType.
 type SyncTasksJSONRequestBody = TaskSync
+
+// CreateWorkspaceJSONRequestBody defines body for CreateWorkspace for application/json ContentType.
+type CreateWorkspaceJSONRequestBody = WorkspaceCreate
 
 // SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetRetentionPolicy for application/merge-patch+json ContentType.
 type SetRetentionPolicyApplicationMergePatchPlusJSONRequestBody = RetentionPolicyUpdate
@@ -4884,6 +5368,12 @@ type ReopenTaskJSONRequestBody = Move
 
 // UnblockTaskJSONRequestBody defines body for UnblockTask for application/json ContentType.
 type UnblockTaskJSONRequestBody = Move
+
+// SetWatchPolicyApplicationMergePatchPlusJSONRequestBody defines body for SetWatchPolicy for application/merge-patch+json ContentType.
+type SetWatchPolicyApplicationMergePatchPlusJSONRequestBody = WatchPolicyUpdate
+
+// UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody defines body for UpdateWorkspace for application/merge-patch+json ContentType.
+type UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody = WorkspaceUpdate
 
 // Getter for additional properties for OpencodeExport. Returns the specified
 // element and whether it was found
@@ -6355,6 +6845,84 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/accounts/{accountId}/suspend (the `SuspendAccount` operationId).
 	SuspendAccount(ctx context.Context, accountId AccountId, params *SuspendAccountParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListAnomalyTypes List anomaly types
+	//
+	// In the order of their names. Each organisation begins with those that are built in, which the hub itself watches for by the watch policy.
+	//
+	// - `SESSION_STALL`: the session's run state is `running` (not `waiting`), and for `stallMinutes` neither a message nor a part has arrived in it
+	//   nor has the session changed.
+	// - `HIGH_ERROR_COUNT`: of the tool parts that were begun in the session in the last `errorMinutes`, or of its calls of operations,
+	//   `errorCount` have failed.
+	// - `MODEL_DEGRADATION`: of a model's turns in the last `modelMinutes`, `modelErrorPercent` percentage points more have failed than in the
+	//   `modelBaselineHours` before; or the median turn that did not fail took `modelLatencyPercent` percent of the median before. There are
+	//   `modelTurns` in both times. A turn is an assistant's message that names its model (`modelID`) and has an `error`, or `time.created` and
+	//   `time.completed`; those that a person broke off do not count. It is told of the sessions that noticed: one of their turns failed, or was
+	//   that slow.
+	//
+	// The hub looks every minute, at models every five, and not at sessions that have ended or are archived. What no longer holds it resolves as
+	// `expired`.
+	//
+	// Scope: `detections:read`.
+	//
+	// Corresponds with GET /v1/anomaly-types (the `ListAnomalyTypes` operationId).
+	ListAnomalyTypes(ctx context.Context, params *ListAnomalyTypesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateAnomalyTypeWithBody Create an anomaly type
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/anomaly-types (the `CreateAnomalyType` operationId).
+	CreateAnomalyTypeWithBody(ctx context.Context, params *CreateAnomalyTypeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateAnomalyType Create an anomaly type
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/anomaly-types (the `CreateAnomalyType` operationId).
+	CreateAnomalyType(ctx context.Context, params *CreateAnomalyTypeParams, body CreateAnomalyTypeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteAnomalyType Delete an anomaly type
+	//
+	// Refused while detections are of it, and of one that is built in.
+	//
+	// Scope: `detections:write`.
+	//
+	// Corresponds with DELETE /v1/anomaly-types/{anomalyTypeId} (the `DeleteAnomalyType` operationId).
+	DeleteAnomalyType(ctx context.Context, anomalyTypeId AnomalyTypeId, params *DeleteAnomalyTypeParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetAnomalyType Get an anomaly type
+	//
+	// Scope: `detections:read`.
+	//
+	// Corresponds with GET /v1/anomaly-types/{anomalyTypeId} (the `GetAnomalyType` operationId).
+	GetAnomalyType(ctx context.Context, anomalyTypeId AnomalyTypeId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateAnomalyTypeWithBody Change an anomaly type
+	//
+	// Detections that were made keep their severity.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/anomaly-types/{anomalyTypeId} (the `UpdateAnomalyType` operationId).
+	UpdateAnomalyTypeWithBody(ctx context.Context, anomalyTypeId AnomalyTypeId, params *UpdateAnomalyTypeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateAnomalyTypeWithApplicationMergePatchPlusJSONBody Change an anomaly type
+	//
+	// Detections that were made keep their severity.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /v1/anomaly-types/{anomalyTypeId} (the `UpdateAnomalyType` operationId).
+	UpdateAnomalyTypeWithApplicationMergePatchPlusJSONBody(ctx context.Context, anomalyTypeId AnomalyTypeId, params *UpdateAnomalyTypeParams, body UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListApiKeys List API keys
 	//
 	// One's own; for admins all of the organisation. In the order in which they were made.
@@ -6803,6 +7371,79 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/clients/{clientId}/secrets/{secretName}/reveal (the `RevealClientSecret` operationId).
 	RevealClientSecret(ctx context.Context, clientId ClientId, secretName SecretName, params *RevealClientSecretParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
+	// ListDetections List detections
+	//
+	// The newest first.
+	//
+	// Scope: `detections:read`.
+	//
+	// Corresponds with GET /v1/detections (the `ListDetections` operationId).
+	ListDetections(ctx context.Context, params *ListDetectionsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReportDetectionWithBody Report that something is wrong with a session
+	//
+	// While a detection of this type is open for the session (not resolved), a report counts it up instead of making another one: the answer
+	// is then 200. It raises the severity where the new one is higher, and replaces the evidence where there is some.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/detections (the `ReportDetection` operationId).
+	ReportDetectionWithBody(ctx context.Context, params *ReportDetectionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ReportDetection Report that something is wrong with a session
+	//
+	// While a detection of this type is open for the session (not resolved), a report counts it up instead of making another one: the answer
+	// is then 200. It raises the severity where the new one is higher, and replaces the evidence where there is some.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/detections (the `ReportDetection` operationId).
+	ReportDetection(ctx context.Context, params *ReportDetectionParams, body ReportDetectionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetDetection Get a detection
+	//
+	// Scope: `detections:read`.
+	//
+	// Corresponds with GET /v1/detections/{detectionId} (the `GetDetection` operationId).
+	GetDetection(ctx context.Context, detectionId DetectionId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// AcknowledgeDetection Acknowledge a detection
+	//
+	// Somebody looks after it. One that is acknowledged stays as it is.
+	//
+	// Scope: `detections:write`.
+	//
+	// Corresponds with POST /v1/detections/{detectionId}/acknowledge (the `AcknowledgeDetection` operationId).
+	AcknowledgeDetection(ctx context.Context, detectionId DetectionId, params *AcknowledgeDetectionParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ResolveDetectionWithBody Resolve a detection
+	//
+	// For good: what comes again is another detection. But what is called a false positive the hub itself does not raise again in this session,
+	// and what is said to be fixed only when it still holds ten minutes later.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/detections/{detectionId}/resolve (the `ResolveDetection` operationId).
+	ResolveDetectionWithBody(ctx context.Context, detectionId DetectionId, params *ResolveDetectionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ResolveDetection Resolve a detection
+	//
+	// For good: what comes again is another detection. But what is called a false positive the hub itself does not raise again in this session,
+	// and what is said to be fixed only when it still holds ten minutes later.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/detections/{detectionId}/resolve (the `ResolveDetection` operationId).
+	ResolveDetection(ctx context.Context, detectionId DetectionId, params *ResolveDetectionParams, body ResolveDetectionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
 	// ListEncryptionKeys List the keys that encrypt secrets
 	//
 	// Of the whole platform, with how many secrets each holds. In the order of their versions. The keys themselves are in no database and no answer.
@@ -6823,10 +7464,12 @@ type ClientInterface interface {
 
 	// FollowEvents Follow what changes
 	//
-	// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
-	// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
-	// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
-	// streams in comes, several times a second at most, how long it is by now.
+	// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message,
+	// part, task, mapping, spoke or detection comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in
+	// the order of its revisions. Events hold no content: read what they name. What goes with a deleted session, message or task is not
+	// told of by itself, and of a text that streams in comes, several times a second at most, how long it is by now. What moves no
+	// revision, such as a heartbeat, is no change. Calls are not in the feed: who made one waits for it. Keys that are limited to
+	// projects are not told of spokes, which belong to none.
 	//
 	// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
 	// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
@@ -6842,9 +7485,13 @@ type ClientInterface interface {
 	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
 	FollowEvents(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CreateMappingWithBody Say that a session works for another one
+	// CreateMappingWithBody Say for whom or where a session works
 	//
-	// Assignments are made by claiming a task.
+	// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+	// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+	// made by claiming a task.
+	//
+	// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 	//
 	// Scope: `coordination:write`.
 	//
@@ -6853,9 +7500,13 @@ type ClientInterface interface {
 	// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
 	CreateMappingWithBody(ctx context.Context, params *CreateMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
 
-	// CreateMapping Say that a session works for another one
+	// CreateMapping Say for whom or where a session works
 	//
-	// Assignments are made by claiming a task.
+	// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+	// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+	// made by claiming a task.
+	//
+	// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 	//
 	// Scope: `coordination:write`.
 	//
@@ -7123,7 +7774,7 @@ type ClientInterface interface {
 
 	// DeleteProject Delete a project
 	//
-	// Refused while it holds sessions.
+	// Refused while it holds sessions, or tasks. Its workspaces go with it.
 	//
 	// Scope: `projects:write`.
 	//
@@ -7274,6 +7925,37 @@ type ClientInterface interface {
 	//
 	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
 	SyncTasks(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// ListWorkspaces List a project's workspaces
+	//
+	// In the order of their names.
+	//
+	// Scope: `projects:read`.
+	//
+	// Corresponds with GET /v1/projects/{projectId}/workspaces (the `ListWorkspaces` operationId).
+	ListWorkspaces(ctx context.Context, projectId ProjectId, params *ListWorkspacesParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateWorkspaceWithBody Create a workspace
+	//
+	// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+	CreateWorkspaceWithBody(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// CreateWorkspace Create a workspace
+	//
+	// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes a body of the `application/json` content type.
+	//
+	// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+	CreateWorkspace(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, body CreateWorkspaceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 
 	// GetRetentionPolicy Get the retention policy
 	//
@@ -8196,6 +8878,71 @@ type ClientInterface interface {
 	//
 	// Corresponds with GET /v1/version (the `GetVersion` operationId).
 	GetVersion(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetWatchPolicy Get the watch policy
+	//
+	// From when on the hub itself finds something wrong with a session. listAnomalyTypes says what the numbers mean.
+	//
+	// Scope: `detections:read`.
+	//
+	// Corresponds with GET /v1/watch-policy (the `GetWatchPolicy` operationId).
+	GetWatchPolicy(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetWatchPolicyWithBody Set the watch policy
+	//
+	// It holds from the next look on. That is on record as well.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/watch-policy (the `SetWatchPolicy` operationId).
+	SetWatchPolicyWithBody(ctx context.Context, params *SetWatchPolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// SetWatchPolicyWithApplicationMergePatchPlusJSONBody Set the watch policy
+	//
+	// It holds from the next look on. That is on record as well.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /v1/watch-policy (the `SetWatchPolicy` operationId).
+	SetWatchPolicyWithApplicationMergePatchPlusJSONBody(ctx context.Context, params *SetWatchPolicyParams, body SetWatchPolicyApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// DeleteWorkspace Delete a workspace
+	//
+	// Placements in it lose it; those that were nowhere else are aborted.
+	//
+	// Scope: `projects:write`.
+	//
+	// Corresponds with DELETE /v1/workspaces/{workspaceId} (the `DeleteWorkspace` operationId).
+	DeleteWorkspace(ctx context.Context, workspaceId WorkspaceId, params *DeleteWorkspaceParams, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// GetWorkspace Get a workspace
+	//
+	// Scope: `projects:read`.
+	//
+	// Corresponds with GET /v1/workspaces/{workspaceId} (the `GetWorkspace` operationId).
+	GetWorkspace(ctx context.Context, workspaceId WorkspaceId, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateWorkspaceWithBody Change a workspace
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes any type of body and a specified content type.
+	//
+	// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+	UpdateWorkspaceWithBody(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error)
+
+	// UpdateWorkspaceWithApplicationMergePatchPlusJSONBody Change a workspace
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type.
+	//
+	// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+	UpdateWorkspaceWithApplicationMergePatchPlusJSONBody(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error)
 }
 
 // GetHealth Whether the process lives
@@ -8458,6 +9205,154 @@ func (c *Client) DeactivateAccount(ctx context.Context, accountId AccountId, par
 // Corresponds with POST /v1/accounts/{accountId}/suspend (the `SuspendAccount` operationId).
 func (c *Client) SuspendAccount(ctx context.Context, accountId AccountId, params *SuspendAccountParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSuspendAccountRequest(c.Server, accountId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListAnomalyTypes List anomaly types
+//
+// In the order of their names. Each organisation begins with those that are built in, which the hub itself watches for by the watch policy.
+//
+//   - `SESSION_STALL`: the session's run state is `running` (not `waiting`), and for `stallMinutes` neither a message nor a part has arrived in it
+//     nor has the session changed.
+//   - `HIGH_ERROR_COUNT`: of the tool parts that were begun in the session in the last `errorMinutes`, or of its calls of operations,
+//     `errorCount` have failed.
+//   - `MODEL_DEGRADATION`: of a model's turns in the last `modelMinutes`, `modelErrorPercent` percentage points more have failed than in the
+//     `modelBaselineHours` before; or the median turn that did not fail took `modelLatencyPercent` percent of the median before. There are
+//     `modelTurns` in both times. A turn is an assistant's message that names its model (`modelID`) and has an `error`, or `time.created` and
+//     `time.completed`; those that a person broke off do not count. It is told of the sessions that noticed: one of their turns failed, or was
+//     that slow.
+//
+// The hub looks every minute, at models every five, and not at sessions that have ended or are archived. What no longer holds it resolves as
+// `expired`.
+//
+// Scope: `detections:read`.
+//
+// Corresponds with GET /v1/anomaly-types (the `ListAnomalyTypes` operationId).
+func (c *Client) ListAnomalyTypes(ctx context.Context, params *ListAnomalyTypesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListAnomalyTypesRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateAnomalyTypeWithBody Create an anomaly type
+//
+// Scope: `detections:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/anomaly-types (the `CreateAnomalyType` operationId).
+func (c *Client) CreateAnomalyTypeWithBody(ctx context.Context, params *CreateAnomalyTypeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateAnomalyTypeRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateAnomalyType Create an anomaly type
+//
+// Scope: `detections:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/anomaly-types (the `CreateAnomalyType` operationId).
+func (c *Client) CreateAnomalyType(ctx context.Context, params *CreateAnomalyTypeParams, body CreateAnomalyTypeJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateAnomalyTypeRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteAnomalyType Delete an anomaly type
+//
+// Refused while detections are of it, and of one that is built in.
+//
+// Scope: `detections:write`.
+//
+// Corresponds with DELETE /v1/anomaly-types/{anomalyTypeId} (the `DeleteAnomalyType` operationId).
+func (c *Client) DeleteAnomalyType(ctx context.Context, anomalyTypeId AnomalyTypeId, params *DeleteAnomalyTypeParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteAnomalyTypeRequest(c.Server, anomalyTypeId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetAnomalyType Get an anomaly type
+//
+// Scope: `detections:read`.
+//
+// Corresponds with GET /v1/anomaly-types/{anomalyTypeId} (the `GetAnomalyType` operationId).
+func (c *Client) GetAnomalyType(ctx context.Context, anomalyTypeId AnomalyTypeId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetAnomalyTypeRequest(c.Server, anomalyTypeId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateAnomalyTypeWithBody Change an anomaly type
+//
+// Detections that were made keep their severity.
+//
+// Scope: `detections:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/anomaly-types/{anomalyTypeId} (the `UpdateAnomalyType` operationId).
+func (c *Client) UpdateAnomalyTypeWithBody(ctx context.Context, anomalyTypeId AnomalyTypeId, params *UpdateAnomalyTypeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateAnomalyTypeRequestWithBody(c.Server, anomalyTypeId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateAnomalyTypeWithApplicationMergePatchPlusJSONBody Change an anomaly type
+//
+// Detections that were made keep their severity.
+//
+// Scope: `detections:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /v1/anomaly-types/{anomalyTypeId} (the `UpdateAnomalyType` operationId).
+func (c *Client) UpdateAnomalyTypeWithApplicationMergePatchPlusJSONBody(ctx context.Context, anomalyTypeId AnomalyTypeId, params *UpdateAnomalyTypeParams, body UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateAnomalyTypeRequestWithApplicationMergePatchPlusJSONBody(c.Server, anomalyTypeId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -9376,6 +10271,149 @@ func (c *Client) RevealClientSecret(ctx context.Context, clientId ClientId, secr
 	return c.Client.Do(req)
 }
 
+// ListDetections List detections
+//
+// The newest first.
+//
+// Scope: `detections:read`.
+//
+// Corresponds with GET /v1/detections (the `ListDetections` operationId).
+func (c *Client) ListDetections(ctx context.Context, params *ListDetectionsParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListDetectionsRequest(c.Server, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReportDetectionWithBody Report that something is wrong with a session
+//
+// While a detection of this type is open for the session (not resolved), a report counts it up instead of making another one: the answer
+// is then 200. It raises the severity where the new one is higher, and replaces the evidence where there is some.
+//
+// Scope: `detections:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/detections (the `ReportDetection` operationId).
+func (c *Client) ReportDetectionWithBody(ctx context.Context, params *ReportDetectionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReportDetectionRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ReportDetection Report that something is wrong with a session
+//
+// While a detection of this type is open for the session (not resolved), a report counts it up instead of making another one: the answer
+// is then 200. It raises the severity where the new one is higher, and replaces the evidence where there is some.
+//
+// Scope: `detections:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/detections (the `ReportDetection` operationId).
+func (c *Client) ReportDetection(ctx context.Context, params *ReportDetectionParams, body ReportDetectionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewReportDetectionRequest(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetDetection Get a detection
+//
+// Scope: `detections:read`.
+//
+// Corresponds with GET /v1/detections/{detectionId} (the `GetDetection` operationId).
+func (c *Client) GetDetection(ctx context.Context, detectionId DetectionId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetDetectionRequest(c.Server, detectionId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// AcknowledgeDetection Acknowledge a detection
+//
+// Somebody looks after it. One that is acknowledged stays as it is.
+//
+// Scope: `detections:write`.
+//
+// Corresponds with POST /v1/detections/{detectionId}/acknowledge (the `AcknowledgeDetection` operationId).
+func (c *Client) AcknowledgeDetection(ctx context.Context, detectionId DetectionId, params *AcknowledgeDetectionParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewAcknowledgeDetectionRequest(c.Server, detectionId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ResolveDetectionWithBody Resolve a detection
+//
+// For good: what comes again is another detection. But what is called a false positive the hub itself does not raise again in this session,
+// and what is said to be fixed only when it still holds ten minutes later.
+//
+// Scope: `detections:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/detections/{detectionId}/resolve (the `ResolveDetection` operationId).
+func (c *Client) ResolveDetectionWithBody(ctx context.Context, detectionId DetectionId, params *ResolveDetectionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResolveDetectionRequestWithBody(c.Server, detectionId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ResolveDetection Resolve a detection
+//
+// For good: what comes again is another detection. But what is called a false positive the hub itself does not raise again in this session,
+// and what is said to be fixed only when it still holds ten minutes later.
+//
+// Scope: `detections:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/detections/{detectionId}/resolve (the `ResolveDetection` operationId).
+func (c *Client) ResolveDetection(ctx context.Context, detectionId DetectionId, params *ResolveDetectionParams, body ResolveDetectionJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewResolveDetectionRequest(c.Server, detectionId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // ListEncryptionKeys List the keys that encrypt secrets
 //
 // Of the whole platform, with how many secrets each holds. In the order of their versions. The keys themselves are in no database and no answer.
@@ -9416,10 +10454,12 @@ func (c *Client) DeleteEncryptionKey(ctx context.Context, keyVersion int32, para
 
 // FollowEvents Follow what changes
 //
-// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
-// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
-// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
-// streams in comes, several times a second at most, how long it is by now.
+// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message,
+// part, task, mapping, spoke or detection comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in
+// the order of its revisions. Events hold no content: read what they name. What goes with a deleted session, message or task is not
+// told of by itself, and of a text that streams in comes, several times a second at most, how long it is by now. What moves no
+// revision, such as a heartbeat, is no change. Calls are not in the feed: who made one waits for it. Keys that are limited to
+// projects are not told of spokes, which belong to none.
 //
 // Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
 // server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
@@ -9445,9 +10485,13 @@ func (c *Client) FollowEvents(ctx context.Context, params *FollowEventsParams, r
 	return c.Client.Do(req)
 }
 
-// CreateMappingWithBody Say that a session works for another one
+// CreateMappingWithBody Say for whom or where a session works
 //
-// Assignments are made by claiming a task.
+// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+// made by claiming a task.
+//
+// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 //
 // Scope: `coordination:write`.
 //
@@ -9466,9 +10510,13 @@ func (c *Client) CreateMappingWithBody(ctx context.Context, params *CreateMappin
 	return c.Client.Do(req)
 }
 
-// CreateMapping Say that a session works for another one
+// CreateMapping Say for whom or where a session works
 //
-// Assignments are made by claiming a task.
+// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+// made by claiming a task.
+//
+// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 //
 // Scope: `coordination:write`.
 //
@@ -10016,7 +11064,7 @@ func (c *Client) CreateProject(ctx context.Context, params *CreateProjectParams,
 
 // DeleteProject Delete a project
 //
-// Refused while it holds sessions.
+// Refused while it holds sessions, or tasks. Its workspaces go with it.
 //
 // Scope: `projects:write`.
 //
@@ -10308,6 +11356,67 @@ func (c *Client) SyncTasksWithBody(ctx context.Context, projectId ProjectId, par
 // Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
 func (c *Client) SyncTasks(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
 	req, err := NewSyncTasksRequest(c.Server, projectId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// ListWorkspaces List a project's workspaces
+//
+// In the order of their names.
+//
+// Scope: `projects:read`.
+//
+// Corresponds with GET /v1/projects/{projectId}/workspaces (the `ListWorkspaces` operationId).
+func (c *Client) ListWorkspaces(ctx context.Context, projectId ProjectId, params *ListWorkspacesParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewListWorkspacesRequest(c.Server, projectId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateWorkspaceWithBody Create a workspace
+//
+// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+//
+// Scope: `projects:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+func (c *Client) CreateWorkspaceWithBody(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateWorkspaceRequestWithBody(c.Server, projectId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// CreateWorkspace Create a workspace
+//
+// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+//
+// Scope: `projects:write`.
+//
+// Takes a body of the `application/json` content type.
+//
+// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+func (c *Client) CreateWorkspace(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, body CreateWorkspaceJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewCreateWorkspaceRequest(c.Server, projectId, params, body)
 	if err != nil {
 		return nil, err
 	}
@@ -12130,6 +13239,141 @@ func (c *Client) GetVersion(ctx context.Context, reqEditors ...RequestEditorFn) 
 	return c.Client.Do(req)
 }
 
+// GetWatchPolicy Get the watch policy
+//
+// From when on the hub itself finds something wrong with a session. listAnomalyTypes says what the numbers mean.
+//
+// Scope: `detections:read`.
+//
+// Corresponds with GET /v1/watch-policy (the `GetWatchPolicy` operationId).
+func (c *Client) GetWatchPolicy(ctx context.Context, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetWatchPolicyRequest(c.Server)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetWatchPolicyWithBody Set the watch policy
+//
+// It holds from the next look on. That is on record as well.
+//
+// Scope: `detections:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/watch-policy (the `SetWatchPolicy` operationId).
+func (c *Client) SetWatchPolicyWithBody(ctx context.Context, params *SetWatchPolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetWatchPolicyRequestWithBody(c.Server, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// SetWatchPolicyWithApplicationMergePatchPlusJSONBody Set the watch policy
+//
+// It holds from the next look on. That is on record as well.
+//
+// Scope: `detections:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /v1/watch-policy (the `SetWatchPolicy` operationId).
+func (c *Client) SetWatchPolicyWithApplicationMergePatchPlusJSONBody(ctx context.Context, params *SetWatchPolicyParams, body SetWatchPolicyApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewSetWatchPolicyRequestWithApplicationMergePatchPlusJSONBody(c.Server, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// DeleteWorkspace Delete a workspace
+//
+// Placements in it lose it; those that were nowhere else are aborted.
+//
+// Scope: `projects:write`.
+//
+// Corresponds with DELETE /v1/workspaces/{workspaceId} (the `DeleteWorkspace` operationId).
+func (c *Client) DeleteWorkspace(ctx context.Context, workspaceId WorkspaceId, params *DeleteWorkspaceParams, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewDeleteWorkspaceRequest(c.Server, workspaceId, params)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// GetWorkspace Get a workspace
+//
+// Scope: `projects:read`.
+//
+// Corresponds with GET /v1/workspaces/{workspaceId} (the `GetWorkspace` operationId).
+func (c *Client) GetWorkspace(ctx context.Context, workspaceId WorkspaceId, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewGetWorkspaceRequest(c.Server, workspaceId)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateWorkspaceWithBody Change a workspace
+//
+// Scope: `projects:write`.
+//
+// Takes any type of body and a specified content type.
+//
+// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+func (c *Client) UpdateWorkspaceWithBody(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateWorkspaceRequestWithBody(c.Server, workspaceId, params, contentType, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
+// UpdateWorkspaceWithApplicationMergePatchPlusJSONBody Change a workspace
+//
+// Scope: `projects:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type.
+//
+// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+func (c *Client) UpdateWorkspaceWithApplicationMergePatchPlusJSONBody(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*http.Response, error) {
+	req, err := NewUpdateWorkspaceRequestWithApplicationMergePatchPlusJSONBody(c.Server, workspaceId, params, body)
+	if err != nil {
+		return nil, err
+	}
+	req = req.WithContext(ctx)
+	if err := c.applyEditors(ctx, req, reqEditors); err != nil {
+		return nil, err
+	}
+	return c.Client.Do(req)
+}
+
 // NewGetHealthRequest constructs an http.Request for the GetHealth method
 func NewGetHealthRequest(server string) (*http.Request, error) {
 	var err error
@@ -12703,6 +13947,272 @@ func NewSuspendAccountRequest(server string, accountId AccountId, params *Suspen
 			}
 
 			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListAnomalyTypesRequest constructs an http.Request for the ListAnomalyTypes method
+func NewListAnomalyTypesRequest(server string, params *ListAnomalyTypesParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/anomaly-types")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateAnomalyTypeRequest calls the generic CreateAnomalyType builder with application/json body
+func NewCreateAnomalyTypeRequest(server string, params *CreateAnomalyTypeParams, body CreateAnomalyTypeJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateAnomalyTypeRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewCreateAnomalyTypeRequestWithBody constructs an http.Request for the CreateAnomalyType method, with any body, and a specified content type
+func NewCreateAnomalyTypeRequestWithBody(server string, params *CreateAnomalyTypeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/anomaly-types")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteAnomalyTypeRequest constructs an http.Request for the DeleteAnomalyType method
+func NewDeleteAnomalyTypeRequest(server string, anomalyTypeId AnomalyTypeId, params *DeleteAnomalyTypeParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "anomalyTypeId", anomalyTypeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/anomaly-types/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetAnomalyTypeRequest constructs an http.Request for the GetAnomalyType method
+func NewGetAnomalyTypeRequest(server string, anomalyTypeId AnomalyTypeId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "anomalyTypeId", anomalyTypeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/anomaly-types/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateAnomalyTypeRequestWithApplicationMergePatchPlusJSONBody calls the generic UpdateAnomalyType builder with application/merge-patch+json body
+func NewUpdateAnomalyTypeRequestWithApplicationMergePatchPlusJSONBody(server string, anomalyTypeId AnomalyTypeId, params *UpdateAnomalyTypeParams, body UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateAnomalyTypeRequestWithBody(server, anomalyTypeId, params, "application/merge-patch+json", bodyReader)
+}
+
+// NewUpdateAnomalyTypeRequestWithBody constructs an http.Request for the UpdateAnomalyType method, with any body, and a specified content type
+func NewUpdateAnomalyTypeRequestWithBody(server string, anomalyTypeId AnomalyTypeId, params *UpdateAnomalyTypeParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "anomalyTypeId", anomalyTypeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/anomaly-types/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
 		}
 
 	}
@@ -14966,6 +16476,332 @@ func NewRevealClientSecretRequest(server string, clientId ClientId, secretName S
 	return req, nil
 }
 
+// NewListDetectionsRequest constructs an http.Request for the ListDetections method
+func NewListDetectionsRequest(server string, params *ListDetectionsParams) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/detections")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.SessionId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "sessionId", *params.SessionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.ProjectId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "projectId", *params.ProjectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.AnomalyType != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "anomalyType", *params.AnomalyType, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Status != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "status", *params.Status, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Severity != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "severity", *params.Severity, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewReportDetectionRequest calls the generic ReportDetection builder with application/json body
+func NewReportDetectionRequest(server string, params *ReportDetectionParams, body ReportDetectionJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewReportDetectionRequestWithBody(server, params, "application/json", bodyReader)
+}
+
+// NewReportDetectionRequestWithBody constructs an http.Request for the ReportDetection method, with any body, and a specified content type
+func NewReportDetectionRequestWithBody(server string, params *ReportDetectionParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/detections")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetDetectionRequest constructs an http.Request for the GetDetection method
+func NewGetDetectionRequest(server string, detectionId DetectionId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "detectionId", detectionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/detections/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewAcknowledgeDetectionRequest constructs an http.Request for the AcknowledgeDetection method
+func NewAcknowledgeDetectionRequest(server string, detectionId DetectionId, params *AcknowledgeDetectionParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "detectionId", detectionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/detections/%s/acknowledge", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewResolveDetectionRequest calls the generic ResolveDetection builder with application/json body
+func NewResolveDetectionRequest(server string, detectionId DetectionId, params *ResolveDetectionParams, body ResolveDetectionJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewResolveDetectionRequestWithBody(server, detectionId, params, "application/json", bodyReader)
+}
+
+// NewResolveDetectionRequestWithBody constructs an http.Request for the ResolveDetection method, with any body, and a specified content type
+func NewResolveDetectionRequestWithBody(server string, detectionId DetectionId, params *ResolveDetectionParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "detectionId", detectionId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/detections/%s/resolve", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 // NewListEncryptionKeysRequest constructs an http.Request for the ListEncryptionKeys method
 func NewListEncryptionKeysRequest(server string) (*http.Request, error) {
 	var err error
@@ -16526,6 +18362,30 @@ func NewListMappingsRequest(server string, projectId ProjectId, params *ListMapp
 
 		}
 
+		if params.SpokeId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "spokeId", *params.SpokeId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.WorkspaceId != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "workspaceId", *params.WorkspaceId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: "uuid"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
 		if params.Limit != nil {
 
 			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
@@ -17104,6 +18964,153 @@ func NewSyncTasksRequestWithBody(server string, projectId ProjectId, params *Syn
 	}
 
 	operationPath := fmt.Sprintf("/v1/projects/%s/tasks/sync", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPost, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IdempotencyKey != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "Idempotency-Key", *params.IdempotencyKey, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("Idempotency-Key", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewListWorkspacesRequest constructs an http.Request for the ListWorkspaces method
+func NewListWorkspacesRequest(server string, projectId ProjectId, params *ListWorkspacesParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/workspaces", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+		// queryValues collects non-styled parameters (passthrough, JSON)
+		// that are safe to round-trip through url.Values.Encode().
+		queryValues := queryURL.Query()
+		// rawQueryFragments collects pre-encoded query fragments from
+		// styled parameters, preserving literal commas as delimiters
+		// per the OpenAPI spec (e.g. "color=blue,black,brown").
+		var rawQueryFragments []string
+
+		if params.Name != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "name", *params.Name, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Limit != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "limit", *params.Limit, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "integer", Format: "int32"}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if params.Cursor != nil {
+
+			if queryFrag, err := runtime.StyleParamWithOptions("form", true, "cursor", *params.Cursor, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationQuery, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			} else {
+				for _, qp := range strings.Split(queryFrag, "&") {
+					rawQueryFragments = append(rawQueryFragments, qp)
+				}
+			}
+
+		}
+
+		if encoded := queryValues.Encode(); encoded != "" {
+			rawQueryFragments = append(rawQueryFragments, encoded)
+		}
+		queryURL.RawQuery = strings.Join(rawQueryFragments, "&")
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewCreateWorkspaceRequest calls the generic CreateWorkspace builder with application/json body
+func NewCreateWorkspaceRequest(server string, projectId ProjectId, params *CreateWorkspaceParams, body CreateWorkspaceJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewCreateWorkspaceRequestWithBody(server, projectId, params, "application/json", bodyReader)
+}
+
+// NewCreateWorkspaceRequestWithBody constructs an http.Request for the CreateWorkspace method, with any body, and a specified content type
+func NewCreateWorkspaceRequestWithBody(server string, projectId ProjectId, params *CreateWorkspaceParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "projectId", projectId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/projects/%s/workspaces", pathParam0)
 	if operationPath[0] == '/' {
 		operationPath = "." + operationPath
 	}
@@ -20926,6 +22933,233 @@ func NewGetVersionRequest(server string) (*http.Request, error) {
 	return req, nil
 }
 
+// NewGetWatchPolicyRequest constructs an http.Request for the GetWatchPolicy method
+func NewGetWatchPolicyRequest(server string) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/watch-policy")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewSetWatchPolicyRequestWithApplicationMergePatchPlusJSONBody calls the generic SetWatchPolicy builder with application/merge-patch+json body
+func NewSetWatchPolicyRequestWithApplicationMergePatchPlusJSONBody(server string, params *SetWatchPolicyParams, body SetWatchPolicyApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewSetWatchPolicyRequestWithBody(server, params, "application/merge-patch+json", bodyReader)
+}
+
+// NewSetWatchPolicyRequestWithBody constructs an http.Request for the SetWatchPolicy method, with any body, and a specified content type
+func NewSetWatchPolicyRequestWithBody(server string, params *SetWatchPolicyParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/watch-policy")
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewDeleteWorkspaceRequest constructs an http.Request for the DeleteWorkspace method
+func NewDeleteWorkspaceRequest(server string, workspaceId WorkspaceId, params *DeleteWorkspaceParams) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "workspaceId", workspaceId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/workspaces/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodDelete, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
+// NewGetWorkspaceRequest constructs an http.Request for the GetWorkspace method
+func NewGetWorkspaceRequest(server string, workspaceId WorkspaceId) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "workspaceId", workspaceId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/workspaces/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodGet, queryURL.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+
+	return req, nil
+}
+
+// NewUpdateWorkspaceRequestWithApplicationMergePatchPlusJSONBody calls the generic UpdateWorkspace builder with application/merge-patch+json body
+func NewUpdateWorkspaceRequestWithApplicationMergePatchPlusJSONBody(server string, workspaceId WorkspaceId, params *UpdateWorkspaceParams, body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody) (*http.Request, error) {
+	var bodyReader io.Reader
+	buf, err := json.Marshal(body)
+	if err != nil {
+		return nil, err
+	}
+	bodyReader = bytes.NewReader(buf)
+	return NewUpdateWorkspaceRequestWithBody(server, workspaceId, params, "application/merge-patch+json", bodyReader)
+}
+
+// NewUpdateWorkspaceRequestWithBody constructs an http.Request for the UpdateWorkspace method, with any body, and a specified content type
+func NewUpdateWorkspaceRequestWithBody(server string, workspaceId WorkspaceId, params *UpdateWorkspaceParams, contentType string, body io.Reader) (*http.Request, error) {
+	var err error
+
+	var pathParam0 string
+
+	pathParam0, err = runtime.StyleParamWithOptions("simple", false, "workspaceId", workspaceId, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationPath, Type: "string", Format: "uuid"})
+	if err != nil {
+		return nil, err
+	}
+
+	serverURL, err := url.Parse(server)
+	if err != nil {
+		return nil, err
+	}
+
+	operationPath := fmt.Sprintf("/v1/workspaces/%s", pathParam0)
+	if operationPath[0] == '/' {
+		operationPath = "." + operationPath
+	}
+
+	queryURL, err := serverURL.Parse(operationPath)
+	if err != nil {
+		return nil, err
+	}
+
+	req, err := http.NewRequest(http.MethodPatch, queryURL.String(), body)
+	if err != nil {
+		return nil, err
+	}
+
+	req.Header.Add("Content-Type", contentType)
+
+	if params != nil {
+
+		if params.IfMatch != nil {
+			var headerParam0 string
+
+			headerParam0, err = runtime.StyleParamWithOptions("simple", false, "If-Match", *params.IfMatch, runtime.StyleParamOptions{ParamLocation: runtime.ParamLocationHeader, Type: "string", Format: ""})
+			if err != nil {
+				return nil, err
+			}
+
+			req.Header.Set("If-Match", headerParam0)
+		}
+
+	}
+
+	return req, nil
+}
+
 func (c *Client) applyEditors(ctx context.Context, req *http.Request, additionalEditors []RequestEditorFn) error {
 	for _, r := range c.RequestEditors {
 		if err := r(ctx, req); err != nil {
@@ -21119,6 +23353,90 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/accounts/{accountId}/suspend (the `SuspendAccount` operationId).
 	SuspendAccountWithResponse(ctx context.Context, accountId AccountId, params *SuspendAccountParams, reqEditors ...RequestEditorFn) (*SuspendAccountResponse, error)
+
+	// ListAnomalyTypesWithResponse List anomaly types
+	//
+	// In the order of their names. Each organisation begins with those that are built in, which the hub itself watches for by the watch policy.
+	//
+	// - `SESSION_STALL`: the session's run state is `running` (not `waiting`), and for `stallMinutes` neither a message nor a part has arrived in it
+	//   nor has the session changed.
+	// - `HIGH_ERROR_COUNT`: of the tool parts that were begun in the session in the last `errorMinutes`, or of its calls of operations,
+	//   `errorCount` have failed.
+	// - `MODEL_DEGRADATION`: of a model's turns in the last `modelMinutes`, `modelErrorPercent` percentage points more have failed than in the
+	//   `modelBaselineHours` before; or the median turn that did not fail took `modelLatencyPercent` percent of the median before. There are
+	//   `modelTurns` in both times. A turn is an assistant's message that names its model (`modelID`) and has an `error`, or `time.created` and
+	//   `time.completed`; those that a person broke off do not count. It is told of the sessions that noticed: one of their turns failed, or was
+	//   that slow.
+	//
+	// The hub looks every minute, at models every five, and not at sessions that have ended or are archived. What no longer holds it resolves as
+	// `expired`.
+	//
+	// Scope: `detections:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/anomaly-types (the `ListAnomalyTypes` operationId).
+	ListAnomalyTypesWithResponse(ctx context.Context, params *ListAnomalyTypesParams, reqEditors ...RequestEditorFn) (*ListAnomalyTypesResponse, error)
+
+	// CreateAnomalyTypeWithBodyWithResponse Create an anomaly type
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/anomaly-types (the `CreateAnomalyType` operationId).
+	CreateAnomalyTypeWithBodyWithResponse(ctx context.Context, params *CreateAnomalyTypeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateAnomalyTypeResponse, error)
+
+	// CreateAnomalyTypeWithResponse Create an anomaly type
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/anomaly-types (the `CreateAnomalyType` operationId).
+	CreateAnomalyTypeWithResponse(ctx context.Context, params *CreateAnomalyTypeParams, body CreateAnomalyTypeJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateAnomalyTypeResponse, error)
+
+	// DeleteAnomalyTypeWithResponse Delete an anomaly type
+	//
+	// Refused while detections are of it, and of one that is built in.
+	//
+	// Scope: `detections:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/anomaly-types/{anomalyTypeId} (the `DeleteAnomalyType` operationId).
+	DeleteAnomalyTypeWithResponse(ctx context.Context, anomalyTypeId AnomalyTypeId, params *DeleteAnomalyTypeParams, reqEditors ...RequestEditorFn) (*DeleteAnomalyTypeResponse, error)
+
+	// GetAnomalyTypeWithResponse Get an anomaly type
+	//
+	// Scope: `detections:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/anomaly-types/{anomalyTypeId} (the `GetAnomalyType` operationId).
+	GetAnomalyTypeWithResponse(ctx context.Context, anomalyTypeId AnomalyTypeId, reqEditors ...RequestEditorFn) (*GetAnomalyTypeResponse, error)
+
+	// UpdateAnomalyTypeWithBodyWithResponse Change an anomaly type
+	//
+	// Detections that were made keep their severity.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/anomaly-types/{anomalyTypeId} (the `UpdateAnomalyType` operationId).
+	UpdateAnomalyTypeWithBodyWithResponse(ctx context.Context, anomalyTypeId AnomalyTypeId, params *UpdateAnomalyTypeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateAnomalyTypeResponse, error)
+
+	// UpdateAnomalyTypeWithApplicationMergePatchPlusJSONBodyWithResponse Change an anomaly type
+	//
+	// Detections that were made keep their severity.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/anomaly-types/{anomalyTypeId} (the `UpdateAnomalyType` operationId).
+	UpdateAnomalyTypeWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, anomalyTypeId AnomalyTypeId, params *UpdateAnomalyTypeParams, body UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateAnomalyTypeResponse, error)
 
 	// ListApiKeysWithResponse List API keys
 	//
@@ -21612,6 +23930,85 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/clients/{clientId}/secrets/{secretName}/reveal (the `RevealClientSecret` operationId).
 	RevealClientSecretWithResponse(ctx context.Context, clientId ClientId, secretName SecretName, params *RevealClientSecretParams, reqEditors ...RequestEditorFn) (*RevealClientSecretResponse, error)
 
+	// ListDetectionsWithResponse List detections
+	//
+	// The newest first.
+	//
+	// Scope: `detections:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/detections (the `ListDetections` operationId).
+	ListDetectionsWithResponse(ctx context.Context, params *ListDetectionsParams, reqEditors ...RequestEditorFn) (*ListDetectionsResponse, error)
+
+	// ReportDetectionWithBodyWithResponse Report that something is wrong with a session
+	//
+	// While a detection of this type is open for the session (not resolved), a report counts it up instead of making another one: the answer
+	// is then 200. It raises the severity where the new one is higher, and replaces the evidence where there is some.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/detections (the `ReportDetection` operationId).
+	ReportDetectionWithBodyWithResponse(ctx context.Context, params *ReportDetectionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReportDetectionResponse, error)
+
+	// ReportDetectionWithResponse Report that something is wrong with a session
+	//
+	// While a detection of this type is open for the session (not resolved), a report counts it up instead of making another one: the answer
+	// is then 200. It raises the severity where the new one is higher, and replaces the evidence where there is some.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/detections (the `ReportDetection` operationId).
+	ReportDetectionWithResponse(ctx context.Context, params *ReportDetectionParams, body ReportDetectionJSONRequestBody, reqEditors ...RequestEditorFn) (*ReportDetectionResponse, error)
+
+	// GetDetectionWithResponse Get a detection
+	//
+	// Scope: `detections:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/detections/{detectionId} (the `GetDetection` operationId).
+	GetDetectionWithResponse(ctx context.Context, detectionId DetectionId, reqEditors ...RequestEditorFn) (*GetDetectionResponse, error)
+
+	// AcknowledgeDetectionWithResponse Acknowledge a detection
+	//
+	// Somebody looks after it. One that is acknowledged stays as it is.
+	//
+	// Scope: `detections:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/detections/{detectionId}/acknowledge (the `AcknowledgeDetection` operationId).
+	AcknowledgeDetectionWithResponse(ctx context.Context, detectionId DetectionId, params *AcknowledgeDetectionParams, reqEditors ...RequestEditorFn) (*AcknowledgeDetectionResponse, error)
+
+	// ResolveDetectionWithBodyWithResponse Resolve a detection
+	//
+	// For good: what comes again is another detection. But what is called a false positive the hub itself does not raise again in this session,
+	// and what is said to be fixed only when it still holds ten minutes later.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/detections/{detectionId}/resolve (the `ResolveDetection` operationId).
+	ResolveDetectionWithBodyWithResponse(ctx context.Context, detectionId DetectionId, params *ResolveDetectionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ResolveDetectionResponse, error)
+
+	// ResolveDetectionWithResponse Resolve a detection
+	//
+	// For good: what comes again is another detection. But what is called a false positive the hub itself does not raise again in this session,
+	// and what is said to be fixed only when it still holds ten minutes later.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/detections/{detectionId}/resolve (the `ResolveDetection` operationId).
+	ResolveDetectionWithResponse(ctx context.Context, detectionId DetectionId, params *ResolveDetectionParams, body ResolveDetectionJSONRequestBody, reqEditors ...RequestEditorFn) (*ResolveDetectionResponse, error)
+
 	// ListEncryptionKeysWithResponse List the keys that encrypt secrets
 	//
 	// Of the whole platform, with how many secrets each holds. In the order of their versions. The keys themselves are in no database and no answer.
@@ -21636,10 +24033,12 @@ type ClientWithResponsesInterface interface {
 
 	// FollowEventsWithResponse Follow what changes
 	//
-	// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
-	// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
-	// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
-	// streams in comes, several times a second at most, how long it is by now.
+	// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message,
+	// part, task, mapping, spoke or detection comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in
+	// the order of its revisions. Events hold no content: read what they name. What goes with a deleted session, message or task is not
+	// told of by itself, and of a text that streams in comes, several times a second at most, how long it is by now. What moves no
+	// revision, such as a heartbeat, is no change. Calls are not in the feed: who made one waits for it. Keys that are limited to
+	// projects are not told of spokes, which belong to none.
 	//
 	// Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
 	// server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
@@ -21657,9 +24056,13 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with GET /v1/events (the `FollowEvents` operationId).
 	FollowEventsWithResponse(ctx context.Context, params *FollowEventsParams, reqEditors ...RequestEditorFn) (*FollowEventsResponse, error)
 
-	// CreateMappingWithBodyWithResponse Say that a session works for another one
+	// CreateMappingWithBodyWithResponse Say for whom or where a session works
 	//
-	// Assignments are made by claiming a task.
+	// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+	// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+	// made by claiming a task.
+	//
+	// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 	//
 	// Scope: `coordination:write`.
 	//
@@ -21668,9 +24071,13 @@ type ClientWithResponsesInterface interface {
 	// Corresponds with POST /v1/mappings (the `CreateMapping` operationId).
 	CreateMappingWithBodyWithResponse(ctx context.Context, params *CreateMappingParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateMappingResponse, error)
 
-	// CreateMappingWithResponse Say that a session works for another one
+	// CreateMappingWithResponse Say for whom or where a session works
 	//
-	// Assignments are made by claiming a task.
+	// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+	// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+	// made by claiming a task.
+	//
+	// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 	//
 	// Scope: `coordination:write`.
 	//
@@ -21960,7 +24367,7 @@ type ClientWithResponsesInterface interface {
 
 	// DeleteProjectWithResponse Delete a project
 	//
-	// Refused while it holds sessions.
+	// Refused while it holds sessions, or tasks. Its workspaces go with it.
 	//
 	// Scope: `projects:write`.
 	//
@@ -22125,6 +24532,39 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with POST /v1/projects/{projectId}/tasks/sync (the `SyncTasks` operationId).
 	SyncTasksWithResponse(ctx context.Context, projectId ProjectId, params *SyncTasksParams, body SyncTasksJSONRequestBody, reqEditors ...RequestEditorFn) (*SyncTasksResponse, error)
+
+	// ListWorkspacesWithResponse List a project's workspaces
+	//
+	// In the order of their names.
+	//
+	// Scope: `projects:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/projects/{projectId}/workspaces (the `ListWorkspaces` operationId).
+	ListWorkspacesWithResponse(ctx context.Context, projectId ProjectId, params *ListWorkspacesParams, reqEditors ...RequestEditorFn) (*ListWorkspacesResponse, error)
+
+	// CreateWorkspaceWithBodyWithResponse Create a workspace
+	//
+	// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+	CreateWorkspaceWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateWorkspaceResponse, error)
+
+	// CreateWorkspaceWithResponse Create a workspace
+	//
+	// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+	CreateWorkspaceWithResponse(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, body CreateWorkspaceJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateWorkspaceResponse, error)
 
 	// GetRetentionPolicyWithResponse Get the retention policy
 	//
@@ -23111,6 +25551,77 @@ type ClientWithResponsesInterface interface {
 	//
 	// Corresponds with GET /v1/version (the `GetVersion` operationId).
 	GetVersionWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetVersionResponse, error)
+
+	// GetWatchPolicyWithResponse Get the watch policy
+	//
+	// From when on the hub itself finds something wrong with a session. listAnomalyTypes says what the numbers mean.
+	//
+	// Scope: `detections:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/watch-policy (the `GetWatchPolicy` operationId).
+	GetWatchPolicyWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetWatchPolicyResponse, error)
+
+	// SetWatchPolicyWithBodyWithResponse Set the watch policy
+	//
+	// It holds from the next look on. That is on record as well.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/watch-policy (the `SetWatchPolicy` operationId).
+	SetWatchPolicyWithBodyWithResponse(ctx context.Context, params *SetWatchPolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetWatchPolicyResponse, error)
+
+	// SetWatchPolicyWithApplicationMergePatchPlusJSONBodyWithResponse Set the watch policy
+	//
+	// It holds from the next look on. That is on record as well.
+	//
+	// Scope: `detections:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/watch-policy (the `SetWatchPolicy` operationId).
+	SetWatchPolicyWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, params *SetWatchPolicyParams, body SetWatchPolicyApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*SetWatchPolicyResponse, error)
+
+	// DeleteWorkspaceWithResponse Delete a workspace
+	//
+	// Placements in it lose it; those that were nowhere else are aborted.
+	//
+	// Scope: `projects:write`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with DELETE /v1/workspaces/{workspaceId} (the `DeleteWorkspace` operationId).
+	DeleteWorkspaceWithResponse(ctx context.Context, workspaceId WorkspaceId, params *DeleteWorkspaceParams, reqEditors ...RequestEditorFn) (*DeleteWorkspaceResponse, error)
+
+	// GetWorkspaceWithResponse Get a workspace
+	//
+	// Scope: `projects:read`.
+	//
+	// Returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with GET /v1/workspaces/{workspaceId} (the `GetWorkspace` operationId).
+	GetWorkspaceWithResponse(ctx context.Context, workspaceId WorkspaceId, reqEditors ...RequestEditorFn) (*GetWorkspaceResponse, error)
+
+	// UpdateWorkspaceWithBodyWithResponse Change a workspace
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+	UpdateWorkspaceWithBodyWithResponse(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateWorkspaceResponse, error)
+
+	// UpdateWorkspaceWithApplicationMergePatchPlusJSONBodyWithResponse Change a workspace
+	//
+	// Scope: `projects:write`.
+	//
+	// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+	//
+	// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+	UpdateWorkspaceWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateWorkspaceResponse, error)
 }
 
 type GetHealthResponse struct {
@@ -23719,6 +26230,261 @@ func (r SuspendAccountResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r SuspendAccountResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListAnomalyTypesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AnomalyTypePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListAnomalyTypesResponse) GetJSON200() *AnomalyTypePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListAnomalyTypesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListAnomalyTypesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListAnomalyTypesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListAnomalyTypesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListAnomalyTypesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateAnomalyTypeResponse201Headers the declared response headers of an HTTP 201 response for CreateAnomalyType
+type CreateAnomalyTypeResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type CreateAnomalyTypeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *AnomalyType
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateAnomalyTypeResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateAnomalyTypeResponse) GetJSON201() *AnomalyType {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateAnomalyTypeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateAnomalyTypeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateAnomalyTypeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateAnomalyTypeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateAnomalyTypeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteAnomalyTypeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteAnomalyTypeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteAnomalyTypeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteAnomalyTypeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteAnomalyTypeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteAnomalyTypeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetAnomalyTypeResponse200Headers the declared response headers of an HTTP 200 response for GetAnomalyType
+type GetAnomalyTypeResponse200Headers struct {
+	ETag string
+}
+
+type GetAnomalyTypeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AnomalyType
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetAnomalyTypeResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetAnomalyTypeResponse) GetJSON200() *AnomalyType {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetAnomalyTypeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetAnomalyTypeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetAnomalyTypeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetAnomalyTypeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetAnomalyTypeResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UpdateAnomalyTypeResponse200Headers the declared response headers of an HTTP 200 response for UpdateAnomalyType
+type UpdateAnomalyTypeResponse200Headers struct {
+	ETag string
+}
+
+type UpdateAnomalyTypeResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *AnomalyType
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UpdateAnomalyTypeResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateAnomalyTypeResponse) GetJSON200() *AnomalyType {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateAnomalyTypeResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateAnomalyTypeResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateAnomalyTypeResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateAnomalyTypeResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateAnomalyTypeResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -25503,6 +28269,289 @@ func (r RevealClientSecretResponse) ContentType() string {
 	return ""
 }
 
+type ListDetectionsResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *DetectionPage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListDetectionsResponse) GetJSON200() *DetectionPage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListDetectionsResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListDetectionsResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListDetectionsResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListDetectionsResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListDetectionsResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ReportDetectionResponse200Headers the declared response headers of an HTTP 200 response for ReportDetection
+type ReportDetectionResponse200Headers struct {
+	ETag string
+}
+
+// ReportDetectionResponse201Headers the declared response headers of an HTTP 201 response for ReportDetection
+type ReportDetectionResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type ReportDetectionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Detection
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Detection
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ReportDetectionResponse200Headers
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *ReportDetectionResponse201Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ReportDetectionResponse) GetJSON200() *Detection {
+	return r.JSON200
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r ReportDetectionResponse) GetJSON201() *Detection {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ReportDetectionResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ReportDetectionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ReportDetectionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ReportDetectionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ReportDetectionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetDetectionResponse200Headers the declared response headers of an HTTP 200 response for GetDetection
+type GetDetectionResponse200Headers struct {
+	ETag string
+}
+
+type GetDetectionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Detection
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetDetectionResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetDetectionResponse) GetJSON200() *Detection {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetDetectionResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetDetectionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetDetectionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetDetectionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetDetectionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// AcknowledgeDetectionResponse200Headers the declared response headers of an HTTP 200 response for AcknowledgeDetection
+type AcknowledgeDetectionResponse200Headers struct {
+	ETag string
+}
+
+type AcknowledgeDetectionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Detection
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *AcknowledgeDetectionResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r AcknowledgeDetectionResponse) GetJSON200() *Detection {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r AcknowledgeDetectionResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r AcknowledgeDetectionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r AcknowledgeDetectionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r AcknowledgeDetectionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r AcknowledgeDetectionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// ResolveDetectionResponse200Headers the declared response headers of an HTTP 200 response for ResolveDetection
+type ResolveDetectionResponse200Headers struct {
+	ETag string
+}
+
+type ResolveDetectionResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Detection
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *ResolveDetectionResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ResolveDetectionResponse) GetJSON200() *Detection {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ResolveDetectionResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ResolveDetectionResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ResolveDetectionResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ResolveDetectionResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ResolveDetectionResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 type ListEncryptionKeysResponse struct {
 	Body         []byte
 	HTTPResponse *http.Response
@@ -27218,6 +30267,110 @@ func (r SyncTasksResponse) StatusCode() int {
 
 // ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
 func (r SyncTasksResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type ListWorkspacesResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *WorkspacePage
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r ListWorkspacesResponse) GetJSON200() *WorkspacePage {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r ListWorkspacesResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r ListWorkspacesResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r ListWorkspacesResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r ListWorkspacesResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r ListWorkspacesResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// CreateWorkspaceResponse201Headers the declared response headers of an HTTP 201 response for CreateWorkspace
+type CreateWorkspaceResponse201Headers struct {
+	ETag     string
+	Location string
+}
+
+type CreateWorkspaceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON201 the response for an HTTP 201 `application/json` response
+	JSON201 *Workspace
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers201 the parsed response headers for an HTTP 201 response
+	Headers201 *CreateWorkspaceResponse201Headers
+}
+
+// GetJSON201 returns the response for an HTTP 201 `application/json` response
+func (r CreateWorkspaceResponse) GetJSON201() *Workspace {
+	return r.JSON201
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r CreateWorkspaceResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r CreateWorkspaceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r CreateWorkspaceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r CreateWorkspaceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r CreateWorkspaceResponse) ContentType() string {
 	if r.HTTPResponse != nil {
 		return r.HTTPResponse.Header.Get("Content-Type")
 	}
@@ -30318,6 +33471,267 @@ func (r GetVersionResponse) ContentType() string {
 	return ""
 }
 
+// GetWatchPolicyResponse200Headers the declared response headers of an HTTP 200 response for GetWatchPolicy
+type GetWatchPolicyResponse200Headers struct {
+	ETag string
+}
+
+type GetWatchPolicyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *WatchPolicy
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetWatchPolicyResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetWatchPolicyResponse) GetJSON200() *WatchPolicy {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetWatchPolicyResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetWatchPolicyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetWatchPolicyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetWatchPolicyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetWatchPolicyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// SetWatchPolicyResponse200Headers the declared response headers of an HTTP 200 response for SetWatchPolicy
+type SetWatchPolicyResponse200Headers struct {
+	ETag string
+}
+
+type SetWatchPolicyResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *WatchPolicy
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *SetWatchPolicyResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r SetWatchPolicyResponse) GetJSON200() *WatchPolicy {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r SetWatchPolicyResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r SetWatchPolicyResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r SetWatchPolicyResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r SetWatchPolicyResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r SetWatchPolicyResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+type DeleteWorkspaceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r DeleteWorkspaceResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r DeleteWorkspaceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r DeleteWorkspaceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r DeleteWorkspaceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r DeleteWorkspaceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// GetWorkspaceResponse200Headers the declared response headers of an HTTP 200 response for GetWorkspace
+type GetWorkspaceResponse200Headers struct {
+	ETag string
+}
+
+type GetWorkspaceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Workspace
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *GetWorkspaceResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r GetWorkspaceResponse) GetJSON200() *Workspace {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r GetWorkspaceResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r GetWorkspaceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r GetWorkspaceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r GetWorkspaceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r GetWorkspaceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
+// UpdateWorkspaceResponse200Headers the declared response headers of an HTTP 200 response for UpdateWorkspace
+type UpdateWorkspaceResponse200Headers struct {
+	ETag string
+}
+
+type UpdateWorkspaceResponse struct {
+	Body         []byte
+	HTTPResponse *http.Response
+	// JSON200 the response for an HTTP 200 `application/json` response
+	JSON200 *Workspace
+	// ApplicationproblemJSONDefault the response for an HTTP default `application/problem+json` response
+	ApplicationproblemJSONDefault *Error
+	// Headers200 the parsed response headers for an HTTP 200 response
+	Headers200 *UpdateWorkspaceResponse200Headers
+}
+
+// GetJSON200 returns the response for an HTTP 200 `application/json` response
+func (r UpdateWorkspaceResponse) GetJSON200() *Workspace {
+	return r.JSON200
+}
+
+// GetApplicationproblemJSONDefault returns the response for an HTTP default `application/problem+json` response
+func (r UpdateWorkspaceResponse) GetApplicationproblemJSONDefault() *Error {
+	return r.ApplicationproblemJSONDefault
+}
+
+// GetBody returns the raw response body bytes
+func (r UpdateWorkspaceResponse) GetBody() []byte {
+	return r.Body
+}
+
+// Status returns HTTPResponse.Status
+func (r UpdateWorkspaceResponse) Status() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Status
+	}
+	return http.StatusText(0)
+}
+
+// StatusCode returns HTTPResponse.StatusCode
+func (r UpdateWorkspaceResponse) StatusCode() int {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.StatusCode
+	}
+	return 0
+}
+
+// ContentType is a convenience method to retrieve the Content-Type value from the HTTP response headers
+func (r UpdateWorkspaceResponse) ContentType() string {
+	if r.HTTPResponse != nil {
+		return r.HTTPResponse.Header.Get("Content-Type")
+	}
+	return ""
+}
+
 // GetHealthWithResponse Whether the process lives
 //
 // Needs no key.
@@ -30550,6 +33964,132 @@ func (c *ClientWithResponses) SuspendAccountWithResponse(ctx context.Context, ac
 		return nil, err
 	}
 	return ParseSuspendAccountResponse(rsp)
+}
+
+// ListAnomalyTypesWithResponse List anomaly types
+//
+// In the order of their names. Each organisation begins with those that are built in, which the hub itself watches for by the watch policy.
+//
+//   - `SESSION_STALL`: the session's run state is `running` (not `waiting`), and for `stallMinutes` neither a message nor a part has arrived in it
+//     nor has the session changed.
+//   - `HIGH_ERROR_COUNT`: of the tool parts that were begun in the session in the last `errorMinutes`, or of its calls of operations,
+//     `errorCount` have failed.
+//   - `MODEL_DEGRADATION`: of a model's turns in the last `modelMinutes`, `modelErrorPercent` percentage points more have failed than in the
+//     `modelBaselineHours` before; or the median turn that did not fail took `modelLatencyPercent` percent of the median before. There are
+//     `modelTurns` in both times. A turn is an assistant's message that names its model (`modelID`) and has an `error`, or `time.created` and
+//     `time.completed`; those that a person broke off do not count. It is told of the sessions that noticed: one of their turns failed, or was
+//     that slow.
+//
+// The hub looks every minute, at models every five, and not at sessions that have ended or are archived. What no longer holds it resolves as
+// `expired`.
+//
+// Scope: `detections:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/anomaly-types (the `ListAnomalyTypes` operationId).
+func (c *ClientWithResponses) ListAnomalyTypesWithResponse(ctx context.Context, params *ListAnomalyTypesParams, reqEditors ...RequestEditorFn) (*ListAnomalyTypesResponse, error) {
+	rsp, err := c.ListAnomalyTypes(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListAnomalyTypesResponse(rsp)
+}
+
+// CreateAnomalyTypeWithBodyWithResponse Create an anomaly type
+//
+// Scope: `detections:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/anomaly-types (the `CreateAnomalyType` operationId).
+func (c *ClientWithResponses) CreateAnomalyTypeWithBodyWithResponse(ctx context.Context, params *CreateAnomalyTypeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateAnomalyTypeResponse, error) {
+	rsp, err := c.CreateAnomalyTypeWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateAnomalyTypeResponse(rsp)
+}
+
+// CreateAnomalyTypeWithResponse Create an anomaly type
+//
+// Scope: `detections:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/anomaly-types (the `CreateAnomalyType` operationId).
+func (c *ClientWithResponses) CreateAnomalyTypeWithResponse(ctx context.Context, params *CreateAnomalyTypeParams, body CreateAnomalyTypeJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateAnomalyTypeResponse, error) {
+	rsp, err := c.CreateAnomalyType(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateAnomalyTypeResponse(rsp)
+}
+
+// DeleteAnomalyTypeWithResponse Delete an anomaly type
+//
+// Refused while detections are of it, and of one that is built in.
+//
+// Scope: `detections:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/anomaly-types/{anomalyTypeId} (the `DeleteAnomalyType` operationId).
+func (c *ClientWithResponses) DeleteAnomalyTypeWithResponse(ctx context.Context, anomalyTypeId AnomalyTypeId, params *DeleteAnomalyTypeParams, reqEditors ...RequestEditorFn) (*DeleteAnomalyTypeResponse, error) {
+	rsp, err := c.DeleteAnomalyType(ctx, anomalyTypeId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteAnomalyTypeResponse(rsp)
+}
+
+// GetAnomalyTypeWithResponse Get an anomaly type
+//
+// Scope: `detections:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/anomaly-types/{anomalyTypeId} (the `GetAnomalyType` operationId).
+func (c *ClientWithResponses) GetAnomalyTypeWithResponse(ctx context.Context, anomalyTypeId AnomalyTypeId, reqEditors ...RequestEditorFn) (*GetAnomalyTypeResponse, error) {
+	rsp, err := c.GetAnomalyType(ctx, anomalyTypeId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetAnomalyTypeResponse(rsp)
+}
+
+// UpdateAnomalyTypeWithBodyWithResponse Change an anomaly type
+//
+// Detections that were made keep their severity.
+//
+// Scope: `detections:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/anomaly-types/{anomalyTypeId} (the `UpdateAnomalyType` operationId).
+func (c *ClientWithResponses) UpdateAnomalyTypeWithBodyWithResponse(ctx context.Context, anomalyTypeId AnomalyTypeId, params *UpdateAnomalyTypeParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateAnomalyTypeResponse, error) {
+	rsp, err := c.UpdateAnomalyTypeWithBody(ctx, anomalyTypeId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateAnomalyTypeResponse(rsp)
+}
+
+// UpdateAnomalyTypeWithApplicationMergePatchPlusJSONBodyWithResponse Change an anomaly type
+//
+// Detections that were made keep their severity.
+//
+// Scope: `detections:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/anomaly-types/{anomalyTypeId} (the `UpdateAnomalyType` operationId).
+func (c *ClientWithResponses) UpdateAnomalyTypeWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, anomalyTypeId AnomalyTypeId, params *UpdateAnomalyTypeParams, body UpdateAnomalyTypeApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateAnomalyTypeResponse, error) {
+	rsp, err := c.UpdateAnomalyTypeWithApplicationMergePatchPlusJSONBody(ctx, anomalyTypeId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateAnomalyTypeResponse(rsp)
 }
 
 // ListApiKeysWithResponse List API keys
@@ -31320,6 +34860,127 @@ func (c *ClientWithResponses) RevealClientSecretWithResponse(ctx context.Context
 	return ParseRevealClientSecretResponse(rsp)
 }
 
+// ListDetectionsWithResponse List detections
+//
+// The newest first.
+//
+// Scope: `detections:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/detections (the `ListDetections` operationId).
+func (c *ClientWithResponses) ListDetectionsWithResponse(ctx context.Context, params *ListDetectionsParams, reqEditors ...RequestEditorFn) (*ListDetectionsResponse, error) {
+	rsp, err := c.ListDetections(ctx, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListDetectionsResponse(rsp)
+}
+
+// ReportDetectionWithBodyWithResponse Report that something is wrong with a session
+//
+// While a detection of this type is open for the session (not resolved), a report counts it up instead of making another one: the answer
+// is then 200. It raises the severity where the new one is higher, and replaces the evidence where there is some.
+//
+// Scope: `detections:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/detections (the `ReportDetection` operationId).
+func (c *ClientWithResponses) ReportDetectionWithBodyWithResponse(ctx context.Context, params *ReportDetectionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ReportDetectionResponse, error) {
+	rsp, err := c.ReportDetectionWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReportDetectionResponse(rsp)
+}
+
+// ReportDetectionWithResponse Report that something is wrong with a session
+//
+// While a detection of this type is open for the session (not resolved), a report counts it up instead of making another one: the answer
+// is then 200. It raises the severity where the new one is higher, and replaces the evidence where there is some.
+//
+// Scope: `detections:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/detections (the `ReportDetection` operationId).
+func (c *ClientWithResponses) ReportDetectionWithResponse(ctx context.Context, params *ReportDetectionParams, body ReportDetectionJSONRequestBody, reqEditors ...RequestEditorFn) (*ReportDetectionResponse, error) {
+	rsp, err := c.ReportDetection(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseReportDetectionResponse(rsp)
+}
+
+// GetDetectionWithResponse Get a detection
+//
+// Scope: `detections:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/detections/{detectionId} (the `GetDetection` operationId).
+func (c *ClientWithResponses) GetDetectionWithResponse(ctx context.Context, detectionId DetectionId, reqEditors ...RequestEditorFn) (*GetDetectionResponse, error) {
+	rsp, err := c.GetDetection(ctx, detectionId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetDetectionResponse(rsp)
+}
+
+// AcknowledgeDetectionWithResponse Acknowledge a detection
+//
+// Somebody looks after it. One that is acknowledged stays as it is.
+//
+// Scope: `detections:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/detections/{detectionId}/acknowledge (the `AcknowledgeDetection` operationId).
+func (c *ClientWithResponses) AcknowledgeDetectionWithResponse(ctx context.Context, detectionId DetectionId, params *AcknowledgeDetectionParams, reqEditors ...RequestEditorFn) (*AcknowledgeDetectionResponse, error) {
+	rsp, err := c.AcknowledgeDetection(ctx, detectionId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseAcknowledgeDetectionResponse(rsp)
+}
+
+// ResolveDetectionWithBodyWithResponse Resolve a detection
+//
+// For good: what comes again is another detection. But what is called a false positive the hub itself does not raise again in this session,
+// and what is said to be fixed only when it still holds ten minutes later.
+//
+// Scope: `detections:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/detections/{detectionId}/resolve (the `ResolveDetection` operationId).
+func (c *ClientWithResponses) ResolveDetectionWithBodyWithResponse(ctx context.Context, detectionId DetectionId, params *ResolveDetectionParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*ResolveDetectionResponse, error) {
+	rsp, err := c.ResolveDetectionWithBody(ctx, detectionId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseResolveDetectionResponse(rsp)
+}
+
+// ResolveDetectionWithResponse Resolve a detection
+//
+// For good: what comes again is another detection. But what is called a false positive the hub itself does not raise again in this session,
+// and what is said to be fixed only when it still holds ten minutes later.
+//
+// Scope: `detections:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/detections/{detectionId}/resolve (the `ResolveDetection` operationId).
+func (c *ClientWithResponses) ResolveDetectionWithResponse(ctx context.Context, detectionId DetectionId, params *ResolveDetectionParams, body ResolveDetectionJSONRequestBody, reqEditors ...RequestEditorFn) (*ResolveDetectionResponse, error) {
+	rsp, err := c.ResolveDetection(ctx, detectionId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseResolveDetectionResponse(rsp)
+}
+
 // ListEncryptionKeysWithResponse List the keys that encrypt secrets
 //
 // Of the whole platform, with how many secrets each holds. In the order of their versions. The keys themselves are in no database and no answer.
@@ -31356,10 +35017,12 @@ func (c *ClientWithResponses) DeleteEncryptionKeyWithResponse(ctx context.Contex
 
 // FollowEventsWithResponse Follow what changes
 //
-// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message or
-// part comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in the order of its revisions. Events
-// hold no content: read what they name. What goes with a deleted session or message is not told of by itself, and of a text that
-// streams in comes, several times a second at most, how long it is by now.
+// A stream of server-sent events (`text/event-stream`) that goes on until either side ends it. Each change of a session, message,
+// part, task, mapping, spoke or detection comes once, as an unnamed event whose `data` is an `Event`; of one row, its changes come in
+// the order of its revisions. Events hold no content: read what they name. What goes with a deleted session, message or task is not
+// told of by itself, and of a text that streams in comes, several times a second at most, how long it is by now. What moves no
+// revision, such as a heartbeat, is no change. Calls are not in the feed: who made one waits for it. Keys that are limited to
+// projects are not told of spokes, which belong to none.
 //
 // Each event has an `id`, its position in the organisation's feed. `Last-Event-ID` takes the feed up again behind it, on whichever
 // server; `after` is for clients that cannot set headers. Without either the stream begins with what happens next, and its first
@@ -31383,9 +35046,13 @@ func (c *ClientWithResponses) FollowEventsWithResponse(ctx context.Context, para
 	return ParseFollowEventsResponse(rsp)
 }
 
-// CreateMappingWithBodyWithResponse Say that a session works for another one
+// CreateMappingWithBodyWithResponse Say for whom or where a session works
 //
-// Assignments are made by claiming a task.
+// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+// made by claiming a task.
+//
+// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 //
 // Scope: `coordination:write`.
 //
@@ -31400,9 +35067,13 @@ func (c *ClientWithResponses) CreateMappingWithBodyWithResponse(ctx context.Cont
 	return ParseCreateMappingResponse(rsp)
 }
 
-// CreateMappingWithResponse Say that a session works for another one
+// CreateMappingWithResponse Say for whom or where a session works
 //
-// Assignments are made by claiming a task.
+// A `delegation`: the session works for `parentSessionId`. A `placement`: it runs on the spoke `spokeId`, in the workspace
+// `workspaceId`, or both. All are of the session's project, and a session has one active mapping of each kind. Assignments are
+// made by claiming a task.
+//
+// A placement ends with its session, when its spoke disconnects for good, and when the last of its spoke and workspace is deleted.
 //
 // Scope: `coordination:write`.
 //
@@ -31860,7 +35531,7 @@ func (c *ClientWithResponses) CreateProjectWithResponse(ctx context.Context, par
 
 // DeleteProjectWithResponse Delete a project
 //
-// Refused while it holds sessions.
+// Refused while it holds sessions, or tasks. Its workspaces go with it.
 //
 // Scope: `projects:write`.
 //
@@ -32114,6 +35785,57 @@ func (c *ClientWithResponses) SyncTasksWithResponse(ctx context.Context, project
 		return nil, err
 	}
 	return ParseSyncTasksResponse(rsp)
+}
+
+// ListWorkspacesWithResponse List a project's workspaces
+//
+// In the order of their names.
+//
+// Scope: `projects:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/projects/{projectId}/workspaces (the `ListWorkspaces` operationId).
+func (c *ClientWithResponses) ListWorkspacesWithResponse(ctx context.Context, projectId ProjectId, params *ListWorkspacesParams, reqEditors ...RequestEditorFn) (*ListWorkspacesResponse, error) {
+	rsp, err := c.ListWorkspaces(ctx, projectId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseListWorkspacesResponse(rsp)
+}
+
+// CreateWorkspaceWithBodyWithResponse Create a workspace
+//
+// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+//
+// Scope: `projects:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+func (c *ClientWithResponses) CreateWorkspaceWithBodyWithResponse(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*CreateWorkspaceResponse, error) {
+	rsp, err := c.CreateWorkspaceWithBody(ctx, projectId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateWorkspaceResponse(rsp)
+}
+
+// CreateWorkspaceWithResponse Create a workspace
+//
+// A place where the project's work is done, such as a checkout. The hub only knows of it; it makes no directory.
+//
+// Scope: `projects:write`.
+//
+// Takes a body of the `application/json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with POST /v1/projects/{projectId}/workspaces (the `CreateWorkspace` operationId).
+func (c *ClientWithResponses) CreateWorkspaceWithResponse(ctx context.Context, projectId ProjectId, params *CreateWorkspaceParams, body CreateWorkspaceJSONRequestBody, reqEditors ...RequestEditorFn) (*CreateWorkspaceResponse, error) {
+	rsp, err := c.CreateWorkspace(ctx, projectId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseCreateWorkspaceResponse(rsp)
 }
 
 // GetRetentionPolicyWithResponse Get the retention policy
@@ -33636,6 +37358,119 @@ func (c *ClientWithResponses) GetVersionWithResponse(ctx context.Context, reqEdi
 	return ParseGetVersionResponse(rsp)
 }
 
+// GetWatchPolicyWithResponse Get the watch policy
+//
+// From when on the hub itself finds something wrong with a session. listAnomalyTypes says what the numbers mean.
+//
+// Scope: `detections:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/watch-policy (the `GetWatchPolicy` operationId).
+func (c *ClientWithResponses) GetWatchPolicyWithResponse(ctx context.Context, reqEditors ...RequestEditorFn) (*GetWatchPolicyResponse, error) {
+	rsp, err := c.GetWatchPolicy(ctx, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetWatchPolicyResponse(rsp)
+}
+
+// SetWatchPolicyWithBodyWithResponse Set the watch policy
+//
+// It holds from the next look on. That is on record as well.
+//
+// Scope: `detections:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/watch-policy (the `SetWatchPolicy` operationId).
+func (c *ClientWithResponses) SetWatchPolicyWithBodyWithResponse(ctx context.Context, params *SetWatchPolicyParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*SetWatchPolicyResponse, error) {
+	rsp, err := c.SetWatchPolicyWithBody(ctx, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetWatchPolicyResponse(rsp)
+}
+
+// SetWatchPolicyWithApplicationMergePatchPlusJSONBodyWithResponse Set the watch policy
+//
+// It holds from the next look on. That is on record as well.
+//
+// Scope: `detections:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/watch-policy (the `SetWatchPolicy` operationId).
+func (c *ClientWithResponses) SetWatchPolicyWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, params *SetWatchPolicyParams, body SetWatchPolicyApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*SetWatchPolicyResponse, error) {
+	rsp, err := c.SetWatchPolicyWithApplicationMergePatchPlusJSONBody(ctx, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseSetWatchPolicyResponse(rsp)
+}
+
+// DeleteWorkspaceWithResponse Delete a workspace
+//
+// Placements in it lose it; those that were nowhere else are aborted.
+//
+// Scope: `projects:write`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with DELETE /v1/workspaces/{workspaceId} (the `DeleteWorkspace` operationId).
+func (c *ClientWithResponses) DeleteWorkspaceWithResponse(ctx context.Context, workspaceId WorkspaceId, params *DeleteWorkspaceParams, reqEditors ...RequestEditorFn) (*DeleteWorkspaceResponse, error) {
+	rsp, err := c.DeleteWorkspace(ctx, workspaceId, params, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseDeleteWorkspaceResponse(rsp)
+}
+
+// GetWorkspaceWithResponse Get a workspace
+//
+// Scope: `projects:read`.
+//
+// Returns a wrapper object for the known response body format(s).
+//
+// Corresponds with GET /v1/workspaces/{workspaceId} (the `GetWorkspace` operationId).
+func (c *ClientWithResponses) GetWorkspaceWithResponse(ctx context.Context, workspaceId WorkspaceId, reqEditors ...RequestEditorFn) (*GetWorkspaceResponse, error) {
+	rsp, err := c.GetWorkspace(ctx, workspaceId, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseGetWorkspaceResponse(rsp)
+}
+
+// UpdateWorkspaceWithBodyWithResponse Change a workspace
+//
+// Scope: `projects:write`.
+//
+// Takes any type of body and a specified content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+func (c *ClientWithResponses) UpdateWorkspaceWithBodyWithResponse(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, contentType string, body io.Reader, reqEditors ...RequestEditorFn) (*UpdateWorkspaceResponse, error) {
+	rsp, err := c.UpdateWorkspaceWithBody(ctx, workspaceId, params, contentType, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateWorkspaceResponse(rsp)
+}
+
+// UpdateWorkspaceWithApplicationMergePatchPlusJSONBodyWithResponse Change a workspace
+//
+// Scope: `projects:write`.
+//
+// Takes a body of the `application/merge-patch+json` content type, and returns a wrapper object for the known response body format(s).
+//
+// Corresponds with PATCH /v1/workspaces/{workspaceId} (the `UpdateWorkspace` operationId).
+func (c *ClientWithResponses) UpdateWorkspaceWithApplicationMergePatchPlusJSONBodyWithResponse(ctx context.Context, workspaceId WorkspaceId, params *UpdateWorkspaceParams, body UpdateWorkspaceApplicationMergePatchPlusJSONRequestBody, reqEditors ...RequestEditorFn) (*UpdateWorkspaceResponse, error) {
+	rsp, err := c.UpdateWorkspaceWithApplicationMergePatchPlusJSONBody(ctx, workspaceId, params, body, reqEditors...)
+	if err != nil {
+		return nil, err
+	}
+	return ParseUpdateWorkspaceResponse(rsp)
+}
+
 // ParseGetHealthResponse parses an HTTP response from a GetHealthWithResponse call
 func ParseGetHealthResponse(rsp *http.Response) (*GetHealthResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -34100,6 +37935,213 @@ func ParseSuspendAccountResponse(rsp *http.Response) (*SuspendAccountResponse, e
 	switch {
 	case rsp.StatusCode == 200:
 		var headers SuspendAccountResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseListAnomalyTypesResponse parses an HTTP response from a ListAnomalyTypesWithResponse call
+func ParseListAnomalyTypesResponse(rsp *http.Response) (*ListAnomalyTypesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListAnomalyTypesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AnomalyTypePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateAnomalyTypeResponse parses an HTTP response from a CreateAnomalyTypeWithResponse call
+func ParseCreateAnomalyTypeResponse(rsp *http.Response) (*CreateAnomalyTypeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateAnomalyTypeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest AnomalyType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateAnomalyTypeResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDeleteAnomalyTypeResponse parses an HTTP response from a DeleteAnomalyTypeWithResponse call
+func ParseDeleteAnomalyTypeResponse(rsp *http.Response) (*DeleteAnomalyTypeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteAnomalyTypeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetAnomalyTypeResponse parses an HTTP response from a GetAnomalyTypeWithResponse call
+func ParseGetAnomalyTypeResponse(rsp *http.Response) (*GetAnomalyTypeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetAnomalyTypeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AnomalyType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetAnomalyTypeResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdateAnomalyTypeResponse parses an HTTP response from a UpdateAnomalyTypeWithResponse call
+func ParseUpdateAnomalyTypeResponse(rsp *http.Response) (*UpdateAnomalyTypeResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateAnomalyTypeResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest AnomalyType
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UpdateAnomalyTypeResponse200Headers
 		if values := rsp.Header.Values("ETag"); len(values) > 0 {
 			var value string
 			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
@@ -35543,6 +39585,247 @@ func ParseRevealClientSecretResponse(rsp *http.Response) (*RevealClientSecretRes
 	return response, nil
 }
 
+// ParseListDetectionsResponse parses an HTTP response from a ListDetectionsWithResponse call
+func ParseListDetectionsResponse(rsp *http.Response) (*ListDetectionsResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListDetectionsResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest DetectionPage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseReportDetectionResponse parses an HTTP response from a ReportDetectionWithResponse call
+func ParseReportDetectionResponse(rsp *http.Response) (*ReportDetectionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ReportDetectionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Detection
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Detection
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ReportDetectionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	case rsp.StatusCode == 201:
+		var headers ReportDetectionResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseGetDetectionResponse parses an HTTP response from a GetDetectionWithResponse call
+func ParseGetDetectionResponse(rsp *http.Response) (*GetDetectionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetDetectionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Detection
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetDetectionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseAcknowledgeDetectionResponse parses an HTTP response from a AcknowledgeDetectionWithResponse call
+func ParseAcknowledgeDetectionResponse(rsp *http.Response) (*AcknowledgeDetectionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &AcknowledgeDetectionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Detection
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers AcknowledgeDetectionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseResolveDetectionResponse parses an HTTP response from a ResolveDetectionWithResponse call
+func ParseResolveDetectionResponse(rsp *http.Response) (*ResolveDetectionResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ResolveDetectionResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Detection
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers ResolveDetectionResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
 // ParseListEncryptionKeysResponse parses an HTTP response from a ListEncryptionKeysWithResponse call
 func ParseListEncryptionKeysResponse(rsp *http.Response) (*ListEncryptionKeysResponse, error) {
 	bodyBytes, err := io.ReadAll(rsp.Body)
@@ -36893,6 +41176,92 @@ func ParseSyncTasksResponse(rsp *http.Response) (*SyncTasksResponse, error) {
 		}
 		response.ApplicationproblemJSONDefault = &dest
 
+	}
+
+	return response, nil
+}
+
+// ParseListWorkspacesResponse parses an HTTP response from a ListWorkspacesWithResponse call
+func ParseListWorkspacesResponse(rsp *http.Response) (*ListWorkspacesResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &ListWorkspacesResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest WorkspacePage
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseCreateWorkspaceResponse parses an HTTP response from a CreateWorkspaceWithResponse call
+func ParseCreateWorkspaceResponse(rsp *http.Response) (*CreateWorkspaceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &CreateWorkspaceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 201:
+		var dest Workspace
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON201 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 201:
+		var headers CreateWorkspaceResponse201Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		if values := rsp.Header.Values("Location"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "Location", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.Location = value
+		}
+		response.Headers201 = &headers
 	}
 
 	return response, nil
@@ -39291,6 +43660,219 @@ func ParseGetVersionResponse(rsp *http.Response) (*GetVersionResponse, error) {
 		}
 		response.ApplicationproblemJSONDefault = &dest
 
+	}
+
+	return response, nil
+}
+
+// ParseGetWatchPolicyResponse parses an HTTP response from a GetWatchPolicyWithResponse call
+func ParseGetWatchPolicyResponse(rsp *http.Response) (*GetWatchPolicyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetWatchPolicyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest WatchPolicy
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetWatchPolicyResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseSetWatchPolicyResponse parses an HTTP response from a SetWatchPolicyWithResponse call
+func ParseSetWatchPolicyResponse(rsp *http.Response) (*SetWatchPolicyResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &SetWatchPolicyResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest WatchPolicy
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers SetWatchPolicyResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseDeleteWorkspaceResponse parses an HTTP response from a DeleteWorkspaceWithResponse call
+func ParseDeleteWorkspaceResponse(rsp *http.Response) (*DeleteWorkspaceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &DeleteWorkspaceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case rsp.StatusCode == 204:
+		break // No content-type
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	return response, nil
+}
+
+// ParseGetWorkspaceResponse parses an HTTP response from a GetWorkspaceWithResponse call
+func ParseGetWorkspaceResponse(rsp *http.Response) (*GetWorkspaceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &GetWorkspaceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Workspace
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers GetWorkspaceResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
+	}
+
+	return response, nil
+}
+
+// ParseUpdateWorkspaceResponse parses an HTTP response from a UpdateWorkspaceWithResponse call
+func ParseUpdateWorkspaceResponse(rsp *http.Response) (*UpdateWorkspaceResponse, error) {
+	bodyBytes, err := io.ReadAll(rsp.Body)
+	defer func() { _ = rsp.Body.Close() }()
+	if err != nil {
+		return nil, err
+	}
+
+	response := &UpdateWorkspaceResponse{
+		Body:         bodyBytes,
+		HTTPResponse: rsp,
+	}
+
+	switch {
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && rsp.StatusCode == 200:
+		var dest Workspace
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.JSON200 = &dest
+
+	case strings.Contains(rsp.Header.Get("Content-Type"), "json") && true:
+		var dest Error
+		if err := json.Unmarshal(bodyBytes, &dest); err != nil {
+			return nil, err
+		}
+		response.ApplicationproblemJSONDefault = &dest
+
+	}
+
+	switch {
+	case rsp.StatusCode == 200:
+		var headers UpdateWorkspaceResponse200Headers
+		if values := rsp.Header.Values("ETag"); len(values) > 0 {
+			var value string
+			if err := runtime.BindStyledParameterWithOptions("simple", "ETag", values[0], &value, runtime.BindStyledParameterOptions{ParamLocation: runtime.ParamLocationHeader, Explode: false, Required: true, Type: "string", Format: ""}); err != nil {
+				return nil, err
+			}
+			headers.ETag = value
+		}
+		response.Headers200 = &headers
 	}
 
 	return response, nil

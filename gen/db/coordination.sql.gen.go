@@ -12,46 +12,94 @@ import (
 	"github.com/google/uuid"
 )
 
-const createDelegation = `-- name: CreateDelegation :one
-INSERT INTO mappings (org_id, kind, project_id, session_id, parent_session_id, metadata)
-SELECT s.org_id, 'delegation', s.project_id, s.id, $1, $2 FROM sessions s WHERE s.org_id = current_org_id() AND s.id = $3
-RETURNING id
+const createMapping = `-- name: CreateMapping :one
+SELECT org_id, id, kind, project_id, session_id, parent_session_id, task_id, task_slug, task_name, spoke_id, workspace_id, status, reason, lease_seconds, lease_expires_at, ended_at, metadata, revision, created_at, updated_at FROM create_mapping($1, $2, $3, $4, $5, $6)
 `
 
-type CreateDelegationParams struct {
-	ParentSessionID *uuid.UUID
-	Metadata        json.RawMessage
+type CreateMappingParams struct {
+	Kind            string
 	SessionID       uuid.UUID
+	ParentSessionID *uuid.UUID
+	SpokeID         *uuid.UUID
+	WorkspaceID     *uuid.UUID
+	Metadata        json.RawMessage
 }
 
-func (q *Queries) CreateDelegation(ctx context.Context, arg CreateDelegationParams) (uuid.UUID, error) {
-	row := q.db.QueryRow(ctx, createDelegation, arg.ParentSessionID, arg.Metadata, arg.SessionID)
-	var id uuid.UUID
-	err := row.Scan(&id)
-	return id, err
+func (q *Queries) CreateMapping(ctx context.Context, arg CreateMappingParams) (MappingDetail, error) {
+	row := q.db.QueryRow(ctx, createMapping,
+		arg.Kind,
+		arg.SessionID,
+		arg.ParentSessionID,
+		arg.SpokeID,
+		arg.WorkspaceID,
+		arg.Metadata,
+	)
+	var i MappingDetail
+	err := row.Scan(
+		&i.OrgID,
+		&i.ID,
+		&i.Kind,
+		&i.ProjectID,
+		&i.SessionID,
+		&i.ParentSessionID,
+		&i.TaskID,
+		&i.TaskSlug,
+		&i.TaskName,
+		&i.SpokeID,
+		&i.WorkspaceID,
+		&i.Status,
+		&i.Reason,
+		&i.LeaseSeconds,
+		&i.LeaseExpiresAt,
+		&i.EndedAt,
+		&i.Metadata,
+		&i.Revision,
+		&i.CreatedAt,
+		&i.UpdatedAt,
+	)
+	return i, err
 }
 
 const endMapping = `-- name: EndMapping :one
-UPDATE mappings SET status = $1, reason = $2
-WHERE org_id = current_org_id() AND id = $3
-RETURNING id
+SELECT org_id, id, kind, project_id, session_id, parent_session_id, task_id, task_slug, task_name, spoke_id, workspace_id, status, reason, lease_seconds, lease_expires_at, ended_at, metadata, revision, created_at, updated_at FROM end_mapping($1, $2, $3)
 `
 
 type EndMappingParams struct {
+	ID     uuid.UUID
 	Status string
 	Reason string
-	ID     uuid.UUID
 }
 
-func (q *Queries) EndMapping(ctx context.Context, arg EndMappingParams) (uuid.UUID, error) {
-	row := q.db.QueryRow(ctx, endMapping, arg.Status, arg.Reason, arg.ID)
-	var id uuid.UUID
-	err := row.Scan(&id)
-	return id, err
+func (q *Queries) EndMapping(ctx context.Context, arg EndMappingParams) (MappingDetail, error) {
+	row := q.db.QueryRow(ctx, endMapping, arg.ID, arg.Status, arg.Reason)
+	var i MappingDetail
+	err := row.Scan(
+		&i.OrgID,
+		&i.ID,
+		&i.Kind,
+		&i.ProjectID,
+		&i.SessionID,
+		&i.ParentSessionID,
+		&i.TaskID,
+		&i.TaskSlug,
+		&i.TaskName,
+		&i.SpokeID,
+		&i.WorkspaceID,
+		&i.Status,
+		&i.Reason,
+		&i.LeaseSeconds,
+		&i.LeaseExpiresAt,
+		&i.EndedAt,
+		&i.Metadata,
+		&i.Revision,
+		&i.CreatedAt,
+		&i.UpdatedAt,
+	)
+	return i, err
 }
 
 const getMapping = `-- name: GetMapping :one
-SELECT org_id, id, kind, project_id, session_id, parent_session_id, task_id, task_slug, task_name, status, reason, lease_seconds, lease_expires_at, ended_at, metadata, revision, created_at, updated_at FROM mapping_details WHERE org_id = current_org_id() AND id = $1
+SELECT org_id, id, kind, project_id, session_id, parent_session_id, task_id, task_slug, task_name, spoke_id, workspace_id, status, reason, lease_seconds, lease_expires_at, ended_at, metadata, revision, created_at, updated_at FROM mapping_details WHERE org_id = current_org_id() AND id = $1
 `
 
 func (q *Queries) GetMapping(ctx context.Context, id uuid.UUID) (MappingDetail, error) {
@@ -67,6 +115,8 @@ func (q *Queries) GetMapping(ctx context.Context, id uuid.UUID) (MappingDetail, 
 		&i.TaskID,
 		&i.TaskSlug,
 		&i.TaskName,
+		&i.SpokeID,
+		&i.WorkspaceID,
 		&i.Status,
 		&i.Reason,
 		&i.LeaseSeconds,
@@ -81,7 +131,7 @@ func (q *Queries) GetMapping(ctx context.Context, id uuid.UUID) (MappingDetail, 
 }
 
 const listMappings = `-- name: ListMappings :many
-SELECT org_id, id, kind, project_id, session_id, parent_session_id, task_id, task_slug, task_name, status, reason, lease_seconds, lease_expires_at, ended_at, metadata, revision, created_at, updated_at FROM mapping_details
+SELECT org_id, id, kind, project_id, session_id, parent_session_id, task_id, task_slug, task_name, spoke_id, workspace_id, status, reason, lease_seconds, lease_expires_at, ended_at, metadata, revision, created_at, updated_at FROM mapping_details
 WHERE org_id = current_org_id()
   AND project_id = $1
   AND id < $2
@@ -90,8 +140,10 @@ WHERE org_id = current_org_id()
   AND ($5::uuid IS NULL OR session_id = $5)
   AND ($6::uuid IS NULL OR parent_session_id = $6)
   AND ($7::uuid IS NULL OR task_id = $7)
+  AND ($8::uuid IS NULL OR spoke_id = $8)
+  AND ($9::uuid IS NULL OR workspace_id = $9)
 ORDER BY id DESC
-LIMIT $8
+LIMIT $10
 `
 
 type ListMappingsParams struct {
@@ -102,6 +154,8 @@ type ListMappingsParams struct {
 	SessionID       *uuid.UUID
 	ParentSessionID *uuid.UUID
 	TaskID          *uuid.UUID
+	SpokeID         *uuid.UUID
+	WorkspaceID     *uuid.UUID
 	RowLimit        int32
 }
 
@@ -114,6 +168,8 @@ func (q *Queries) ListMappings(ctx context.Context, arg ListMappingsParams) ([]M
 		arg.SessionID,
 		arg.ParentSessionID,
 		arg.TaskID,
+		arg.SpokeID,
+		arg.WorkspaceID,
 		arg.RowLimit,
 	)
 	if err != nil {
@@ -133,6 +189,8 @@ func (q *Queries) ListMappings(ctx context.Context, arg ListMappingsParams) ([]M
 			&i.TaskID,
 			&i.TaskSlug,
 			&i.TaskName,
+			&i.SpokeID,
+			&i.WorkspaceID,
 			&i.Status,
 			&i.Reason,
 			&i.LeaseSeconds,
@@ -151,15 +209,4 @@ func (q *Queries) ListMappings(ctx context.Context, arg ListMappingsParams) ([]M
 		return nil, err
 	}
 	return items, nil
-}
-
-const lockProjectOfMapping = `-- name: LockProjectOfMapping :one
-SELECT p.id FROM mappings m JOIN projects p ON p.org_id = m.org_id AND p.id = m.project_id WHERE m.org_id = current_org_id() AND m.id = $1 FOR NO KEY UPDATE OF p
-`
-
-func (q *Queries) LockProjectOfMapping(ctx context.Context, id uuid.UUID) (uuid.UUID, error) {
-	row := q.db.QueryRow(ctx, lockProjectOfMapping, id)
-	var id_2 uuid.UUID
-	err := row.Scan(&id_2)
-	return id_2, err
 }

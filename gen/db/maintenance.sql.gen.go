@@ -214,3 +214,14 @@ func (q *Queries) SweepSpokes(ctx context.Context, rowLimit int32) (int64, error
 	err := row.Scan(&sweep_spokes)
 	return sweep_spokes, err
 }
+
+const watchSessions = `-- name: WatchSessions :one
+SELECT watch_sessions($1)
+`
+
+func (q *Queries) WatchSessions(ctx context.Context, rowLimit int32) (int64, error) {
+	row := q.db.QueryRow(ctx, watchSessions, rowLimit)
+	var watch_sessions int64
+	err := row.Scan(&watch_sessions)
+	return watch_sessions, err
+}

@@ -34,6 +34,25 @@ type Account struct {
 	UpdatedAt time.Time
 }
 
+// W21: what can be wrong with a session. Each organisation has the built-in ones, and adds its own.
+type AnomalyType struct {
+	OrgID uuid.UUID
+	ID    uuid.UUID
+	// What detections refer to. Immutable.
+	Name string
+	// Of detections that do not say their own.
+	Severity    string
+	Description string
+	// One of built_in_anomalies: it stays, but its severity and description are the organisation's.
+	BuiltIn bool
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
 // W12, X03: who changed what of identity, keys, roles, secrets and retention. Append-only; retention removes a prefix.
 type AuditLog struct {
 	// The organisation whose chain this is, or zeros for the platform's. Immutable, and what row-level security looks at.
@@ -158,6 +177,40 @@ type Client struct {
 	UpdatedAt time.Time
 }
 
+// W21: what was found wrong with sessions. While one is not resolved, whoever finds the same again counts it up.
+type Detection struct {
+	OrgID uuid.UUID
+	ID    uuid.UUID
+	// S13: its session's. Immutable.
+	ProjectID   uuid.UUID
+	SessionID   uuid.UUID
+	AnomalyType string
+	Severity    string
+	// watcher: hub found it, and resolves it when it no longer holds. api: somebody reported it, once or again.
+	Origin     string
+	Status     string
+	Resolution *string
+	// Why it was resolved.
+	Reason         string
+	Count          int32
+	FirstSeenAt    time.Time
+	LastSeenAt     time.Time
+	AcknowledgedAt *time.Time
+	// NULL once that account has left.
+	AcknowledgedByID *uuid.UUID
+	ResolvedAt       *time.Time
+	// NULL where hub did it, and once that account has left.
+	ResolvedByID *uuid.UUID
+	// What it was told by, as last reported. Strings are escaped (X07).
+	Evidence json.RawMessage
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
 // C06: mappings with their task's names as they are now.
 type MappingDetail struct {
 	OrgID           uuid.UUID
@@ -169,6 +222,8 @@ type MappingDetail struct {
 	TaskID          *uuid.UUID
 	TaskSlug        *string
 	TaskName        *string
+	SpokeID         *uuid.UUID
+	WorkspaceID     *uuid.UUID
 	Status          string
 	Reason          string
 	LeaseSeconds    *int32
@@ -493,4 +548,53 @@ type TaskStatusChange struct {
 	SessionID *uuid.UUID
 	MappingID *uuid.UUID
 	CreatedAt time.Time
+}
+
+// W21: from when on hub finds something wrong with an organisation's sessions. Each has a row from its creation on.
+type WatchPolicy struct {
+	OrgID uuid.UUID
+	// SESSION_STALL: how long nothing happens in a session that is running; NULL for not watched.
+	StallMinutes *int32
+	// HIGH_ERROR_COUNT: how many failed tool calls of a session are many; NULL for not watched.
+	ErrorCount *int32
+	// HIGH_ERROR_COUNT: of those that were begun in the last so many minutes.
+	ErrorMinutes int32
+	// MODEL_DEGRADATION: the last so many minutes are judged; NULL for not watched.
+	ModelMinutes *int32
+	// MODEL_DEGRADATION: by the so many hours before those.
+	ModelBaselineHours int32
+	// MODEL_DEGRADATION: with fewer turns of a model in either time nothing is said of it.
+	ModelTurns int32
+	// MODEL_DEGRADATION: by how many percentage points more turns fail than before.
+	ModelErrorPercent int32
+	// MODEL_DEGRADATION: how long the median turn takes, in percent of the median before.
+	ModelLatencyPercent int32
+	// Days after which a detection that somebody reported, and nobody again, expires; NULL for never.
+	ReportedDays *int32
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
+}
+
+// Where a project's work is done: a checkout, a directory. Of no spoke: several machines may have the same one.
+type Workspace struct {
+	OrgID uuid.UUID
+	ID    uuid.UUID
+	// S13: immutable.
+	ProjectID uuid.UUID
+	// Unique in the project.
+	Name string
+	// An absolute path (POSIX, Windows, UNC) or a URL.
+	Path string
+	// Of the version control, where it has one.
+	Branch *string
+	// W01: opaque, one object per subsystem.
+	Metadata json.RawMessage
+	// Counts changes: the ETag.
+	Revision  int32
+	CreatedAt time.Time
+	UpdatedAt time.Time
 }

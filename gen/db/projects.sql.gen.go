@@ -52,6 +52,44 @@ func (q *Queries) CreateProject(ctx context.Context, arg CreateProjectParams) (P
 	return i, err
 }
 
+const createWorkspace = `-- name: CreateWorkspace :one
+INSERT INTO workspaces (org_id, project_id, name, path, branch, metadata)
+SELECT p.org_id, p.id, $1, $2, $3, $4 FROM projects p WHERE p.org_id = current_org_id() AND p.id = $5
+RETURNING org_id, id, project_id, name, path, branch, metadata, revision, created_at, updated_at
+`
+
+type CreateWorkspaceParams struct {
+	Name      string
+	Path      string
+	Branch    *string
+	Metadata  json.RawMessage
+	ProjectID uuid.UUID
+}
+
+func (q *Queries) CreateWorkspace(ctx context.Context, arg CreateWorkspaceParams) (Workspace, error) {
+	row := q.db.QueryRow(ctx, createWorkspace,
+		arg.Name,
+		arg.Path,
+		arg.Branch,
+		arg.Metadata,
+		arg.ProjectID,
+	)
+	var i Workspace
+	err := row.Scan(
+		&i.OrgID,
+		&i.ID,
+		&i.ProjectID,
+		&i.Name,
+		&i.Path,
+		&i.Branch,
+		&i.Metadata,
+		&i.Revision,
+		&i.CreatedAt,
+		&i.UpdatedAt,
+	)
+	return i, err
+}
+
 const deleteProject = `-- name: DeleteProject :execrows
 DELETE FROM projects
 WHERE org_id = current_org_id() AND id = $1
@@ -65,6 +103,25 @@ type DeleteProjectParams struct {
 
 func (q *Queries) DeleteProject(ctx context.Context, arg DeleteProjectParams) (int64, error) {
 	result, err := q.db.Exec(ctx, deleteProject, arg.ID, arg.IfMatch)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected(), nil
+}
+
+const deleteWorkspace = `-- name: DeleteWorkspace :execrows
+DELETE FROM workspaces
+WHERE org_id = current_org_id() AND id = $1
+  AND revision = coalesce($2::integer, revision)
+`
+
+type DeleteWorkspaceParams struct {
+	ID      uuid.UUID
+	IfMatch *int32
+}
+
+func (q *Queries) DeleteWorkspace(ctx context.Context, arg DeleteWorkspaceParams) (int64, error) {
+	result, err := q.db.Exec(ctx, deleteWorkspace, arg.ID, arg.IfMatch)
 	if err != nil {
 		return 0, err
 	}
@@ -91,6 +148,28 @@ func (q *Queries) GetProject(ctx context.Context, id uuid.UUID) (Project, error)
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.GraphVersion,
+	)
+	return i, err
+}
+
+const getWorkspace = `-- name: GetWorkspace :one
+SELECT org_id, id, project_id, name, path, branch, metadata, revision, created_at, updated_at FROM workspaces WHERE org_id = current_org_id() AND id = $1
+`
+
+func (q *Queries) GetWorkspace(ctx context.Context, id uuid.UUID) (Workspace, error) {
+	row := q.db.QueryRow(ctx, getWorkspace, id)
+	var i Workspace
+	err := row.Scan(
+		&i.OrgID,
+		&i.ID,
+		&i.ProjectID,
+		&i.Name,
+		&i.Path,
+		&i.Branch,
+		&i.Metadata,
+		&i.Revision,
+		&i.CreatedAt,
+		&i.UpdatedAt,
 	)
 	return i, err
 }
@@ -139,6 +218,58 @@ func (q *Queries) ListProjects(ctx context.Context, arg ListProjectsParams) ([]P
 			&i.CreatedAt,
 			&i.UpdatedAt,
 			&i.GraphVersion,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listWorkspaces = `-- name: ListWorkspaces :many
+SELECT org_id, id, project_id, name, path, branch, metadata, revision, created_at, updated_at FROM workspaces
+WHERE org_id = current_org_id() AND project_id = $1
+  AND name > $2
+  AND ($3::text IS NULL OR name = $3)
+ORDER BY name
+LIMIT $4
+`
+
+type ListWorkspacesParams struct {
+	ProjectID uuid.UUID
+	AfterName string
+	Name      *string
+	RowLimit  int32
+}
+
+func (q *Queries) ListWorkspaces(ctx context.Context, arg ListWorkspacesParams) ([]Workspace, error) {
+	rows, err := q.db.Query(ctx, listWorkspaces,
+		arg.ProjectID,
+		arg.AfterName,
+		arg.Name,
+		arg.RowLimit,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	items := []Workspace{}
+	for rows.Next() {
+		var i Workspace
+		if err := rows.Scan(
+			&i.OrgID,
+			&i.ID,
+			&i.ProjectID,
+			&i.Name,
+			&i.Path,
+			&i.Branch,
+			&i.Metadata,
+			&i.Revision,
+			&i.CreatedAt,
+			&i.UpdatedAt,
 		); err != nil {
 			return nil, err
 		}
@@ -199,6 +330,53 @@ func (q *Queries) UpdateProject(ctx context.Context, arg UpdateProjectParams) (P
 		&i.CreatedAt,
 		&i.UpdatedAt,
 		&i.GraphVersion,
+	)
+	return i, err
+}
+
+const updateWorkspace = `-- name: UpdateWorkspace :one
+UPDATE workspaces SET
+    name     = coalesce($1, name),
+    path     = coalesce($2, path),
+    branch   = CASE WHEN $3::boolean THEN $4 ELSE branch END,
+    metadata = jsonb_merge_patch(metadata, $5::jsonb)
+WHERE org_id = current_org_id() AND id = $6
+  AND revision = coalesce($7::integer, revision)
+RETURNING org_id, id, project_id, name, path, branch, metadata, revision, created_at, updated_at
+`
+
+type UpdateWorkspaceParams struct {
+	Name          *string
+	Path          *string
+	SetBranch     bool
+	Branch        *string
+	MetadataPatch json.RawMessage
+	ID            uuid.UUID
+	IfMatch       *int32
+}
+
+func (q *Queries) UpdateWorkspace(ctx context.Context, arg UpdateWorkspaceParams) (Workspace, error) {
+	row := q.db.QueryRow(ctx, updateWorkspace,
+		arg.Name,
+		arg.Path,
+		arg.SetBranch,
+		arg.Branch,
+		arg.MetadataPatch,
+		arg.ID,
+		arg.IfMatch,
+	)
+	var i Workspace
+	err := row.Scan(
+		&i.OrgID,
+		&i.ID,
+		&i.ProjectID,
+		&i.Name,
+		&i.Path,
+		&i.Branch,
+		&i.Metadata,
+		&i.Revision,
+		&i.CreatedAt,
+		&i.UpdatedAt,
 	)
 	return i, err
 }

@@ -30,6 +30,18 @@ const (
 	AccountsSystemFixed                          = "accounts_system_fixed"
 	AccountsSystemKey                            = "accounts_system_key"
 	ActingSessionNotFound                        = "acting_session_not_found"
+	AnomalyTypesBeyondLimits                     = "anomaly_types_beyond_limits"
+	AnomalyTypesBuiltIn                          = "anomaly_types_built_in"
+	AnomalyTypesDescriptionLengthCheck           = "anomaly_types_description_length_check"
+	AnomalyTypesIDVersionCheck                   = "anomaly_types_id_version_check"
+	AnomalyTypesIdentityImmutable                = "anomaly_types_identity_immutable"
+	AnomalyTypesMetadataCheck                    = "anomaly_types_metadata_check"
+	AnomalyTypesNameKey                          = "anomaly_types_name_key"
+	AnomalyTypesNameShapeCheck                   = "anomaly_types_name_shape_check"
+	AnomalyTypesOrgIDFkey                        = "anomaly_types_org_id_fkey"
+	AnomalyTypesOrgIDFkeyInUse                   = "anomaly_types_org_id_fkey_in_use"
+	AnomalyTypesPkey                             = "anomaly_types_pkey"
+	AnomalyTypesSeverityCheck                    = "anomaly_types_severity_check"
 	ApiKeysExpiresAfterCreationCheck             = "api_keys_expires_after_creation_check"
 	ApiKeysExpiresInReachCheck                   = "api_keys_expires_in_reach_check"
 	ApiKeysGraceOnlyShrinks                      = "api_keys_grace_only_shrinks"
@@ -79,6 +91,7 @@ const (
 	AuditLogsSessionIDFkey                       = "audit_logs_session_id_fkey"
 	AuditLogsSessionIDFkeyInUse                  = "audit_logs_session_id_fkey_in_use"
 	AuditPlatformForAdmins                       = "audit_platform_for_admins"
+	BuiltInAnomaliesPkey                         = "built_in_anomalies_pkey"
 	CallAbortedByCaller                          = "call_aborted_by_caller"
 	CallEdgeRowsIDVersionCheck                   = "call_edge_rows_id_version_check"
 	CallEdgeRowsNotTriggeredCheck                = "call_edge_rows_not_triggered_check"
@@ -175,6 +188,33 @@ const (
 	ClientsTypeFkey                              = "clients_type_fkey"
 	ClientsTypeFkeyInUse                         = "clients_type_fkey_in_use"
 	ClientsValidIsValidatedCheck                 = "clients_valid_is_validated_check"
+	DetectionStatusTransitionsPkey               = "detection_status_transitions_pkey"
+	DetectionsAcknowledgedByIDFkey               = "detections_acknowledged_by_id_fkey"
+	DetectionsAcknowledgedByIDFkeyInUse          = "detections_acknowledged_by_id_fkey_in_use"
+	DetectionsAcknowledgedWholeCheck             = "detections_acknowledged_whole_check"
+	DetectionsAnomalyTypeFkey                    = "detections_anomaly_type_fkey"
+	DetectionsAnomalyTypeFkeyInUse               = "detections_anomaly_type_fkey_in_use"
+	DetectionsCountCheck                         = "detections_count_check"
+	DetectionsCountRises                         = "detections_count_rises"
+	DetectionsEvidenceObjectCheck                = "detections_evidence_object_check"
+	DetectionsIDVersionCheck                     = "detections_id_version_check"
+	DetectionsIdentityImmutable                  = "detections_identity_immutable"
+	DetectionsMetadataCheck                      = "detections_metadata_check"
+	DetectionsOpenKey                            = "detections_open_key"
+	DetectionsOriginCheck                        = "detections_origin_check"
+	DetectionsPkey                               = "detections_pkey"
+	DetectionsReasonLengthCheck                  = "detections_reason_length_check"
+	DetectionsResolutionCheck                    = "detections_resolution_check"
+	DetectionsResolvedByIDFkey                   = "detections_resolved_by_id_fkey"
+	DetectionsResolvedByIDFkeyInUse              = "detections_resolved_by_id_fkey_in_use"
+	DetectionsResolvedFinal                      = "detections_resolved_final"
+	DetectionsResolvedWholeCheck                 = "detections_resolved_whole_check"
+	DetectionsSeenInOrderCheck                   = "detections_seen_in_order_check"
+	DetectionsSessionIDFkey                      = "detections_session_id_fkey"
+	DetectionsSessionIDFkeyInUse                 = "detections_session_id_fkey_in_use"
+	DetectionsSeverityCheck                      = "detections_severity_check"
+	DetectionsStatusCheck                        = "detections_status_check"
+	DetectionsStatusTransition                   = "detections_status_transition"
 	EncryptionKeysFingerprintKey                 = "encryption_keys_fingerprint_key"
 	EncryptionKeysFingerprintKnown               = "encryption_keys_fingerprint_known"
 	EncryptionKeysFingerprintLengthCheck         = "encryption_keys_fingerprint_length_check"
@@ -201,24 +241,36 @@ const (
 	MappingsEndedHasTimeCheck                    = "mappings_ended_has_time_check"
 	MappingsIDVersionCheck                       = "mappings_id_version_check"
 	MappingsIdentityImmutable                    = "mappings_identity_immutable"
-	MappingsKindColumnsCheck                     = "mappings_kind_columns_check"
+	MappingsKindCheck                            = "mappings_kind_check"
 	MappingsLeaseLengthCheck                     = "mappings_lease_length_check"
+	MappingsLeaseOfAssignmentCheck               = "mappings_lease_of_assignment_check"
 	MappingsMetadataCheck                        = "mappings_metadata_check"
 	MappingsNotOwnParentCheck                    = "mappings_not_own_parent_check"
+	MappingsParentOfDelegationCheck              = "mappings_parent_of_delegation_check"
 	MappingsParentSessionIDFkey                  = "mappings_parent_session_id_fkey"
 	MappingsParentSessionIDFkeyInUse             = "mappings_parent_session_id_fkey_in_use"
 	MappingsPkey                                 = "mappings_pkey"
+	MappingsPlaceKept                            = "mappings_place_kept"
+	MappingsPlacementHasPlace                    = "mappings_placement_has_place"
 	MappingsReasonLengthCheck                    = "mappings_reason_length_check"
 	MappingsSessionActiveKey                     = "mappings_session_active_key"
 	MappingsSessionIDFkey                        = "mappings_session_id_fkey"
 	MappingsSessionIDFkeyInUse                   = "mappings_session_id_fkey_in_use"
 	MappingsSessionOver                          = "mappings_session_over"
+	MappingsSpokeDisconnected                    = "mappings_spoke_disconnected"
+	MappingsSpokeIDFkey                          = "mappings_spoke_id_fkey"
+	MappingsSpokeIDFkeyInUse                     = "mappings_spoke_id_fkey_in_use"
+	MappingsSpokeOfPlacementCheck                = "mappings_spoke_of_placement_check"
 	MappingsStatusCheck                          = "mappings_status_check"
 	MappingsStatusTransition                     = "mappings_status_transition"
 	MappingsTaskActiveKey                        = "mappings_task_active_key"
 	MappingsTaskIDFkey                           = "mappings_task_id_fkey"
 	MappingsTaskIDFkeyInUse                      = "mappings_task_id_fkey_in_use"
+	MappingsTaskOfAssignmentCheck                = "mappings_task_of_assignment_check"
 	MappingsTaskStatusAgrees                     = "mappings_task_status_agrees"
+	MappingsWorkspaceIDFkey                      = "mappings_workspace_id_fkey"
+	MappingsWorkspaceIDFkeyInUse                 = "mappings_workspace_id_fkey_in_use"
+	MappingsWorkspaceOfPlacementCheck            = "mappings_workspace_of_placement_check"
 	MessagesDataObjectCheck                      = "messages_data_object_check"
 	MessagesIDVersionCheck                       = "messages_id_version_check"
 	MessagesIdentityImmutable                    = "messages_identity_immutable"
@@ -497,6 +549,35 @@ const (
 	ToolStateTransitionsToStateFkeyInUse         = "tool_state_transitions_to_state_fkey_in_use"
 	ToolStatesPkey                               = "tool_states_pkey"
 	Unauthenticated                              = "unauthenticated"
+	WatchPoliciesBeyondLimits                    = "watch_policies_beyond_limits"
+	WatchPoliciesErrorCountCheck                 = "watch_policies_error_count_check"
+	WatchPoliciesErrorMinutesCheck               = "watch_policies_error_minutes_check"
+	WatchPoliciesIdentityImmutable               = "watch_policies_identity_immutable"
+	WatchPoliciesMetadataCheck                   = "watch_policies_metadata_check"
+	WatchPoliciesModelBaselineHoursCheck         = "watch_policies_model_baseline_hours_check"
+	WatchPoliciesModelErrorPercentCheck          = "watch_policies_model_error_percent_check"
+	WatchPoliciesModelLatencyPercentCheck        = "watch_policies_model_latency_percent_check"
+	WatchPoliciesModelMinutesCheck               = "watch_policies_model_minutes_check"
+	WatchPoliciesModelTurnsCheck                 = "watch_policies_model_turns_check"
+	WatchPoliciesOrgIDFkey                       = "watch_policies_org_id_fkey"
+	WatchPoliciesOrgIDFkeyInUse                  = "watch_policies_org_id_fkey_in_use"
+	WatchPoliciesPkey                            = "watch_policies_pkey"
+	WatchPoliciesReportedDaysCheck               = "watch_policies_reported_days_check"
+	WatchPoliciesStallMinutesCheck               = "watch_policies_stall_minutes_check"
+	WatchRoundsOrgIDFkey                         = "watch_rounds_org_id_fkey"
+	WatchRoundsOrgIDFkeyInUse                    = "watch_rounds_org_id_fkey_in_use"
+	WatchRoundsPkey                              = "watch_rounds_pkey"
+	WorkspacesBranchShapeCheck                   = "workspaces_branch_shape_check"
+	WorkspacesIDVersionCheck                     = "workspaces_id_version_check"
+	WorkspacesIdentityImmutable                  = "workspaces_identity_immutable"
+	WorkspacesMetadataCheck                      = "workspaces_metadata_check"
+	WorkspacesNameKey                            = "workspaces_name_key"
+	WorkspacesNameLengthCheck                    = "workspaces_name_length_check"
+	WorkspacesPathShapeCheck                     = "workspaces_path_shape_check"
+	WorkspacesPkey                               = "workspaces_pkey"
+	WorkspacesProjectIDFkey                      = "workspaces_project_id_fkey"
+	WorkspacesProjectIDFkeyInUse                 = "workspaces_project_id_fkey_in_use"
+	WorkspacesProjectIDIDKey                     = "workspaces_project_id_id_key"
 )
 
 // Rules are all of them. A foreign key has two: its name for a write that refers to nothing, and _in_use for deleting what is
@@ -528,6 +609,18 @@ var Rules = []string{
 	AccountsSystemFixed,
 	AccountsSystemKey,
 	ActingSessionNotFound,
+	AnomalyTypesBeyondLimits,
+	AnomalyTypesBuiltIn,
+	AnomalyTypesDescriptionLengthCheck,
+	AnomalyTypesIDVersionCheck,
+	AnomalyTypesIdentityImmutable,
+	AnomalyTypesMetadataCheck,
+	AnomalyTypesNameKey,
+	AnomalyTypesNameShapeCheck,
+	AnomalyTypesOrgIDFkey,
+	AnomalyTypesOrgIDFkeyInUse,
+	AnomalyTypesPkey,
+	AnomalyTypesSeverityCheck,
 	ApiKeysExpiresAfterCreationCheck,
 	ApiKeysExpiresInReachCheck,
 	ApiKeysGraceOnlyShrinks,
@@ -577,6 +670,7 @@ var Rules = []string{
 	AuditLogsSessionIDFkey,
 	AuditLogsSessionIDFkeyInUse,
 	AuditPlatformForAdmins,
+	BuiltInAnomaliesPkey,
 	CallAbortedByCaller,
 	CallEdgeRowsIDVersionCheck,
 	CallEdgeRowsNotTriggeredCheck,
@@ -673,6 +767,33 @@ var Rules = []string{
 	ClientsTypeFkey,
 	ClientsTypeFkeyInUse,
 	ClientsValidIsValidatedCheck,
+	DetectionStatusTransitionsPkey,
+	DetectionsAcknowledgedByIDFkey,
+	DetectionsAcknowledgedByIDFkeyInUse,
+	DetectionsAcknowledgedWholeCheck,
+	DetectionsAnomalyTypeFkey,
+	DetectionsAnomalyTypeFkeyInUse,
+	DetectionsCountCheck,
+	DetectionsCountRises,
+	DetectionsEvidenceObjectCheck,
+	DetectionsIDVersionCheck,
+	DetectionsIdentityImmutable,
+	DetectionsMetadataCheck,
+	DetectionsOpenKey,
+	DetectionsOriginCheck,
+	DetectionsPkey,
+	DetectionsReasonLengthCheck,
+	DetectionsResolutionCheck,
+	DetectionsResolvedByIDFkey,
+	DetectionsResolvedByIDFkeyInUse,
+	DetectionsResolvedFinal,
+	DetectionsResolvedWholeCheck,
+	DetectionsSeenInOrderCheck,
+	DetectionsSessionIDFkey,
+	DetectionsSessionIDFkeyInUse,
+	DetectionsSeverityCheck,
+	DetectionsStatusCheck,
+	DetectionsStatusTransition,
 	EncryptionKeysFingerprintKey,
 	EncryptionKeysFingerprintKnown,
 	EncryptionKeysFingerprintLengthCheck,
@@ -699,24 +820,36 @@ var Rules = []string{
 	MappingsEndedHasTimeCheck,
 	MappingsIDVersionCheck,
 	MappingsIdentityImmutable,
-	MappingsKindColumnsCheck,
+	MappingsKindCheck,
 	MappingsLeaseLengthCheck,
+	MappingsLeaseOfAssignmentCheck,
 	MappingsMetadataCheck,
 	MappingsNotOwnParentCheck,
+	MappingsParentOfDelegationCheck,
 	MappingsParentSessionIDFkey,
 	MappingsParentSessionIDFkeyInUse,
 	MappingsPkey,
+	MappingsPlaceKept,
+	MappingsPlacementHasPlace,
 	MappingsReasonLengthCheck,
 	MappingsSessionActiveKey,
 	MappingsSessionIDFkey,
 	MappingsSessionIDFkeyInUse,
 	MappingsSessionOver,
+	MappingsSpokeDisconnected,
+	MappingsSpokeIDFkey,
+	MappingsSpokeIDFkeyInUse,
+	MappingsSpokeOfPlacementCheck,
 	MappingsStatusCheck,
 	MappingsStatusTransition,
 	MappingsTaskActiveKey,
 	MappingsTaskIDFkey,
 	MappingsTaskIDFkeyInUse,
+	MappingsTaskOfAssignmentCheck,
 	MappingsTaskStatusAgrees,
+	MappingsWorkspaceIDFkey,
+	MappingsWorkspaceIDFkeyInUse,
+	MappingsWorkspaceOfPlacementCheck,
 	MessagesDataObjectCheck,
 	MessagesIDVersionCheck,
 	MessagesIdentityImmutable,
@@ -995,4 +1128,33 @@ var Rules = []string{
 	ToolStateTransitionsToStateFkeyInUse,
 	ToolStatesPkey,
 	Unauthenticated,
+	WatchPoliciesBeyondLimits,
+	WatchPoliciesErrorCountCheck,
+	WatchPoliciesErrorMinutesCheck,
+	WatchPoliciesIdentityImmutable,
+	WatchPoliciesMetadataCheck,
+	WatchPoliciesModelBaselineHoursCheck,
+	WatchPoliciesModelErrorPercentCheck,
+	WatchPoliciesModelLatencyPercentCheck,
+	WatchPoliciesModelMinutesCheck,
+	WatchPoliciesModelTurnsCheck,
+	WatchPoliciesOrgIDFkey,
+	WatchPoliciesOrgIDFkeyInUse,
+	WatchPoliciesPkey,
+	WatchPoliciesReportedDaysCheck,
+	WatchPoliciesStallMinutesCheck,
+	WatchRoundsOrgIDFkey,
+	WatchRoundsOrgIDFkeyInUse,
+	WatchRoundsPkey,
+	WorkspacesBranchShapeCheck,
+	WorkspacesIDVersionCheck,
+	WorkspacesIdentityImmutable,
+	WorkspacesMetadataCheck,
+	WorkspacesNameKey,
+	WorkspacesNameLengthCheck,
+	WorkspacesPathShapeCheck,
+	WorkspacesPkey,
+	WorkspacesProjectIDFkey,
+	WorkspacesProjectIDFkeyInUse,
+	WorkspacesProjectIDIDKey,
 }

@@ -122,6 +122,7 @@ func TestW12_EachChangeLeavesItsEntry(t *testing.T) {
 		{owner, "POST", "/v1/api-keys/" + f.key + "/enable", "", []string{"key.enable"}, "key", f.key, `{"enabled":{"after":true,"before":false}}`},
 		{owner, "POST", "/v1/api-keys/" + f.lostKey + "/revoke", "", []string{"key.revoke"}, "key", f.lostKey, `{"revoked_at":{"after":"*"}}`},
 		{owner, "POST", "/v1/api-keys/" + f.oldKey + "/rotate", `{"graceSeconds":60}`, []string{"key.create", "key.rotate"}, "key", f.oldKey, `{"expires_at":{"after":"*"},"rotated_to_id":{"after":"*"}}`},
+		{admin, "PATCH", "/v1/watch-policy", `{"errorCount":null,"metadata":{"_zebra4711":{}}}`, []string{"watch.update"}, "watch", f.org, `{"error_count":{"before":10},"metadata":{"changed":true}}`},
 		{owner, "PATCH", "/v1/retention-policy", `{"auditDays":400,"metadata":{"_zebra4711":{}}}`, []string{"retention.update"}, "retention", f.org, `{"audit_days":{"after":400},"metadata":{"changed":true}}`},
 		{owner, "POST", here + "/transfer-ownership", `{"accountId":"` + f.heir + `"}`, []string{"member.update", "organization.transfer"}, "organization", f.org, `{"owner_id":{"after":"` + f.heir + `","before":"` + owner.account.String() + `"}}`},
 		{platform, "DELETE", "/v1/accounts/" + f.account, "", []string{"account.delete", "member.delete"}, "*", f.account, ""},

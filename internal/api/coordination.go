@@ -9,7 +9,6 @@ import (
 
 	"github.com/alkdev/hub/gen/api"
 	"github.com/alkdev/hub/gen/db"
-	"github.com/alkdev/hub/internal/store"
 )
 
 // CreateMapping implements the contract's operation.
@@ -18,13 +17,8 @@ func (s *Server) CreateMapping(ctx context.Context, r api.CreateMappingRequestOb
 	if err != nil {
 		return nil, at("/metadata", err)
 	}
-	var row db.MappingDetail
-	err = s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error {
-		id, err := q.CreateDelegation(ctx, db.CreateDelegationParams{SessionID: r.Body.SessionId, ParentSessionID: &r.Body.ParentSessionId, Metadata: metadata.JSON})
-		if err == nil {
-			row, err = q.GetMapping(ctx, id)
-		}
-		return err
+	row, err := s.db.CreateMapping(ctx, db.CreateMappingParams{
+		Kind: string(r.Body.Kind), SessionID: r.Body.SessionId, ParentSessionID: r.Body.ParentSessionId, SpokeID: r.Body.SpokeId, WorkspaceID: r.Body.WorkspaceId, Metadata: metadata.JSON,
 	})
 	if err != nil {
 		if errors.Is(err, pgx.ErrNoRows) { // the session that the statement starts from
@@ -57,7 +51,7 @@ func (s *Server) ListMappings(ctx context.Context, r api.ListMappingsRequestObje
 	}
 	rows, err := s.db.ListMappings(ctx, db.ListMappingsParams{
 		ProjectID: r.ProjectId, BeforeID: before, RowLimit: limit + 1, Kind: (*string)(r.Params.Kind), Status: (*string)(r.Params.Status),
-		SessionID: r.Params.SessionId, ParentSessionID: r.Params.ParentSessionId, TaskID: r.Params.TaskId,
+		SessionID: r.Params.SessionId, ParentSessionID: r.Params.ParentSessionId, TaskID: r.Params.TaskId, SpokeID: r.Params.SpokeId, WorkspaceID: r.Params.WorkspaceId,
 	})
 	if err = s.projectOf(ctx, r.ProjectId, len(rows), err); err != nil {
 		return nil, err
@@ -68,17 +62,7 @@ func (s *Server) ListMappings(ctx context.Context, r api.ListMappingsRequestObje
 
 // EndMapping implements the contract's operation.
 func (s *Server) EndMapping(ctx context.Context, r api.EndMappingRequestObject) (api.EndMappingResponseObject, error) {
-	var row db.MappingDetail
-	err := s.store.Tx(ctx, store.ReadCommitted, func(q *db.Queries) error {
-		_, err := q.LockProjectOfMapping(ctx, r.MappingId) // before the mapping: its task's end changes others' counts
-		if err == nil {
-			_, err = q.EndMapping(ctx, db.EndMappingParams{ID: r.MappingId, Status: string(r.Body.Status), Reason: deref(r.Body.Reason)})
-		}
-		if err == nil {
-			row, err = q.GetMapping(ctx, r.MappingId)
-		}
-		return err
-	})
+	row, err := s.db.EndMapping(ctx, db.EndMappingParams{ID: r.MappingId, Status: string(r.Body.Status), Reason: deref(r.Body.Reason)})
 	if err != nil {
 		return nil, missing("mapping", err)
 	}
@@ -88,7 +72,7 @@ func (s *Server) EndMapping(ctx context.Context, r api.EndMappingRequestObject) 
 func mapping(m db.MappingDetail) api.Mapping {
 	return api.Mapping{
 		Id: m.ID, Kind: api.MappingKind(m.Kind), ProjectId: m.ProjectID, SessionId: m.SessionID, ParentSessionId: m.ParentSessionID,
-		TaskId: m.TaskID, TaskSlug: m.TaskSlug, TaskName: m.TaskName, Status: api.MappingStatus(m.Status), Reason: m.Reason,
+		TaskId: m.TaskID, TaskSlug: m.TaskSlug, TaskName: m.TaskName, SpokeId: m.SpokeID, WorkspaceId: m.WorkspaceID, Status: api.MappingStatus(m.Status), Reason: m.Reason,
 		LeaseExpiresAt: m.LeaseExpiresAt, EndedAt: m.EndedAt, Metadata: given(m.Metadata), Revision: m.Revision, CreatedAt: m.CreatedAt, UpdatedAt: m.UpdatedAt,
 	}
 }

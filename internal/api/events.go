@@ -240,11 +240,12 @@ func (r *stream) reread() []string {
 	switch {
 	case r.params.SessionId != nil:
 		path := sessionPath(*r.params.SessionId)
-		return []string{path, path + "/messages"}
+		return []string{path, path + "/messages", "/v1/detections?sessionId=" + r.params.SessionId.String()}
 	case r.params.ProjectId != nil:
-		return []string{"/v1/sessions?projectId=" + r.params.ProjectId.String()}
+		id := r.params.ProjectId.String()
+		return []string{"/v1/sessions?projectId=" + id, "/v1/projects/" + id + "/tasks", "/v1/projects/" + id + "/mappings", "/v1/detections?projectId=" + id}
 	default:
-		return []string{"/v1/sessions"}
+		return []string{"/v1/sessions", "/v1/projects", "/v1/spokes", "/v1/detections"} // of each project its tasks and mappings
 	}
 }
 

@@ -366,10 +366,10 @@ func TestX05_Reset(t *testing.T) {
 		query, last string
 		reread      []string
 	}{
-		{"", "1", []string{"/v1/sessions"}},
-		{"", "99", []string{"/v1/sessions"}},
-		{"?projectId=" + f.project, "0", []string{"/v1/sessions?projectId=" + f.project}},
-		{"?kind=part&sessionId=" + f.session, "1", []string{"/v1/sessions/" + f.session, "/v1/sessions/" + f.session + "/messages"}},
+		{"", "1", []string{"/v1/sessions", "/v1/projects", "/v1/spokes", "/v1/detections"}},
+		{"", "99", []string{"/v1/sessions", "/v1/projects", "/v1/spokes", "/v1/detections"}},
+		{"?projectId=" + f.project, "0", []string{"/v1/sessions?projectId=" + f.project, "/v1/projects/" + f.project + "/tasks", "/v1/projects/" + f.project + "/mappings", "/v1/detections?projectId=" + f.project}},
+		{"?kind=part&sessionId=" + f.session, "1", []string{"/v1/sessions/" + f.session, "/v1/sessions/" + f.session + "/messages", "/v1/detections?sessionId=" + f.session}},
 	} {
 		next, cut := follow(t, h.admin, h.url, c.query, c.last)
 		e, _ := next()

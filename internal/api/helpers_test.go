@@ -146,6 +146,8 @@ type family struct {
 	key, lostKey, oldKey                     string // keys to change, to revoke, to rotate
 	emptyOrg                                 string // the organisation that deleteOrganization deletes: its own, where its maker could make no other
 	task, waiting, delegation, coordinator   string
+	workspace, oldWorkspace                  string
+	detection, settled, anomalyType          string
 	held                                     map[string]held // a task for each operation that needs one in a certain state
 }
 
@@ -159,6 +161,8 @@ func (h *hub) newWork(t testing.TB, c caller) family {
 	create := func(path, body string) answer { return h.as(t, c, "POST", path, body).wants(t, http.StatusCreated) }
 	f.project = create("/v1/projects", `{"slug":"f-`+uuid.NewString()+`","name":"family"}`).id(t)
 	f.emptyProject = create("/v1/projects", `{"slug":"e-`+uuid.NewString()+`","name":"empty"}`).id(t)
+	f.workspace = create("/v1/projects/"+f.project+"/workspaces", `{"name":"family","path":"/srv/family"}`).id(t)
+	f.oldWorkspace = create("/v1/projects/"+f.project+"/workspaces", `{"name":"old","path":"/srv/old"}`).id(t)
 	f.agentRole = create("/v1/roles", `{"name":"f-`+uuid.NewString()+`"}`).id(t)
 	f.session = create("/v1/sessions", `{"projectId":"`+f.project+`","title":"family"}`).id(t)
 	var list struct {
@@ -202,6 +206,10 @@ func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 	h.exec(t, "INSERT INTO encryption_keys (version, fingerprint) VALUES (1000000, sha256('retired')) ON CONFLICT DO NOTHING")
 	f.rotation = h.do(t, "POST", "/v1/secret-rotations", nil).wants(t, http.StatusAccepted).id(t)
 
+	f.detection = create("/v1/detections", `{"sessionId":"`+f.session+`","anomalyType":"SESSION_STALL"}`).id(t)
+	f.settled = create("/v1/detections", `{"sessionId":"`+f.session+`","anomalyType":"HIGH_ERROR_COUNT"}`).id(t)
+	f.anomalyType = create("/v1/anomaly-types", `{"name":"`+anomalyName()+`"}`).id(t)
+
 	for _, account := range []*string{&f.account, &f.leaver, &f.heir, &f.outsider} {
 		*account = create("/v1/accounts", `{"kind":"human","displayName":"family"}`).id(t)
 	}
@@ -231,6 +239,11 @@ func (h *hub) newFamily(t testing.TB, c caller, holder ...caller) family {
 	return f
 }
 
+// anomalyName is that of no type yet.
+func anomalyName() string {
+	return "F_" + strings.ToUpper(strings.ReplaceAll(uuid.NewString(), "-", "_"))
+}
+
 func (h *hub) isPlatformAdmin(t testing.TB, c caller) (is bool) {
 	t.Helper()
 	h.scan(t, &is, "SELECT 'platform:*' = ANY (scopes) FROM api_keys WHERE id = $1", c.id)
@@ -241,7 +254,7 @@ func (h *hub) isPlatformAdmin(t testing.TB, c caller) (is bool) {
 func (f family) ids() []string {
 	all := []string{
 		f.org, f.project, f.emptyProject, f.session, f.message, f.part, f.agentRole, f.shelf, f.self, f.account, f.leaver, f.heir, f.outsider, f.key, f.lostKey, f.oldKey, f.emptyOrg, f.client,
-		f.task, f.waiting, f.delegation, f.coordinator, f.spoke, f.leavingSpoke, f.call, f.heldCall, f.runningCall, f.failingCall,
+		f.detection, f.settled, f.anomalyType, f.workspace, f.oldWorkspace, f.task, f.waiting, f.delegation, f.coordinator, f.spoke, f.leavingSpoke, f.call, f.heldCall, f.runningCall, f.failingCall,
 	}
 	for _, verb := range slices.Sorted(maps.Keys(f.held)) {
 		all = append(all, f.held[verb].task, f.held[verb].mapping)
@@ -355,6 +368,12 @@ func (f family) samples() map[string]sample {
 		"updateProject": {"PATCH", "/v1/projects/" + f.project, merge, `{"name":"changed"}`, 200},
 		"deleteProject": {"DELETE", "/v1/projects/" + f.emptyProject, "", "", 204},
 
+		"createWorkspace": {"POST", "/v1/projects/" + f.project + "/workspaces", plain, `{"name":"` + uuid.NewString() + `","path":"/srv/x"}`, 201},
+		"listWorkspaces":  {"GET", "/v1/projects/" + f.project + "/workspaces", "", "", 200},
+		"getWorkspace":    {"GET", "/v1/workspaces/" + f.workspace, "", "", 200},
+		"updateWorkspace": {"PATCH", "/v1/workspaces/" + f.workspace, merge, `{"branch":"changed"}`, 200},
+		"deleteWorkspace": {"DELETE", "/v1/workspaces/" + f.oldWorkspace, "", "", 204},
+
 		"createRole": {"POST", "/v1/roles", plain, `{"name":"r-` + uuid.NewString() + `"}`, 201},
 		"listRoles":  {"GET", "/v1/roles", "", "", 200},
 		"getRole":    {"GET", "/v1/roles/" + f.agentRole, "", "", 200},
@@ -417,10 +436,23 @@ func (f family) samples() map[string]sample {
 		"listTaskNotes":         {"GET", task + "/notes", "", "", 200},
 		"getTaskDocument":       {"GET", task + "/document", "", "", 200},
 
-		"createMapping": {"POST", "/v1/mappings", plain, `{"sessionId":"` + f.session + `","parentSessionId":"` + f.coordinator + `"}`, 201},
+		"createMapping": {"POST", "/v1/mappings", plain, `{"kind":"placement","sessionId":"` + f.session + `","spokeId":"` + f.spoke + `","workspaceId":"` + f.workspace + `"}`, 201},
 		"listMappings":  {"GET", "/v1/projects/" + f.project + "/mappings", "", "", 200},
 		"getMapping":    {"GET", "/v1/mappings/" + f.delegation, "", "", 200},
 		"endMapping":    {"POST", "/v1/mappings/" + f.held["end"].mapping + "/end", plain, `{"status":"failed"}`, 200},
+
+		"reportDetection":      {"POST", "/v1/detections", plain, `{"sessionId":"` + f.session + `","anomalyType":"MODEL_DEGRADATION","evidence":{"a":1}}`, 201},
+		"listDetections":       {"GET", "/v1/detections", "", "", 200},
+		"getDetection":         {"GET", "/v1/detections/" + f.detection, "", "", 200},
+		"acknowledgeDetection": {"POST", "/v1/detections/" + f.detection + "/acknowledge", "", "", 200},
+		"resolveDetection":     {"POST", "/v1/detections/" + f.settled + "/resolve", plain, `{"resolution":"fixed"}`, 200},
+		"createAnomalyType":    {"POST", "/v1/anomaly-types", plain, `{"name":"` + anomalyName() + `"}`, 201},
+		"listAnomalyTypes":     {"GET", "/v1/anomaly-types", "", "", 200},
+		"getAnomalyType":       {"GET", "/v1/anomaly-types/" + f.anomalyType, "", "", 200},
+		"updateAnomalyType":    {"PATCH", "/v1/anomaly-types/" + f.anomalyType, merge, `{"severity":"low"}`, 200},
+		"deleteAnomalyType":    {"DELETE", "/v1/anomaly-types/" + f.anomalyType, "", "", 204},
+		"getWatchPolicy":       {"GET", "/v1/watch-policy", "", "", 200},
+		"setWatchPolicy":       {"PATCH", "/v1/watch-policy", merge, `{"stallMinutes":30}`, 200},
 
 		"registerSpoke":   {"POST", "/v1/spokes", plain, `{"name":"s-` + uuid.NewString() + `"}`, 200},
 		"listSpokes":      {"GET", "/v1/spokes", "", "", 200},

@@ -591,3 +591,61 @@ func TestCursorsBelongToTheirFilters(t *testing.T) {
 		t.Errorf("a stranger sees %v", p)
 	}
 }
+
+func TestWorkspacesFromBeginningToEnd(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	p := h.newProject(t, "p")
+	list := "/v1/projects/" + p + "/workspaces"
+	a := h.do(t, "POST", list, `{"name":"main","path":"/srv/main","branch":"main","metadata":{"_x":{"a":1}}}`).wants(t, 201)
+	path := a.header.Get("Location")
+	if path != "/v1/workspaces/"+a.id(t) || a.header.Get("ETag") != `"1"` {
+		t.Errorf("%v", a.header)
+	}
+	wantJSON(t, "got", h.do(t, "GET", path, nil).wants(t, 200).body, a.body)
+	h.do(t, "POST", list, `{"name":"main","path":"/srv/other"}`).refused(t, 409, "workspaces_name_key", "/name")
+	h.do(t, "POST", "/v1/projects/"+h.newProject(t, "q")+"/workspaces", `{"name":"main","path":"https://host/x"}`).wants(t, 201)
+	for body, pointer := range map[string]string{
+		`{"path":"/x"}`: "/name", `{"name":"x"}`: "/path", `{"name":"","path":"/x"}`: "/name", `{"name":"x","path":"/x","branch":""}`: "/branch", `{"name":"x","path":"/x","spokeId":"y"}`: "/spokeId", `{"name":"x\u0000","path":"/x"}`: "/name",
+	} {
+		h.do(t, "POST", list, body).refused(t, 400, "invalid_request", pointer)
+	}
+	h.do(t, "POST", list, `{"name":"x","path":"srv"}`).refused(t, 422, "workspaces_path_shape_check", "/path")
+	h.do(t, "POST", list, `{"name":"x","path":"/srv","branch":"a b"}`).refused(t, 422, "workspaces_branch_shape_check", "/branch")
+	h.do(t, "POST", list, `{"name":"x","path":"/srv","metadata":{"x":{}}}`).refused(t, 422, "workspaces_metadata_check", "/metadata")
+	h.do(t, "POST", "/v1/projects/"+a.id(t)+"/workspaces", `{"name":"x","path":"/srv"}`).refused(t, 404, "project_not_found")
+	h.do(t, "GET", "/v1/projects/"+a.id(t)+"/workspaces", nil).refused(t, 404, "project_not_found")
+
+	h.do(t, "PATCH", path, `{"name":"x"}`, "If-Match", `"7"`).refused(t, 412, "precondition_failed")
+	var w struct {
+		Name, Path string
+		Branch     *string
+		Revision   int
+	}
+	h.do(t, "PATCH", path, `{"path":"/srv/moved"}`, "If-Match", `"1"`).wants(t, 200).into(t, &w)
+	if w.Name != "main" || w.Path != "/srv/moved" || value(w.Branch) != "main" || w.Revision != 2 {
+		t.Errorf("%+v", w)
+	}
+	h.do(t, "PATCH", path, `{"branch":null,"name":"renamed"}`).wants(t, 200).into(t, &w)
+	if w.Name != "renamed" || w.Branch != nil || w.Revision != 3 {
+		t.Errorf("%+v", w)
+	}
+	for _, name := range []string{"b", "a", "c"} {
+		h.do(t, "POST", list, `{"name":"`+name+`","path":"/srv/`+name+`"}`).wants(t, 201)
+	}
+	if got := h.page(t, h.admin, list+"?limit=2", "name"); !slices.Equal(got.values, []string{"a", "b"}) {
+		t.Errorf("%v", got.values)
+	}
+	if got := h.page(t, h.admin, list+"?name=renamed", "name"); !slices.Equal(got.values, []string{"renamed"}) {
+		t.Errorf("%v", got.values)
+	}
+	h.do(t, "DELETE", path, nil, "If-Match", `"1"`).refused(t, 412, "precondition_failed")
+	h.do(t, "DELETE", path, nil, "If-Match", `"3"`).wants(t, 204)
+	h.do(t, "DELETE", path, nil).refused(t, 404, "workspace_not_found")
+	h.do(t, "PATCH", path, `{"name":"x"}`).refused(t, 404, "workspace_not_found")
+	// They go with their project.
+	h.do(t, "DELETE", "/v1/projects/"+p, nil).wants(t, 204)
+	if n := h.count(t, "SELECT count(*) FROM workspaces"); n != 1 {
+		t.Errorf("%d workspaces are left", n)
+	}
+}

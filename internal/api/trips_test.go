@@ -175,7 +175,7 @@ func TestRoundTripsOfEveryOperation(t *testing.T) {
 		"listChildSessions":   {2, 4}, // there are none: is there the session?
 		"updatePart":          {6, 7}, // the part, locked and read and judged and written
 
-		"createTask": {5, 6}, "updateTask": {4, 5}, "createMapping": {4, 5}, "endMapping": {5, 6}, // what depends on what, what is locked first, and the whole row behind it
+		"createTask": {5, 6}, "updateTask": {4, 5}, // what depends on what, what is locked first, and the whole row behind it
 		"addDependency":    {2, 4},                                                           // and the task as it is then
 		"claimNextTask":    {3, 6},                                                           // nothing is ready: because there is no such project or session?
 		"listDependencies": {2, 4}, "listTaskNotes": {2, 4}, "listTaskStatusChanges": {2, 4}, // nothing: because there is no such task?
@@ -185,7 +185,7 @@ func TestRoundTripsOfEveryOperation(t *testing.T) {
 		"callOperation": {2, 4}, "completeCall": {2, 4}, // the schema, then what it is held against
 		"addCallEdges": {2, 4}, "listCallEdges": {2, 4}, // is there the call?
 	}
-	retried := map[string]cost{"startSecretRotation": {6, 7}, "forkSession": {8, 9}, "appendPartDelta": {6, 7}, "addMember": {6, 7}, "deactivateAccount": {6, 7}, "addDependency": {6, 7}, "claimNextTask": {7, 8}, "createMapping": {6, 7}, "createTask": {7, 8}, "endMapping": {7, 8}, "syncTasks": {12, 13}, "callOperation": {6, 7}, "completeCall": {6, 7}, "addCallEdges": {6, 7}}
+	retried := map[string]cost{"startSecretRotation": {6, 7}, "forkSession": {8, 9}, "appendPartDelta": {6, 7}, "addMember": {6, 7}, "deactivateAccount": {6, 7}, "addDependency": {6, 7}, "claimNextTask": {7, 8}, "createTask": {7, 8}, "syncTasks": {12, 13}, "callOperation": {6, 7}, "completeCall": {6, 7}, "addCallEdges": {6, 7}}
 	w := &wire{}
 	h := newHub(t, w.configure)
 	read := h.newFamily(t, h.admin) // what only looks needs none of its own

@@ -31,6 +31,7 @@ var tasks = map[string]func(*db.Queries, context.Context, int32) (int64, error){
 	"return expired tasks":   (*db.Queries).ReturnExpiredTasks,
 	"purge calls":            (*db.Queries).PurgeCalls,
 	"purge call payloads":    (*db.Queries).PurgeCallPayloads,
+	"watch sessions":         (*db.Queries).WatchSessions,
 }
 
 // Run works until ctx ends: a round every interval, or a little later, so that servers that start together do not stay together.

@@ -16,6 +16,7 @@ DROP FUNCTION current_key_id();
 DROP FUNCTION current_account_id();
 DROP FUNCTION current_org_id();
 DROP FUNCTION is_uuidv7(uuid);
+DROP FUNCTION hub_uuidv7_floor(timestamptz);
 DROP FUNCTION hub_uuidv7_after(uuid);
 DROP FUNCTION hub_uuidv7_clock(uuid);
 DROP FUNCTION hub_uuidv7();

@@ -42,6 +42,11 @@ RETURN hub_uuidv7_at(greatest(
 COMMENT ON FUNCTION hub_uuidv7_after(uuid) IS
     'C02: a UUIDv7 of now, or the next one above the floor where clocks differ or stand still.';
 
+CREATE FUNCTION hub_uuidv7_floor(p_at timestamptz) RETURNS uuid
+LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
+RETURN encode(int8send(((extract(epoch FROM p_at) * 4096000)::bigint >> 12 << 16) | 28672 | ((extract(epoch FROM p_at) * 4096000)::bigint & 4095)) || '\x8000000000000000', 'hex')::uuid;
+COMMENT ON FUNCTION hub_uuidv7_floor(timestamptz) IS 'C02: the lowest UUIDv7 of a moment: what was made since is above it, so that the primary key finds what is recent.';
+
 CREATE FUNCTION is_uuidv7(p_id uuid) RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN get_byte(uuid_send(p_id), 6) >> 4 = 7 AND get_byte(uuid_send(p_id), 8) >> 6 = 2;

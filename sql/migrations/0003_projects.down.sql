@@ -1,1 +1,2 @@
+DROP TABLE workspaces;
 DROP TABLE projects;

@@ -453,6 +453,7 @@ CREATE POLICY audit_chains_writing ON audit_chains TO hub_system USING (true);
 CREATE POLICY audit_logs_writing ON audit_logs TO hub_system USING (true);
 CREATE POLICY retention_policies_control_plane ON retention_policies TO hub_system USING (true);
 CREATE POLICY projects_purge ON projects TO hub_system USING (is_deleted_organization(org_id));
+CREATE POLICY workspaces_purge ON workspaces TO hub_system USING (is_deleted_organization(org_id));
 CREATE POLICY roles_purge ON roles TO hub_system USING (is_deleted_organization(org_id));
 CREATE POLICY messages_purge ON messages TO hub_system USING (is_deleted_organization(org_id));
 CREATE POLICY parts_purge ON parts TO hub_system USING (is_deleted_organization(org_id));
@@ -462,7 +463,7 @@ GRANT UPDATE (audit_days, session_days, metadata) ON retention_policies TO hub_a
 GRANT SELECT, INSERT ON audit_chains, audit_logs, retention_policies TO hub_system;
 GRANT UPDATE (position, hash, anchor_position, anchor_hash, updated_at) ON audit_chains TO hub_system;
 GRANT DELETE ON audit_logs, retention_policies TO hub_system;
-GRANT SELECT, DELETE ON projects, roles TO hub_system;
+GRANT SELECT, DELETE ON projects, workspaces, roles TO hub_system;
 
 REVOKE ALL ON FUNCTION append_audit(uuid, text, text, uuid, jsonb), record_audit(), make_retention_policy(), purge_audit_logs(integer), expire_sessions(integer), purge_organizations(integer) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION purge_audit_logs(integer), expire_sessions(integer), purge_organizations(integer) TO hub_app;

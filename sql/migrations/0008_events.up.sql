@@ -23,13 +23,13 @@ CREATE TABLE pending_events (
     created_at    timestamptz NOT NULL DEFAULT now(),
     updated_at    timestamptz NOT NULL DEFAULT now(),
     CONSTRAINT pending_events_pkey PRIMARY KEY (org_id, writer, kind, row_id),
-    CONSTRAINT pending_events_kind_check CHECK (kind IN ('session', 'message', 'part')),
+    CONSTRAINT pending_events_kind_check CHECK (kind IN ('session', 'message', 'part', 'task', 'mapping', 'spoke', 'detection')),
     CONSTRAINT pending_events_action_check CHECK (action IN ('created', 'updated', 'deleted', 'streamed'))
 ) WITH (vacuum_truncate = off);
 ALTER SEQUENCE pending_events_written_order_seq OWNED BY pending_events.written_order;
 COMMENT ON TABLE pending_events IS 'X05: changes that have no number yet: those of transactions under way, and those that the sequencer takes next. It fills and empties all the time.';
 COMMENT ON COLUMN pending_events.writer IS 'The transaction. By it the sequencer finds what has committed since it last looked, without going through what it took before and no vacuum could remove yet.';
-COMMENT ON COLUMN pending_events.kind IS 'The noun: session, message, part. A domain that joins the feed adds its own.';
+COMMENT ON COLUMN pending_events.kind IS 'The noun. A domain that joins the feed adds its own.';
 COMMENT ON COLUMN pending_events.written_order IS 'Orders what becomes visible at once: changes of one row queue for its lock, so theirs are in the order of its revisions.';
 COMMENT ON COLUMN pending_events.text_offset IS 'X08: of a text that streams in, how long it is.';
 COMMENT ON CONSTRAINT pending_events_pkey ON pending_events IS 'X05: coalesced: a transaction that changes a row often notes it once.';
@@ -50,17 +50,24 @@ BEGIN
     ELSE
         v_row := NEW;
     END IF;
-    IF TG_TABLE_NAME = 'sessions' THEN
-        IF TG_OP = 'DELETE' AND v_row.deleted_at IS NOT NULL THEN
-            RETURN NULL; -- it was told of when it was marked
-        END IF;
-        v_deleted := v_row.deleted_at IS NOT NULL;
-        v_session_id := v_row.id;
-        v_project_id := v_row.project_id;
-    ELSE
-        v_session_id := v_row.session_id;
-        v_project_id := (SELECT s.project_id FROM sessions s WHERE s.org_id = v_row.org_id AND s.id = v_session_id);
-    END IF;
+    CASE TG_TABLE_NAME
+        WHEN 'sessions' THEN
+            IF TG_OP = 'DELETE' AND v_row.deleted_at IS NOT NULL THEN
+                RETURN NULL; -- it was told of when it was marked
+            END IF;
+            v_deleted := v_row.deleted_at IS NOT NULL;
+            v_session_id := v_row.id;
+            v_project_id := v_row.project_id;
+        WHEN 'messages', 'parts' THEN
+            v_session_id := v_row.session_id;
+            v_project_id := (SELECT s.project_id FROM sessions s WHERE s.org_id = v_row.org_id AND s.id = v_session_id);
+        WHEN 'spokes' THEN NULL; -- of no project
+        WHEN 'tasks' THEN
+            v_project_id := v_row.project_id;
+        ELSE
+            v_session_id := v_row.session_id;
+            v_project_id := v_row.project_id;
+    END CASE;
     INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id, session_id)
     VALUES (v_row.org_id, TG_ARGV[0], v_row.id, CASE WHEN v_deleted OR TG_OP = 'DELETE' THEN 'deleted' WHEN TG_OP = 'INSERT' THEN 'created' ELSE 'updated' END,
             v_row.revision, v_project_id, v_session_id)

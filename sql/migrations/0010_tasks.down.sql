@@ -8,6 +8,7 @@ DROP TABLE tasks;
 DROP FUNCTION refresh_archived_task_graphs();
 DROP FUNCTION refresh_changed_task_graphs();
 DROP FUNCTION refresh_task_graph(uuid, uuid);
+DROP FUNCTION record_tasks_created();
 DROP FUNCTION record_task_status();
 DROP FUNCTION check_task_status();
 DROP FUNCTION check_new_task_status();

@@ -405,6 +405,24 @@ CREATE VIEW task_documents WITH (security_invoker = true) AS
 COMMENT ON VIEW task_documents IS 'C08: a task''s body and its notes as one Markdown text.';
 
 
+-- The feed (X05) -------------------------------------------------------------------------------------------------
+
+CREATE FUNCTION record_tasks_created() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    INSERT INTO pending_events AS e (org_id, kind, row_id, action, row_revision, project_id)
+    SELECT c.org_id, 'task', c.id, 'created', c.revision, c.project_id FROM created c ORDER BY c.id
+    ON CONFLICT (org_id, writer, kind, row_id) DO UPDATE SET row_revision = excluded.row_revision, action = excluded.action;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION record_tasks_created() IS 'X05: as record_row_event, for all tasks of a statement: syncs bring many.';
+CREATE TRIGGER tasks_record_created AFTER INSERT ON tasks
+    REFERENCING NEW TABLE AS created FOR EACH STATEMENT EXECUTE FUNCTION record_tasks_created();
+CREATE TRIGGER tasks_record_change AFTER UPDATE ON tasks
+    FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision) EXECUTE FUNCTION record_row_event('task');
+CREATE TRIGGER tasks_record_deleted AFTER DELETE ON tasks FOR EACH ROW EXECUTE FUNCTION record_row_event('task');
+
+
 -- Who may see and do what ----------------------------------------------------------------------------------------
 
 ALTER TABLE tasks ENABLE ROW LEVEL SECURITY;
@@ -447,8 +465,9 @@ GRANT SELECT, DELETE ON tasks, task_status_changes, task_dependencies, task_note
 GRANT UPDATE (status, started_at, completed_at, unmet_count, failed_count, downstream_count) ON tasks TO hub_system;
 GRANT INSERT ON task_status_changes TO hub_system;
 
-REVOKE ALL ON FUNCTION record_task_status(), refresh_task_graph(uuid, uuid), refresh_changed_task_graphs(), refresh_archived_task_graphs() FROM PUBLIC;
+REVOKE ALL ON FUNCTION record_tasks_created(), record_task_status(), refresh_task_graph(uuid, uuid), refresh_changed_task_graphs(), refresh_archived_task_graphs() FROM PUBLIC;
 GRANT CREATE ON SCHEMA public TO hub_system;
+ALTER FUNCTION record_tasks_created() OWNER TO hub_system;
 ALTER FUNCTION record_task_status() OWNER TO hub_system;
 ALTER FUNCTION refresh_task_graph(uuid, uuid) OWNER TO hub_system;
 ALTER FUNCTION refresh_changed_task_graphs() OWNER TO hub_system;

@@ -1,5 +1,5 @@
--- Coordination: who works on what. A mapping ties a session to a task (assignment) or to the session that it works for (delegation).
--- Placements (a session on a spoke, in a workspace) come with the tables that they refer to.
+-- Coordination: who works on what, for whom and where. A mapping ties a session to a task (assignment), to the session that it works for
+-- (delegation), or to a spoke and a workspace (placement). What placements have to do with spokes stands with those (0012_spokes).
 
 CREATE TABLE mapping_status_transitions (
     from_status text        NOT NULL,
@@ -23,6 +23,8 @@ CREATE TABLE mappings (
     session_id        uuid        NOT NULL,
     parent_session_id uuid,
     task_id           uuid,
+    spoke_id          uuid,
+    workspace_id      uuid,
     status            text        NOT NULL DEFAULT 'active',
     reason            text        NOT NULL DEFAULT '',
     lease_seconds     integer,
@@ -36,11 +38,14 @@ CREATE TABLE mappings (
     CONSTRAINT mappings_session_id_fkey FOREIGN KEY (org_id, project_id, session_id) REFERENCES sessions (org_id, project_id, id) ON DELETE CASCADE,
     CONSTRAINT mappings_parent_session_id_fkey FOREIGN KEY (org_id, project_id, parent_session_id) REFERENCES sessions (org_id, project_id, id) ON DELETE CASCADE,
     CONSTRAINT mappings_task_id_fkey FOREIGN KEY (org_id, project_id, task_id) REFERENCES tasks (org_id, project_id, id) ON DELETE CASCADE,
+    CONSTRAINT mappings_workspace_id_fkey FOREIGN KEY (org_id, project_id, workspace_id) REFERENCES workspaces (org_id, project_id, id) ON DELETE SET NULL (workspace_id),
     CONSTRAINT mappings_id_version_check CHECK (is_uuidv7(id)),
-    CONSTRAINT mappings_kind_columns_check CHECK (CASE kind
-        WHEN 'assignment' THEN task_id IS NOT NULL AND parent_session_id IS NULL AND lease_seconds IS NOT NULL AND lease_expires_at IS NOT NULL
-        WHEN 'delegation' THEN task_id IS NULL AND parent_session_id IS NOT NULL AND lease_seconds IS NULL AND lease_expires_at IS NULL
-        ELSE false END),
+    CONSTRAINT mappings_kind_check CHECK (kind IN ('assignment', 'delegation', 'placement')),
+    CONSTRAINT mappings_task_of_assignment_check CHECK ((kind = 'assignment') = (task_id IS NOT NULL)),
+    CONSTRAINT mappings_lease_of_assignment_check CHECK ((kind = 'assignment') = (lease_seconds IS NOT NULL) AND (lease_seconds IS NULL) = (lease_expires_at IS NULL)),
+    CONSTRAINT mappings_parent_of_delegation_check CHECK ((kind = 'delegation') = (parent_session_id IS NOT NULL)),
+    CONSTRAINT mappings_spoke_of_placement_check CHECK (kind = 'placement' OR spoke_id IS NULL),
+    CONSTRAINT mappings_workspace_of_placement_check CHECK (kind = 'placement' OR workspace_id IS NULL),
     CONSTRAINT mappings_not_own_parent_check CHECK (parent_session_id <> session_id),
     CONSTRAINT mappings_lease_length_check CHECK (lease_seconds BETWEEN 1 AND 86400),
     CONSTRAINT mappings_status_check CHECK (status IN ('active', 'completed', 'failed', 'aborted')),
@@ -48,8 +53,10 @@ CREATE TABLE mappings (
     CONSTRAINT mappings_reason_length_check CHECK (char_length(reason) <= 2000),
     CONSTRAINT mappings_metadata_check CHECK (is_metadata(metadata))
 );
-COMMENT ON TABLE mappings IS 'W20: ties a session to what its kind says. assignment: works on a task, under a lease. delegation: works for a parent session.';
-COMMENT ON COLUMN mappings.project_id IS 'S13: its session''s, its task''s and its parent session''s. Immutable.';
+COMMENT ON TABLE mappings IS 'W20: ties a session to what its kind says. assignment: works on a task, under a lease. delegation: works for a parent session. placement: runs on a spoke, in a workspace.';
+COMMENT ON COLUMN mappings.project_id IS 'S13: its session''s, its task''s, its parent session''s and its workspace''s. Immutable.';
+COMMENT ON COLUMN mappings.spoke_id IS 'Where the session runs. NULL once the spoke is deleted, and for a placement in a workspace alone.';
+COMMENT ON COLUMN mappings.workspace_id IS 'In what it works. NULL once the workspace is deleted, and for a placement on a spoke alone.';
 COMMENT ON COLUMN mappings.reason IS 'Why it ended.';
 COMMENT ON COLUMN mappings.lease_expires_at IS 'X04: when the task returns unless the holder says that it is still there.';
 COMMENT ON COLUMN mappings.metadata IS 'W01: opaque, one object per subsystem.';
@@ -57,23 +64,32 @@ COMMENT ON COLUMN mappings.revision IS 'Counts changes of everything but the lea
 COMMENT ON CONSTRAINT mappings_session_id_fkey ON mappings IS 'C14, S13. Indexed by mappings_session_id_idx.';
 COMMENT ON CONSTRAINT mappings_parent_session_id_fkey ON mappings IS 'C14, S13';
 COMMENT ON CONSTRAINT mappings_task_id_fkey ON mappings IS 'C14, S13';
-COMMENT ON CONSTRAINT mappings_kind_columns_check ON mappings IS 'W20';
+COMMENT ON CONSTRAINT mappings_workspace_id_fkey ON mappings IS 'C14, S13';
+COMMENT ON CONSTRAINT mappings_task_of_assignment_check ON mappings IS 'W20: what an assignment has, and nothing else.';
+COMMENT ON CONSTRAINT mappings_lease_of_assignment_check ON mappings IS 'W20: what an assignment has, and nothing else.';
+COMMENT ON CONSTRAINT mappings_parent_of_delegation_check ON mappings IS 'W20: what a delegation has, and nothing else.';
+COMMENT ON CONSTRAINT mappings_spoke_of_placement_check ON mappings IS 'W20: only a placement has one. That it has a place at all is mappings_placement_has_place''s: a later SET NULL must pass.';
+COMMENT ON CONSTRAINT mappings_workspace_of_placement_check ON mappings IS 'W20: as mappings_spoke_of_placement_check.';
 COMMENT ON CONSTRAINT mappings_id_version_check ON mappings IS 'C02';
 COMMENT ON CONSTRAINT mappings_metadata_check ON mappings IS 'W01';
 
 CREATE INDEX mappings_session_id_idx ON mappings (org_id, project_id, session_id, id);
 CREATE INDEX mappings_parent_session_id_idx ON mappings (org_id, project_id, parent_session_id, id);
 CREATE INDEX mappings_task_id_idx ON mappings (org_id, project_id, task_id, id);
+CREATE INDEX mappings_spoke_id_idx ON mappings (org_id, spoke_id, id);
+CREATE INDEX mappings_placed_idx ON mappings (org_id, spoke_id) WHERE status = 'active' AND spoke_id IS NOT NULL;
+CREATE INDEX mappings_workspace_id_idx ON mappings (org_id, project_id, workspace_id, id);
 CREATE INDEX mappings_project_id_idx ON mappings (org_id, project_id, id);
 CREATE UNIQUE INDEX mappings_session_active_key ON mappings (org_id, session_id, kind) WHERE status = 'active';
 CREATE UNIQUE INDEX mappings_task_active_key ON mappings (org_id, task_id) WHERE status = 'active';
 CREATE INDEX mappings_lease_idx ON mappings (org_id, lease_expires_at) WHERE status = 'active';
 COMMENT ON INDEX mappings_session_active_key IS 'W20: one at a time of each kind.';
+COMMENT ON INDEX mappings_placed_idx IS 'W20: what runs on a spoke that disconnects.';
 COMMENT ON INDEX mappings_task_active_key IS 'W11, W20: nobody steps on another one''s task.';
 
 CREATE TRIGGER mappings_touch BEFORE UPDATE ON mappings
-    FOR EACH ROW WHEN ((OLD.kind, OLD.session_id, OLD.parent_session_id, OLD.task_id, OLD.status, OLD.reason, OLD.lease_seconds, OLD.ended_at, OLD.metadata::text, OLD.revision, OLD.updated_at)
-        IS DISTINCT FROM (NEW.kind, NEW.session_id, NEW.parent_session_id, NEW.task_id, NEW.status, NEW.reason, NEW.lease_seconds, NEW.ended_at, NEW.metadata::text, NEW.revision, NEW.updated_at))
+    FOR EACH ROW WHEN ((OLD.kind, OLD.session_id, OLD.parent_session_id, OLD.task_id, OLD.spoke_id, OLD.workspace_id, OLD.status, OLD.reason, OLD.lease_seconds, OLD.ended_at, OLD.metadata::text, OLD.revision, OLD.updated_at)
+        IS DISTINCT FROM (NEW.kind, NEW.session_id, NEW.parent_session_id, NEW.task_id, NEW.spoke_id, NEW.workspace_id, NEW.status, NEW.reason, NEW.lease_seconds, NEW.ended_at, NEW.metadata::text, NEW.revision, NEW.updated_at))
     EXECUTE FUNCTION touch_row();
 CREATE TRIGGER mappings_touch_lease BEFORE UPDATE ON mappings
     FOR EACH ROW WHEN (OLD.lease_expires_at IS DISTINCT FROM NEW.lease_expires_at) EXECUTE FUNCTION set_updated_at();
@@ -82,6 +98,39 @@ CREATE TRIGGER mappings_identity_immutable BEFORE UPDATE ON mappings
         IS DISTINCT FROM (NEW.org_id, NEW.id, NEW.kind, NEW.project_id, NEW.session_id, NEW.parent_session_id, NEW.task_id, NEW.created_at))
     EXECUTE FUNCTION refuse_change('A mapping''s organisation, id, kind, project, sessions, task and creation time');
 COMMENT ON TRIGGER mappings_identity_immutable ON mappings IS 'S13, W20';
+
+
+-- Placements (W20) -----------------------------------------------------------------------------------------------
+
+CREATE FUNCTION refuse_placement_nowhere() RETURNS trigger
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM public.raise_rule(TG_NAME, 'A placement is on a spoke, in a workspace, or both.');
+END $$;
+COMMENT ON FUNCTION refuse_placement_nowhere() IS 'W20: asked when it is made, and not later: its spoke and its workspace may be deleted.';
+CREATE TRIGGER mappings_placement_has_place BEFORE INSERT ON mappings
+    FOR EACH ROW WHEN (NEW.kind = 'placement' AND NEW.spoke_id IS NULL AND NEW.workspace_id IS NULL) EXECUTE FUNCTION refuse_placement_nowhere();
+COMMENT ON TRIGGER mappings_placement_has_place ON mappings IS 'W20';
+
+CREATE FUNCTION refuse_other_place() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    -- ON DELETE SET NULL comes after the target is gone: nobody else can bring that about.
+    IF NEW.spoke_id IS DISTINCT FROM OLD.spoke_id AND (NEW.spoke_id IS NOT NULL OR EXISTS (SELECT FROM spokes s WHERE (s.org_id, s.id) = (OLD.org_id, OLD.spoke_id)))
+       OR NEW.workspace_id IS DISTINCT FROM OLD.workspace_id AND (NEW.workspace_id IS NOT NULL OR EXISTS (SELECT FROM workspaces w WHERE (w.org_id, w.id) = (OLD.org_id, OLD.workspace_id))) THEN
+        PERFORM raise_rule(TG_NAME, 'A placement keeps its spoke and its workspace.');
+    END IF;
+    IF NEW.spoke_id IS NULL AND NEW.workspace_id IS NULL AND NEW.status = 'active' THEN
+        NEW.status := 'aborted';
+        NEW.reason := 'Its place is gone.';
+    END IF;
+    RETURN NEW;
+END $$;
+COMMENT ON FUNCTION refuse_other_place() IS 'W20: a placement keeps its place for as long as there is one. One that loses its last target is aborted.';
+-- Its name comes before those of the triggers that judge and note the status.
+CREATE TRIGGER mappings_place_kept BEFORE UPDATE ON mappings
+    FOR EACH ROW WHEN ((OLD.spoke_id, OLD.workspace_id) IS DISTINCT FROM (NEW.spoke_id, NEW.workspace_id)) EXECUTE FUNCTION refuse_other_place();
+COMMENT ON TRIGGER mappings_place_kept ON mappings IS 'W20, C14';
 
 CREATE FUNCTION check_mapping_status() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
@@ -103,14 +152,22 @@ COMMENT ON TRIGGER mappings_status_transition ON mappings IS 'S14, X06';
 CREATE FUNCTION begin_mapping() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
-    v_session sessions;
-    v_task    tasks;
+    v_session      sessions;
+    v_task         tasks;
+    v_spoke_status text;
 BEGIN
     NEW.lease_expires_at := clock_timestamp() + make_interval(secs => NEW.lease_seconds);
     -- A session that ends meanwhile waits for us, and then ends this mapping too.
     SELECT * INTO v_session FROM sessions s WHERE (s.org_id, s.id) = (NEW.org_id, NEW.session_id) FOR SHARE;
     IF v_session.run_state = 'ended' OR v_session.archived_at IS NOT NULL OR v_session.deleted_at IS NOT NULL THEN
         PERFORM raise_rule('mappings_session_over', 'The session is over.');
+    END IF;
+    IF NEW.spoke_id IS NOT NULL THEN
+        -- A spoke that disconnects meanwhile waits for us, and then ends this mapping too.
+        SELECT s.status INTO v_spoke_status FROM spokes s WHERE (s.org_id, s.id) = (NEW.org_id, NEW.spoke_id) FOR SHARE;
+        IF v_spoke_status = 'disconnected' THEN
+            PERFORM raise_rule('mappings_spoke_disconnected', 'The spoke is disconnected: nothing runs there.');
+        END IF;
     END IF;
     IF NEW.kind = 'assignment' THEN
         SELECT * INTO v_task FROM tasks t WHERE (t.org_id, t.project_id, t.id) = (NEW.org_id, NEW.project_id, NEW.task_id) FOR NO KEY UPDATE;
@@ -124,7 +181,7 @@ BEGIN
     END IF;
     RETURN NEW;
 END $$;
-COMMENT ON FUNCTION begin_mapping() IS 'W11, X04: only a ready task is claimed, by a session that is not over. hub_system''s, because it locks rows that its caller could not lock.';
+COMMENT ON FUNCTION begin_mapping() IS 'W11, X04, W20: only a ready task is claimed, by a session that is not over; and no session is placed on a spoke that is gone. hub_system''s, because it locks rows that its caller could not lock.';
 CREATE TRIGGER mappings_begin BEFORE INSERT ON mappings
     FOR EACH ROW WHEN (NEW.status = 'active') EXECUTE FUNCTION begin_mapping();
 
@@ -202,11 +259,18 @@ CREATE CONSTRAINT TRIGGER mappings_task_status_agrees AFTER INSERT OR UPDATE OR 
     FOR EACH ROW EXECUTE FUNCTION check_task_is_assigned();
 COMMENT ON TRIGGER mappings_task_status_agrees ON mappings IS 'W11';
 
+CREATE TRIGGER mappings_record AFTER INSERT ON mappings FOR EACH ROW EXECUTE FUNCTION record_row_event('mapping');
+CREATE TRIGGER mappings_record_change AFTER UPDATE ON mappings
+    FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision) EXECUTE FUNCTION record_row_event('mapping');
+CREATE TRIGGER mappings_record_deleted AFTER DELETE ON mappings FOR EACH ROW WHEN (pg_trigger_depth() = 0) EXECUTE FUNCTION record_row_event('mapping');
+COMMENT ON TRIGGER mappings_record_deleted ON mappings IS 'X05: what goes with its session or task is not told of.';
+
 
 -- What readers see -----------------------------------------------------------------------------------------------
 
 CREATE VIEW mapping_details WITH (security_invoker = true) AS
-    SELECT m.org_id, m.id, m.kind, m.project_id, m.session_id, m.parent_session_id, m.task_id, t.slug AS task_slug, t.name AS task_name, m.status, m.reason,
+    SELECT m.org_id, m.id, m.kind, m.project_id, m.session_id, m.parent_session_id, m.task_id, t.slug AS task_slug, t.name AS task_name,
+           m.spoke_id, m.workspace_id, m.status, m.reason,
            m.lease_seconds, m.lease_expires_at, m.ended_at, m.metadata, m.revision, m.created_at, m.updated_at
     FROM mappings m LEFT JOIN tasks t ON (t.org_id, t.id) = (m.org_id, m.task_id);
 COMMENT ON VIEW mapping_details IS 'C06: mappings with their task''s names as they are now.';
@@ -218,10 +282,32 @@ CREATE VIEW task_details WITH (security_invoker = true) AS
     FROM tasks t LEFT JOIN mappings m ON (m.org_id, m.task_id) = (t.org_id, t.id) AND m.status = 'active';
 COMMENT ON VIEW task_details IS 'Tasks with their active assignment and what they depend on.';
 
+CREATE FUNCTION create_mapping(p_kind text, p_session_id uuid, p_parent_session_id uuid, p_spoke_id uuid, p_workspace_id uuid, p_metadata jsonb) RETURNS SETOF mapping_details
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+DECLARE
+    v_id uuid;
+BEGIN
+    INSERT INTO mappings (org_id, kind, project_id, session_id, parent_session_id, spoke_id, workspace_id, metadata)
+    SELECT s.org_id, p_kind, s.project_id, s.id, p_parent_session_id, p_spoke_id, p_workspace_id, p_metadata FROM sessions s WHERE (s.org_id, s.id) = (current_org_id(), p_session_id)
+    RETURNING mappings.id INTO v_id;
+    RETURN QUERY SELECT * FROM mapping_details d WHERE (d.org_id, d.id) = (current_org_id(), v_id);
+END $$;
+COMMENT ON FUNCTION create_mapping(text, uuid, uuid, uuid, uuid, jsonb) IS 'W20: a delegation or a placement, in its session''s project, with its caller''s rights. No row where there is no such session.';
+
+CREATE FUNCTION end_mapping(p_id uuid, p_status text, p_reason text) RETURNS SETOF mapping_details
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    -- First, for the end of a task changes the counts of others.
+    PERFORM FROM projects p WHERE (p.org_id, p.id) = (SELECT m.org_id, m.project_id FROM mappings m WHERE (m.org_id, m.id) = (current_org_id(), p_id)) FOR NO KEY UPDATE;
+    UPDATE mappings m SET status = p_status, reason = p_reason WHERE (m.org_id, m.id) = (current_org_id(), p_id);
+    RETURN QUERY SELECT * FROM mapping_details d WHERE (d.org_id, d.id) = (current_org_id(), p_id);
+END $$;
+COMMENT ON FUNCTION end_mapping(uuid, text, text) IS 'S14: ends a mapping, with its caller''s rights. No row where there is none.';
+
 
 -- Claiming (X04) -------------------------------------------------------------------------------------------------
 -- With their caller's rights: row-level security and keys that are limited to projects bind them. Each returns the task as it is then; no row where there is none.
--- Lock order: project, session, mapping, task.
+-- Lock order: project, session, spoke, mapping, task.
 
 CREATE FUNCTION return_expired_in_project(p_project_id uuid) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, public, pg_temp AS $$
@@ -382,7 +468,7 @@ CREATE POLICY mappings_bookkeeping ON mappings TO hub_system USING (true);
 GRANT SELECT ON mapping_status_transitions TO hub_app, hub_system;
 GRANT SELECT ON mapping_details, task_details TO hub_app;
 GRANT SELECT, DELETE ON mappings TO hub_app;
-GRANT INSERT (org_id, kind, project_id, session_id, parent_session_id, task_id, lease_seconds, metadata), UPDATE (status, reason, lease_expires_at, metadata) ON mappings TO hub_app;
+GRANT INSERT (org_id, kind, project_id, session_id, parent_session_id, task_id, spoke_id, workspace_id, lease_seconds, metadata), UPDATE (status, reason, lease_expires_at, metadata) ON mappings TO hub_app;
 GRANT SELECT, DELETE, UPDATE (status, reason, lease_expires_at, ended_at) ON mappings TO hub_system;
 
 REVOKE ALL ON FUNCTION begin_mapping(), move_task_with_mapping(), end_mappings_of_row(), check_task_is_assigned(), move_task(uuid, task_status, text), return_expired_tasks(integer) FROM PUBLIC;

@@ -1,5 +1,6 @@
 DROP FUNCTION put_operations(uuid, integer, jsonb);
 DROP FUNCTION hold_spoke(uuid, integer);
+ALTER TABLE mappings DROP CONSTRAINT mappings_spoke_id_fkey;
 DROP TABLE operation_specs;
 DROP TABLE spokes;
 DROP TABLE reserved_namespaces;
@@ -7,6 +8,7 @@ DROP TABLE spoke_status_transitions;
 DROP TABLE spoke_statuses;
 DROP FUNCTION sweep_spokes(integer);
 DROP FUNCTION withdraw_operations();
+DROP FUNCTION end_placements();
 DROP FUNCTION check_operation_spoke();
 DROP FUNCTION check_operation_namespace();
 DROP FUNCTION are_redact_paths(text[]);

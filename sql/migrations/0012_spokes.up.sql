@@ -142,6 +142,10 @@ CREATE TRIGGER spokes_use BEFORE UPDATE ON spokes
     FOR EACH ROW WHEN ((OLD.lease_expires_at, OLD.take_expires_at) IS DISTINCT FROM (NEW.lease_expires_at, NEW.take_expires_at)) EXECUTE FUNCTION set_updated_at();
 COMMENT ON TRIGGER spokes_use ON spokes IS 'W22: a heartbeat moves updated_at, but is no new revision.';
 
+CREATE TRIGGER spokes_record AFTER INSERT OR DELETE ON spokes FOR EACH ROW EXECUTE FUNCTION record_row_event('spoke');
+CREATE TRIGGER spokes_record_change AFTER UPDATE ON spokes
+    FOR EACH ROW WHEN (OLD.revision IS DISTINCT FROM NEW.revision) EXECUTE FUNCTION record_row_event('spoke');
+
 CREATE FUNCTION hold_spoke(p_spoke_id uuid, p_epoch integer) RETURNS SETOF spokes
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
@@ -339,6 +343,24 @@ $$;
 COMMENT ON FUNCTION put_operations(uuid, integer, jsonb) IS 'What a spoke offers, as a JSON array of objects with the names of the columns: the whole set. What is not in it goes, what is the same is not touched; the rows say what changed.';
 
 
+-- Sessions that run there (W20) -----------------------------------------------------------------------------------
+
+ALTER TABLE mappings ADD CONSTRAINT mappings_spoke_id_fkey FOREIGN KEY (org_id, spoke_id) REFERENCES spokes (org_id, id) ON DELETE SET NULL (spoke_id);
+COMMENT ON CONSTRAINT mappings_spoke_id_fkey ON mappings IS 'C14';
+
+CREATE FUNCTION end_placements() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    UPDATE mappings m SET status = 'aborted', reason = 'The spoke disconnected.'
+    WHERE m.org_id = NEW.org_id AND m.spoke_id = NEW.id AND m.status = 'active';
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION end_placements() IS 'W20: nothing runs on a spoke that is gone for good, and its sessions are free to be placed elsewhere.';
+CREATE TRIGGER spokes_placements_ended AFTER UPDATE ON spokes
+    FOR EACH ROW WHEN (NEW.status = 'disconnected' AND OLD.status <> 'disconnected') EXECUTE FUNCTION end_placements();
+COMMENT ON TRIGGER spokes_placements_ended ON spokes IS 'W20';
+
+
 -- Sweeping -------------------------------------------------------------------------------------------------------
 
 CREATE FUNCTION sweep_spokes(p_rows integer) RETURNS bigint
@@ -397,9 +419,10 @@ GRANT INSERT (org_id, spoke_id, namespace, name, kind, version, title, descripti
 GRANT SELECT, DELETE, UPDATE (status, disconnected_at, take_expires_at) ON spokes TO hub_system;
 GRANT SELECT, DELETE ON operation_specs TO hub_system;
 
-REVOKE ALL ON FUNCTION withdraw_operations(), sweep_spokes(integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION withdraw_operations(), end_placements(), sweep_spokes(integer) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION sweep_spokes(integer) TO hub_app;
 GRANT CREATE ON SCHEMA public TO hub_system;
 ALTER FUNCTION withdraw_operations() OWNER TO hub_system;
+ALTER FUNCTION end_placements() OWNER TO hub_system;
 ALTER FUNCTION sweep_spokes(integer) OWNER TO hub_system;
 REVOKE CREATE ON SCHEMA public FROM hub_system;

@@ -1,7 +1,5 @@
--- name: CreateDelegation :one
-INSERT INTO mappings (org_id, kind, project_id, session_id, parent_session_id, metadata)
-SELECT s.org_id, 'delegation', s.project_id, s.id, @parent_session_id, @metadata FROM sessions s WHERE s.org_id = current_org_id() AND s.id = @session_id
-RETURNING id;
+-- name: CreateMapping :one
+SELECT * FROM create_mapping(@kind, @session_id, sqlc.narg('parent_session_id'), sqlc.narg('spoke_id'), sqlc.narg('workspace_id'), @metadata);
 
 -- name: GetMapping :one
 SELECT * FROM mapping_details WHERE org_id = current_org_id() AND id = @id;
@@ -16,13 +14,10 @@ WHERE org_id = current_org_id()
   AND (sqlc.narg('session_id')::uuid IS NULL OR session_id = sqlc.narg('session_id'))
   AND (sqlc.narg('parent_session_id')::uuid IS NULL OR parent_session_id = sqlc.narg('parent_session_id'))
   AND (sqlc.narg('task_id')::uuid IS NULL OR task_id = sqlc.narg('task_id'))
+  AND (sqlc.narg('spoke_id')::uuid IS NULL OR spoke_id = sqlc.narg('spoke_id'))
+  AND (sqlc.narg('workspace_id')::uuid IS NULL OR workspace_id = sqlc.narg('workspace_id'))
 ORDER BY id DESC
 LIMIT @row_limit;
 
 -- name: EndMapping :one
-UPDATE mappings SET status = @status, reason = @reason
-WHERE org_id = current_org_id() AND id = @id
-RETURNING id;
-
--- name: LockProjectOfMapping :one
-SELECT p.id FROM mappings m JOIN projects p ON p.org_id = m.org_id AND p.id = m.project_id WHERE m.org_id = current_org_id() AND m.id = @id FOR NO KEY UPDATE OF p;
+SELECT * FROM end_mapping(@id, @status, @reason);

@@ -47,3 +47,6 @@ SELECT purge_calls(@row_limit);
 
 -- name: PurgeCallPayloads :one
 SELECT purge_call_payloads(@row_limit);
+
+-- name: WatchSessions :one
+SELECT watch_sessions(@row_limit);
