@@ -6631,7 +6631,7 @@ type ClientInterface interface {
 
 	// StartCallWithBody Say that a call begins
 	//
-	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 	//
 	// Scope: `spokes:write`.
 	//
@@ -6642,7 +6642,7 @@ type ClientInterface interface {
 
 	// StartCall Say that a call begins
 	//
-	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 	//
 	// Scope: `spokes:write`.
 	//
@@ -9024,7 +9024,7 @@ func (c *Client) FailCall(ctx context.Context, callId CallId, params *FailCallPa
 
 // StartCallWithBody Say that a call begins
 //
-// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 //
 // Scope: `spokes:write`.
 //
@@ -9045,7 +9045,7 @@ func (c *Client) StartCallWithBody(ctx context.Context, callId CallId, params *S
 
 // StartCall Say that a call begins
 //
-// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 //
 // Scope: `spokes:write`.
 //
@@ -21420,7 +21420,7 @@ type ClientWithResponsesInterface interface {
 
 	// StartCallWithBodyWithResponse Say that a call begins
 	//
-	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 	//
 	// Scope: `spokes:write`.
 	//
@@ -21431,7 +21431,7 @@ type ClientWithResponsesInterface interface {
 
 	// StartCallWithResponse Say that a call begins
 	//
-	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 	//
 	// Scope: `spokes:write`.
 	//
@@ -31020,7 +31020,7 @@ func (c *ClientWithResponses) FailCallWithResponse(ctx context.Context, callId C
 
 // StartCallWithBodyWithResponse Say that a call begins
 //
-// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 //
 // Scope: `spokes:write`.
 //
@@ -31037,7 +31037,7 @@ func (c *ClientWithResponses) StartCallWithBodyWithResponse(ctx context.Context,
 
 // StartCallWithResponse Say that a call begins
 //
-// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 //
 // Scope: `spokes:write`.
 //
