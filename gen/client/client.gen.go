@@ -7199,7 +7199,7 @@ type ClientInterface interface {
 
 	// StartCallWithBody Say that a call begins
 	//
-	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 	//
 	// Scope: `spokes:write`.
 	//
@@ -7210,7 +7210,7 @@ type ClientInterface interface {
 
 	// StartCall Say that a call begins
 	//
-	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 	//
 	// Scope: `spokes:write`.
 	//
@@ -9919,7 +9919,7 @@ func (c *Client) FailCall(ctx context.Context, callId CallId, params *FailCallPa
 
 // StartCallWithBody Say that a call begins
 //
-// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 //
 // Scope: `spokes:write`.
 //
@@ -9940,7 +9940,7 @@ func (c *Client) StartCallWithBody(ctx context.Context, callId CallId, params *S
 
 // StartCall Say that a call begins
 //
-// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 //
 // Scope: `spokes:write`.
 //
@@ -23738,7 +23738,7 @@ type ClientWithResponsesInterface interface {
 
 	// StartCallWithBodyWithResponse Say that a call begins
 	//
-	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 	//
 	// Scope: `spokes:write`.
 	//
@@ -23749,7 +23749,7 @@ type ClientWithResponsesInterface interface {
 
 	// StartCallWithResponse Say that a call begins
 	//
-	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+	// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 	//
 	// Scope: `spokes:write`.
 	//
@@ -34560,7 +34560,7 @@ func (c *ClientWithResponses) FailCallWithResponse(ctx context.Context, callId C
 
 // StartCallWithBodyWithResponse Say that a call begins
 //
-// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 //
 // Scope: `spokes:write`.
 //
@@ -34577,7 +34577,7 @@ func (c *ClientWithResponses) StartCallWithBodyWithResponse(ctx context.Context,
 
 // StartCallWithResponse Say that a call begins
 //
-// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call.
+// A spoke begins only what it may start: of two deliveries of a call one is refused. Refused with 409 `call_held_by_connection` when this connection does not hold the call. With an Idempotency-Key it may be said again when the answer got lost; without one the second start is refused, and the call stays nobody's until its deadline.
 //
 // Scope: `spokes:write`.
 //
