@@ -145,6 +145,7 @@ var argumentsOf = map[string]map[string]string{
 	"FindWork": {"ids": "ARRAY[@call]::uuid[]"}, "GetCall": {"id": "@call"}, "GetCallByRequest": {"request_id": "'r1'"}, "GetCallTree": {"id": "@call"}, "ListCalls": {"session_id": "NULL", "spoke_id": "NULL"},
 	"RecordCall":   {"request_id": "'r2'", "operation": "'x.y'", "status": "'running'", "session_id": "@session", "error": "NULL", "output": "NULL", "error_code": "NULL"},
 	"AddCallEdges": {"types": "'{requested_by}'"}, "GetCallStats": {"since": "now() - interval '1 day'", "until": "now()"},
+	"LeaveTake":          {"id": "@spoke", "take_expires_at": "'2036-01-01'"},
 	"HeartbeatSpoke":     {"id": "@spoke"},
 	"DisconnectSpoke":    {"id": "@spoke"},
 	"GetSpoke":           {"id": "@spoke"},

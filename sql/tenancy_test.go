@@ -82,7 +82,7 @@ var attacks = []struct {
 	{query: "GetWatchPolicy"}, {query: "SetWatchPolicy", args: []string{"error_minutes", "7"}}, {query: "WatchSessions"},
 	{query: "RegisterSpoke", args: []string{"name", "'builder'"}}, {query: "GetSpoke"}, {query: "ListSpokes"}, {query: "ListSpokes", args: []string{"account_id", "@owner"}}, {query: "HeartbeatSpoke"}, {query: "DisconnectSpoke"},
 	{query: "PutOperations"}, {query: "ListOperations"}, {query: "ListOperations", args: []string{"spoke_id", "@spoke"}}, {query: "GetOperation"}, {query: "GetOperation", args: []string{"name", "'fs.' || @spoke || '.read'"}},
-	{query: "FindOperation"}, {query: "EnqueueCall"}, {query: "TakeCalls"}, {query: "StepCall", args: []string{"status", "'failed'"}, own: []string{"id", "@held_call", "status", "'failed'", "ciphertext", "NULL"}}, {query: "GetOutputSchema"}, {query: "AbortCall"}, {query: "FetchOutput", own: []string{"call_id", "@held_call"}},
+	{query: "FindOperation"}, {query: "EnqueueCall"}, {query: "TakeCalls"}, {query: "LeaveTake"}, {query: "StepCall", args: []string{"status", "'failed'"}, own: []string{"id", "@held_call", "status", "'failed'", "ciphertext", "NULL"}}, {query: "GetOutputSchema"}, {query: "AbortCall"}, {query: "FetchOutput", own: []string{"call_id", "@held_call"}},
 	{query: "FindWork", own: []string{"ids", "ARRAY[@spoke]::uuid[]"}}, {query: "GetCall"}, {query: "GetCallByRequest"}, {query: "ListCalls"}, {query: "ListCalls", args: []string{"spoke_id", "@spoke"}}, {query: "ListCalls", args: []string{"session_id", "@session"}}, {query: "ListCalls", args: []string{"request_id", "'r1'"}},
 	{query: "RecordCall"}, {query: "RecordCall", args: []string{"request_id", "'r9'", "parent_id", "@call", "operation", "'fs.list'"}}, {query: "GetCallTree"}, {query: "AddCallEdges"}, {query: "ListCallEdges"}, {query: "GetCallStats", args: []string{"since", "'-infinity'"}},
 	{query: "SweepSpokes"}, {query: "SweepCalls"}, {query: "PurgeCalls"}, {query: "PurgeCallPayloads"},
@@ -198,7 +198,7 @@ func newTarget(t *testing.T) *world {
 		UPDATE anomaly_types SET description = 'canary', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE watch_policies SET metadata = '{"_a": {"a": "canary"}}';
 		UPDATE watch_rounds SET watched_at = now();
-		UPDATE spokes SET version = 'canary', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
+		UPDATE spokes SET version = 'canary', take_expires_at = '2036-01-01', data = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE operation_specs SET title = 'canary', description = 'canary', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE calls SET input = '{"a": "canary"}', output = '{"a": "canary"}', error = '{"a": "canary"}', metadata = '{"_a": {"a": "canary"}}';
 		UPDATE call_payloads SET ciphertext = 'canary';

@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/labstack/echo/v4"
 
+	"github.com/alkdev/hub/internal/api"
 	"github.com/alkdev/hub/internal/postgres/pgtest"
 )
 
@@ -197,5 +199,58 @@ func BenchmarkTasks(b *testing.B) {
 				}
 			})
 		}
+	}
+}
+
+// BenchmarkCalls measures calls through the hub, from callOperation to its answer, with one spoke that does nothing.
+func BenchmarkCalls(b *testing.B) {
+	h := newHub(b, live(b), func(c *api.Config, _ *pgxpool.Config) { c.RateLimit = -1 })
+	s := h.newSpoke(b, h.admin, "builder", readFile)
+	post := func(client *http.Client, path, body string) (*http.Response, error) {
+		r, _ := http.NewRequestWithContext(b.Context(), http.MethodPost, h.url+path, strings.NewReader(body))
+		r.Header.Set("Authorization", "Bearer "+h.admin.key)
+		r.Header.Set("Content-Type", "application/json")
+		return client.Do(r)
+	}
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 64}}
+	defer client.CloseIdleConnections()
+	go func() {
+		for b.Context().Err() == nil {
+			response, err := post(client, "/v1/spokes/"+s.ID+"/take", fmt.Sprintf(`{"epoch":%d,"maxCalls":20,"waitSeconds":5}`, s.Epoch))
+			if err != nil {
+				return
+			}
+			var got struct{ Calls []taken }
+			err = json.NewDecoder(response.Body).Decode(&got)
+			response.Body.Close()
+			if err != nil {
+				return
+			}
+			for _, call := range got.Calls {
+				go func() {
+					for _, step := range []string{"start", "complete"} {
+						body := fmt.Sprintf(`{"spokeId":%q,"epoch":%d}`, s.ID, s.Epoch)
+						if step == "complete" {
+							body = fmt.Sprintf(`{"spokeId":%q,"epoch":%d,"output":{"ok":true}}`, s.ID, s.Epoch)
+						}
+						if response, err := post(client, "/v1/calls/"+call.ID+"/"+step, body); err == nil {
+							_, _ = io.Copy(io.Discard, response.Body)
+							response.Body.Close()
+						}
+					}
+				}()
+			}
+		}
+	}()
+	for _, c := range []int{1, 8, 32} {
+		b.Run(fmt.Sprintf("c=%d", c), func(b *testing.B) {
+			var rate float64
+			for b.Loop() {
+				rate += load(b, c, 200, func(client *http.Client) (*http.Response, error) {
+					return post(client, "/v1/operations/fs.read/call", `{"input":{"path":"x"}}`)
+				})
+			}
+			b.ReportMetric(rate/float64(b.N), "calls/s")
+		})
 	}
 }

@@ -1339,7 +1339,7 @@ func TestW12_SecretsAreOnRecord(t *testing.T) {
 		t.Error(got)
 	}
 	var dump string
-	h.scan(t, &dump, "SELECT string_agg(l::text, ' ') FROM audit_logs l")
+	h.scan(t, &dump, "SELECT string_agg((to_jsonb(l) - 'hash' - 'previous_hash')::text, ' ') FROM audit_logs l") // a hash may begin like a ciphertext
 	for _, text := range []string{"canary", hex.EncodeToString([]byte("canary")), `\\x01`} {
 		if strings.Contains(dump, text) {
 			t.Errorf("the audit log holds %s", text)
