@@ -2397,6 +2397,25 @@ $$;
 
 COMMENT ON FUNCTION public.failing_sessions(p_org_id uuid, p_count integer, p_minutes integer) IS 'W21, HIGH_ERROR_COUNT: sessions of whose tool calls, or of whose calls of operations, so many have failed of those that were begun in the last minutes. The two are not added up: one call may be both.';
 
+-- Name: fetch_output(uuid); Type: FUNCTION; Schema: public; Owner: -
+
+CREATE FUNCTION public.fetch_output(p_call_id uuid, OUT key_version integer, OUT ciphertext bytea) RETURNS SETOF record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'public', 'pg_temp'
+    AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true); -- after a crash of the database it may be there once more, for an hour at most
+    RETURN QUERY
+        DELETE FROM call_payloads p USING calls c
+        WHERE p.org_id = current_org_id() AND p.call_id = p_call_id AND p.direction = 'output'
+          AND c.org_id = p.org_id AND c.id = p.call_id AND c.caller_account_id = current_account_id()
+        RETURNING p.key_version, p.ciphertext;
+END $$;
+
+-- Name: FUNCTION fetch_output(p_call_id uuid, OUT key_version integer, OUT ciphertext bytea); Type: COMMENT; Schema: public; Owner: -
+
+COMMENT ON FUNCTION public.fetch_output(p_call_id uuid, OUT key_version integer, OUT ciphertext bytea) IS 'W18: the exact output of one''s own call, once. No row where it was fetched, or is somebody else''s.';
+
 -- Name: operation_specs; Type: TABLE; Schema: public; Owner: -
 
 CREATE TABLE public.operation_specs (
@@ -5358,6 +5377,8 @@ CREATE FUNCTION public.take_calls(p_spoke_id uuid, p_epoch integer, p_calls inte
     AS $$
 #variable_conflict use_column
 BEGIN
+    -- A take that a crash of the database forgets is taken again: its spoke has started nothing yet. So nobody waits for the disk.
+    PERFORM set_config('synchronous_commit', 'off', true);
     PERFORM FROM hold_spoke(p_spoke_id, p_epoch);
     IF NOT FOUND THEN
         RETURN;

@@ -198,10 +198,7 @@ func (q *Queries) EnqueueCall(ctx context.Context, arg EnqueueCallParams) (Call,
 }
 
 const fetchOutput = `-- name: FetchOutput :one
-DELETE FROM call_payloads p USING calls c
-WHERE p.org_id = current_org_id() AND p.call_id = $1 AND p.direction = 'output'
-  AND c.org_id = p.org_id AND c.id = p.call_id AND c.caller_account_id = current_account_id()
-RETURNING p.key_version, p.ciphertext
+SELECT coalesce(key_version, 0)::integer AS key_version, coalesce(ciphertext, '')::bytea AS ciphertext FROM fetch_output($1)
 `
 
 type FetchOutputRow struct {
@@ -209,7 +206,6 @@ type FetchOutputRow struct {
 	Ciphertext []byte
 }
 
-// The exact output of one's own call, once.
 func (q *Queries) FetchOutput(ctx context.Context, callID uuid.UUID) (FetchOutputRow, error) {
 	row := q.db.QueryRow(ctx, fetchOutput, callID)
 	var i FetchOutputRow

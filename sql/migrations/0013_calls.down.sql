@@ -4,6 +4,7 @@ DROP FUNCTION purge_call_payloads(integer);
 DROP FUNCTION purge_calls(integer);
 DROP FUNCTION sweep_calls(integer);
 DROP FUNCTION find_work(uuid[], uuid[]);
+DROP FUNCTION fetch_output(uuid);
 DROP FUNCTION abort_call(uuid, text);
 DROP FUNCTION step_call(uuid, uuid, integer, text, jsonb, jsonb, text, integer, bytea);
 DROP FUNCTION take_calls(uuid, integer, integer, bigint, integer);

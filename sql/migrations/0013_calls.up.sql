@@ -599,6 +599,8 @@ CREATE FUNCTION take_calls(p_spoke_id uuid, p_epoch integer, p_calls integer, p_
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
 #variable_conflict use_column
 BEGIN
+    -- A take that a crash of the database forgets is taken again: its spoke has started nothing yet. So nobody waits for the disk.
+    PERFORM set_config('synchronous_commit', 'off', true);
     PERFORM FROM hold_spoke(p_spoke_id, p_epoch);
     IF NOT FOUND THEN
         RETURN;
@@ -663,6 +665,18 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION step_call(uuid, uuid, integer, text, jsonb, jsonb, text, integer, bytea) IS
     'A spoke''s step of a call that its connection holds: running, completed, failed or aborted. The call''s row is the fence: who releases a dead connection''s calls writes it too. No row where there is no such call.';
+
+CREATE FUNCTION fetch_output(p_call_id uuid, OUT key_version integer, OUT ciphertext bytea) RETURNS SETOF record
+LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$
+BEGIN
+    PERFORM set_config('synchronous_commit', 'off', true); -- after a crash of the database it may be there once more, for an hour at most
+    RETURN QUERY
+        DELETE FROM call_payloads p USING calls c
+        WHERE p.org_id = current_org_id() AND p.call_id = p_call_id AND p.direction = 'output'
+          AND c.org_id = p.org_id AND c.id = p.call_id AND c.caller_account_id = current_account_id()
+        RETURNING p.key_version, p.ciphertext;
+END $$;
+COMMENT ON FUNCTION fetch_output(uuid) IS 'W18: the exact output of one''s own call, once. No row where it was fetched, or is somebody else''s.';
 
 CREATE FUNCTION abort_call(p_call_id uuid, p_reason text) RETURNS SETOF calls
 LANGUAGE plpgsql SET search_path = pg_catalog, public, pg_temp AS $$

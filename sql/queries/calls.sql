@@ -32,11 +32,7 @@ WHERE c.org_id = current_org_id() AND c.id = @id;
 SELECT * FROM abort_call(@id, sqlc.narg('reason')::text);
 
 -- name: FetchOutput :one
--- The exact output of one's own call, once.
-DELETE FROM call_payloads p USING calls c
-WHERE p.org_id = current_org_id() AND p.call_id = @call_id AND p.direction = 'output'
-  AND c.org_id = p.org_id AND c.id = p.call_id AND c.caller_account_id = current_account_id()
-RETURNING p.key_version, p.ciphertext;
+SELECT coalesce(key_version, 0)::integer AS key_version, coalesce(ciphertext, '')::bytea AS ciphertext FROM fetch_output(@call_id);
 
 -- name: FindWork :many
 SELECT find_work(@org_ids::uuid[], @ids::uuid[])::uuid AS id;
