@@ -109,9 +109,9 @@ func (s *Server) SetRetentionPolicy(ctx context.Context, r api.SetRetentionPolic
 	if err != nil {
 		return nil, err
 	}
-	_, metadata, err := storablePatches(nil, r.Body.Metadata)
+	metadata, err := storablePatch(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
 	row, err := s.db.SetRetentionPolicy(ctx, db.SetRetentionPolicyParams{
 		IfMatch: expected, SetAuditDays: r.Body.AuditDays.IsSpecified(), AuditDays: valueOrNull(r.Body.AuditDays),

@@ -17,9 +17,9 @@ func (s *Server) ReportDetection(ctx context.Context, r api.ReportDetectionReque
 	if err != nil {
 		return nil, at("/evidence", err)
 	}
-	_, metadata, err := storables(nil, r.Body.Metadata)
+	metadata, err := storable(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
 	row, err := s.db.ReportDetection(ctx, db.ReportDetectionParams{
 		SessionID: r.Body.SessionId, AnomalyType: r.Body.AnomalyType, Severity: (*string)(r.Body.Severity), Evidence: evidence.JSON, Metadata: metadata.JSON,
@@ -91,9 +91,9 @@ func (s *Server) ResolveDetection(ctx context.Context, r api.ResolveDetectionReq
 
 // CreateAnomalyType implements the contract's operation.
 func (s *Server) CreateAnomalyType(ctx context.Context, r api.CreateAnomalyTypeRequestObject) (api.CreateAnomalyTypeResponseObject, error) {
-	_, metadata, err := storables(nil, r.Body.Metadata)
+	metadata, err := storable(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
 	row, err := s.db.CreateAnomalyType(ctx, db.CreateAnomalyTypeParams{
 		Name: r.Body.Name, Severity: (*string)(r.Body.Severity), Description: deref(r.Body.Description), Metadata: metadata.JSON,
@@ -138,9 +138,9 @@ func (s *Server) UpdateAnomalyType(ctx context.Context, r api.UpdateAnomalyTypeR
 	if err != nil {
 		return nil, err
 	}
-	_, metadata, err := storablePatches(nil, r.Body.Metadata)
+	metadata, err := storablePatch(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
 	row, err := s.db.UpdateAnomalyType(ctx, db.UpdateAnomalyTypeParams{
 		ID: r.AnomalyTypeId, IfMatch: expected, Severity: (*string)(r.Body.Severity), Description: r.Body.Description, MetadataPatch: metadata,
@@ -187,9 +187,9 @@ func (s *Server) SetWatchPolicy(ctx context.Context, r api.SetWatchPolicyRequest
 	if err != nil {
 		return nil, err
 	}
-	_, metadata, err := storablePatches(nil, r.Body.Metadata)
+	metadata, err := storablePatch(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
 	row, err := s.db.SetWatchPolicy(ctx, db.SetWatchPolicyParams{
 		IfMatch: expected, SetStallMinutes: r.Body.StallMinutes.IsSpecified(), StallMinutes: valueOrNull(r.Body.StallMinutes),

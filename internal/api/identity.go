@@ -321,9 +321,9 @@ func (s *Server) UpdateMember(ctx context.Context, r api.UpdateMemberRequestObje
 	if err != nil {
 		return nil, err
 	}
-	_, metadata, err := storablePatches(nil, r.Body.Metadata)
+	metadata, err := storablePatch(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
 	row, err := s.db.UpdateMember(ctx, db.UpdateMemberParams{
 		AccountID: r.AccountId, IfMatch: expected, MembershipLevel: (*string)(r.Body.MembershipLevel), MetadataPatch: metadata,
@@ -414,9 +414,9 @@ func (s *Server) UpdateApiKey(ctx context.Context, r api.UpdateApiKeyRequestObje
 	if err != nil {
 		return nil, err
 	}
-	_, metadata, err := storablePatches(nil, r.Body.Metadata)
+	metadata, err := storablePatch(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
 	row, err := s.db.UpdateAPIKey(ctx, db.UpdateAPIKeyParams{
 		ID: r.ApiKeyId, IfMatch: expected, Name: r.Body.Name, Scopes: r.Body.Scopes, Resources: r.Body.Resources, Tags: r.Body.Tags,

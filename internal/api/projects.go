@@ -96,9 +96,9 @@ func (s *Server) DeleteProject(ctx context.Context, r api.DeleteProjectRequestOb
 
 // CreateWorkspace implements the contract's operation.
 func (s *Server) CreateWorkspace(ctx context.Context, r api.CreateWorkspaceRequestObject) (api.CreateWorkspaceResponseObject, error) {
-	_, metadata, err := storables(nil, r.Body.Metadata)
+	metadata, err := storable(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
 	row, err := s.db.CreateWorkspace(ctx, db.CreateWorkspaceParams{ProjectID: r.ProjectId, Name: r.Body.Name, Path: r.Body.Path, Branch: r.Body.Branch, Metadata: metadata.JSON})
 	if err != nil {
@@ -141,9 +141,9 @@ func (s *Server) UpdateWorkspace(ctx context.Context, r api.UpdateWorkspaceReque
 	if err != nil {
 		return nil, err
 	}
-	_, metadata, err := storablePatches(nil, r.Body.Metadata)
+	metadata, err := storablePatch(r.Body.Metadata)
 	if err != nil {
-		return nil, err
+		return nil, at("/metadata", err)
 	}
 	row, err := s.db.UpdateWorkspace(ctx, db.UpdateWorkspaceParams{
 		ID: r.WorkspaceId, IfMatch: expected, Name: r.Body.Name, Path: r.Body.Path,
