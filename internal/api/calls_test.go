@@ -436,3 +436,32 @@ func TestC10_CallTreeEdgesAndStats(t *testing.T) {
 	}
 	h.do(t, "GET", "/v1/calls/stats?since=2026-01-01T00:00:10Z&until=2026-01-01T00:00:10Z", nil).refused(t, 400, "invalid_request", "query:until")
 }
+
+// W09: how far removing calls has come is seen in the policy.
+func TestW09_ThePolicyTellsWhatIsThere(t *testing.T) {
+	t.Parallel()
+	h := newHub(t)
+	oldest := func() (calls, payloads *time.Time) {
+		var policy struct{ OldestCallAt, OldestCallPayloadsAt *time.Time }
+		h.do(t, "GET", "/v1/retention-policy", nil).wants(t, 200).into(t, &policy)
+		return policy.OldestCallAt, policy.OldestCallPayloadsAt
+	}
+	if calls, payloads := oldest(); calls != nil || payloads != nil {
+		t.Errorf("of no calls: %v %v", calls, payloads)
+	}
+	var first struct{ CreatedAt time.Time }
+	for i := range 2 {
+		a := h.do(t, "POST", "/v1/calls", fmt.Sprintf(`{"requestId":"r%d","operation":"x.y","status":"running"}`, i)).wants(t, 201)
+		if i == 0 {
+			a.into(t, &first)
+		}
+	}
+	calls, payloads := oldest()
+	if calls == nil || payloads == nil || calls.Sub(first.CreatedAt).Abs() > time.Second || !calls.Equal(*payloads) {
+		t.Errorf("%v %v, made at %v", calls, payloads, first.CreatedAt)
+	}
+	h.exec(t, "UPDATE calls SET payloads_expired_at = now()")
+	if calls, payloads := oldest(); calls == nil || payloads != nil {
+		t.Errorf("without payloads: %v %v", calls, payloads)
+	}
+}
