@@ -174,14 +174,22 @@ func TestX05_TransactionsUnderWayStallNothing(t *testing.T) {
 		for sequence(t, w.app, "aa", 1000) > 0 {
 		}
 	}
-	after := reads()
-	t.Logf("%d blocks, behind 30,000 dead rows %d", before, after)
-	if after > 4*before {
-		t.Errorf("behind 30,000 dead rows the sequencer reads %d blocks, before %d", after, before)
+	for _, known := range []string{ // whatever autovacuum has told the planner
+		"SELECT", "ANALYZE pending_events", "VACUUM ANALYZE pending_events",
+		"INSERT INTO messages (org_id, session_id, role) SELECT @org, @child, 'user' FROM generate_series(1, 3000); ANALYZE pending_events",
+	} {
+		exec(t, w.hub, known)
+		for sequence(t, w.app, "aa", 1000) > 0 {
+		}
+		after := reads()
+		t.Logf("%d blocks, behind 30,000 dead rows %d (%s)", before, after, known)
+		if after > 4*before {
+			t.Errorf("behind 30,000 dead rows the sequencer reads %d blocks, before %d (%s)", after, before, known)
+		}
 	}
 	exec(t, long, "COMMIT")
 	last := get[int](t, w.app, "SELECT last_position FROM event_heads")
-	if last != start+3+60+30_000 {
+	if last != start+3+5*30+33_000 {
 		t.Errorf("%d events", last-start)
 	}
 	if n := sequence(t, w.app, "aa", 1000); n != 1 {

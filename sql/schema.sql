@@ -3272,18 +3272,17 @@ BEGIN
 
     WITH news AS (
         SELECT n.* FROM (
-            SELECT e.* FROM pending_events e
+            SELECT e.ctid AS place, e.written_order FROM pending_events e
             WHERE e.writer >= pg_snapshot_xmax(v_office.seen) AND e.writer < pg_snapshot_xmax(v_now) AND pg_visible_in_snapshot(e.writer, v_now)
             UNION ALL
-            SELECT e.* FROM pending_events e WHERE e.writer = ANY (v_ended) AND NOT v_restored
+            SELECT e.ctid, e.written_order FROM pending_events e WHERE e.writer = ANY (v_ended) AND NOT v_restored
             UNION ALL
-            SELECT e.* FROM pending_events e WHERE v_restored
+            SELECT e.ctid, e.written_order FROM pending_events e WHERE v_restored
         ) n
         ORDER BY n.written_order LIMIT p_rows
     ), taken AS (
-        DELETE FROM pending_events e USING news n
-        WHERE e.org_id = n.org_id AND e.writer = n.writer AND e.kind = n.kind AND e.row_id = n.row_id
-        RETURNING e.*
+        -- By their places, which nobody changes: a join would scan the table, dead rows and all, where the planner thinks that it is empty.
+        DELETE FROM pending_events e WHERE e.ctid = ANY (ARRAY(SELECT n.place FROM news n)) RETURNING e.*
     ), latest AS (
         SELECT t.*, max(t.written_order) OVER (PARTITION BY t.org_id, t.kind, t.row_id) AS latest FROM taken t
     ), kept AS (
