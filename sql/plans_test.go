@@ -83,6 +83,7 @@ const crowd = `
 		       CASE WHEN s.source_id ~ '33$' THEN 'acknowledged' ELSE 'resolved' END, CASE WHEN s.source_id !~ '33$' THEN 'fixed' END, now(), CASE WHEN s.source_id !~ '33$' THEN now() END
 		FROM sessions s, generate_series(1, 2) n WHERE s.source_id LIKE 'crowd-%';
 	SET session_replication_role = origin;
+	BEGIN; COMMIT; -- of all that: what has not committed gets no number
 	SELECT number_events(@new, 1000000);
 	SET session_replication_role = replica;
 	INSERT INTO spokes (org_id, name, account_id, lease_expires_at) SELECT o.id, 'crowd-' || n, o.owner_id, now() + interval '1 day' FROM organizations o, generate_series(1, 60) n;
