@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -102,7 +103,7 @@ func readSpokeConfig(file string) (spokeConfig, error) {
 		return spokeConfig{}, err
 	}
 	config := spokeConfig{Concurrency: 4, LeaseSeconds: 30, GraceSeconds: 60}
-	config.Name = regexp.MustCompile(`[^A-Za-z0-9._-]`).ReplaceAllString(strings.TrimSuffix(file[strings.LastIndex(file, "/")+1:], ".yaml"), "-")
+	config.Name = regexp.MustCompile(`[^A-Za-z0-9._-]`).ReplaceAllString(strings.TrimSuffix(filepath.Base(file), ".yaml"), "-")
 	decoder := yaml.NewDecoder(bytes.NewReader(text))
 	decoder.KnownFields(true)
 	if err := decoder.Decode(&config); err != nil {
@@ -148,10 +149,7 @@ func (s *spokeRunner) run(ctx context.Context) error {
 			if err != nil && !errors.Is(err, errEnded) && ctx.Err() == nil { // what runs goes on: the connection may hold still
 				s.log.Warn("the hub is not to be had, and is tried again", "cause", err)
 				err = nil
-				select {
-				case <-ctx.Done():
-				case <-time.After(250 * time.Millisecond):
-				}
+				rest(ctx, 250*time.Millisecond)
 			}
 			if ctx.Err() != nil {
 				err = ctx.Err()
@@ -163,10 +161,7 @@ func (s *spokeRunner) run(ctx context.Context) error {
 		s.stopAll() // calls of a connection that has ended
 		if !errors.Is(err, errEnded) {
 			s.log.Warn("the hub is not to be had, and is tried again", "cause", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(2 * time.Second):
-			}
+			rest(ctx, 2*time.Second)
 		}
 	}
 	if s.id == uuid.Nil {
@@ -180,6 +175,14 @@ func (s *spokeRunner) run(ctx context.Context) error {
 		s.log.Warn("the hub was not told", "cause", err)
 	}
 	return nil
+}
+
+// rest is over early when ctx ends.
+func rest(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 // drain offers nothing any more, and lets what runs end: takes of nothing say meanwhile that the spoke lives, and hear what to stop.
@@ -379,10 +382,8 @@ func insist[A answered](ctx context.Context, send func(context.Context) (A, erro
 		if err == nil && answer.StatusCode() < 500 && answer.StatusCode() != http.StatusTooManyRequests && !strings.Contains(string(answer.GetBody()), `"idempotency_in_progress"`) {
 			return answer, nil
 		}
-		select {
-		case <-ctx.Done():
+		if rest(ctx, pause); ctx.Err() != nil {
 			return answer, errors.Join(err, ctx.Err())
-		case <-time.After(pause):
 		}
 	}
 }

@@ -435,12 +435,9 @@ func (s *Server) GetCall(ctx context.Context, r api.GetCallRequestObject) (api.G
 func (s *Server) ListCalls(ctx context.Context, r api.ListCallsRequestObject) (api.ListCallsResponseObject, error) {
 	limit, filters := pageSize(r.Params.Limit), r.Params
 	filters.Limit, filters.Cursor = nil, nil
-	before, found, err := after[uuid.UUID](r.Params.Cursor, filters)
+	before, err := before(r.Params.Cursor, filters)
 	if err != nil {
 		return nil, err
-	}
-	if !found {
-		before = uuid.Max
 	}
 	rows, err := s.db.ListCalls(ctx, db.ListCallsParams{
 		BeforeID: before, Operation: r.Params.Operation, Status: (*string)(r.Params.Status), CallerAccountID: r.Params.CallerAccountId, SessionID: r.Params.SessionId,

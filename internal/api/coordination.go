@@ -42,12 +42,9 @@ func (s *Server) GetMapping(ctx context.Context, r api.GetMappingRequestObject) 
 func (s *Server) ListMappings(ctx context.Context, r api.ListMappingsRequestObject) (api.ListMappingsResponseObject, error) {
 	limit, filters := pageSize(r.Params.Limit), r
 	filters.Params.Limit, filters.Params.Cursor = nil, nil
-	before, found, err := after[uuid.UUID](r.Params.Cursor, filters)
+	before, err := before(r.Params.Cursor, filters)
 	if err != nil {
 		return nil, err
-	}
-	if !found {
-		before = uuid.Max
 	}
 	rows, err := s.db.ListMappings(ctx, db.ListMappingsParams{
 		ProjectID: r.ProjectId, BeforeID: before, RowLimit: limit + 1, Kind: (*string)(r.Params.Kind), Status: (*string)(r.Params.Status),

@@ -51,12 +51,9 @@ func (s *Server) GetDetection(ctx context.Context, r api.GetDetectionRequestObje
 func (s *Server) ListDetections(ctx context.Context, r api.ListDetectionsRequestObject) (api.ListDetectionsResponseObject, error) {
 	limit, filters := pageSize(r.Params.Limit), r.Params
 	filters.Limit, filters.Cursor = nil, nil
-	before, found, err := after[uuid.UUID](r.Params.Cursor, filters)
+	before, err := before(r.Params.Cursor, filters)
 	if err != nil {
 		return nil, err
-	}
-	if !found {
-		before = uuid.Max
 	}
 	rows, err := s.db.ListDetections(ctx, db.ListDetectionsParams{
 		BeforeID: before, RowLimit: limit + 1, SessionID: r.Params.SessionId, ProjectID: r.Params.ProjectId, AnomalyType: r.Params.AnomalyType,

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/google/uuid"
+
 	"github.com/alkdev/hub/gen/api"
 )
 
@@ -36,6 +38,15 @@ func after[K any](cursor *api.Cursor, filters any) (key K, found bool, err error
 		return key, false, fault
 	}
 	return key, true, nil
+}
+
+// before reads the id that a page of a list lies below whose newest come first; the first page lies below all ids.
+func before(cursor *api.Cursor, filters any) (uuid.UUID, error) {
+	id, found, err := after[uuid.UUID](cursor, filters)
+	if !found {
+		id = uuid.Max
+	}
+	return id, err
 }
 
 // next cuts the one item off that a query fetches beyond the page, and returns the cursor for what follows.

@@ -56,12 +56,9 @@ func (s *Server) GetSession(ctx context.Context, r api.GetSessionRequestObject) 
 func (s *Server) ListSessions(ctx context.Context, r api.ListSessionsRequestObject) (api.ListSessionsResponseObject, error) {
 	limit, filters := pageSize(r.Params.Limit), r.Params
 	filters.Limit, filters.Cursor = nil, nil
-	before, found, err := after[uuid.UUID](r.Params.Cursor, filters)
+	before, err := before(r.Params.Cursor, filters)
 	if err != nil {
 		return nil, err
-	}
-	if !found {
-		before = uuid.Max
 	}
 	rows, err := s.db.ListSessions(ctx, db.ListSessionsParams{
 		BeforeID: before, RowLimit: limit + 1,

@@ -39,7 +39,8 @@ func Run(ctx context.Context, store *store.DB, log *slog.Logger, interval time.D
 	ended := make(chan struct{})
 	go func() { defer close(ended); runUrgent(ctx, store, log) }()
 	defer func() { <-ended }()
-	for wait := interval + rand.N(interval/4); ; { //nolint:gosec // no secret
+	jittered := func() time.Duration { return interval + rand.N(interval/4) } //nolint:gosec // no secret
+	for wait := jittered(); ; {
 		select {
 		case <-ctx.Done():
 			// What is left of the last interval. The requests are over.
@@ -51,7 +52,7 @@ func Run(ctx context.Context, store *store.DB, log *slog.Logger, interval time.D
 			return
 		case <-time.After(wait):
 		}
-		wait = interval + rand.N(interval/4) //nolint:gosec // no secret
+		wait = jittered()
 		if Round(ctx, store, log) {
 			wait = 0
 		}
@@ -70,12 +71,8 @@ func Round(ctx context.Context, store *store.DB, log *slog.Logger) (more bool) {
 			if left = n == most; left {
 				break
 			}
-			var rows int64
-			err := store.Nobody(ctx, func(q *db.Queries) (err error) { rows, err = run(q, ctx, batch); return err })
-			if err != nil && ctx.Err() == nil {
-				log.Error("upkeep: "+name, "cause", err)
-			}
-			if err != nil || rows == 0 {
+			rows := once(ctx, store, log, name, run)
+			if rows == 0 {
 				break
 			}
 			total += rows
@@ -90,4 +87,16 @@ func Round(ctx context.Context, store *store.DB, log *slog.Logger) (more bool) {
 		more = more || left
 	}
 	return more
+}
+
+// once does one batch of a task, and returns its number of rows; 0 when nothing is due, or it failed, which is logged.
+func once(ctx context.Context, store *store.DB, log *slog.Logger, name string, run func(*db.Queries, context.Context, int32) (int64, error)) (rows int64) {
+	err := store.Nobody(ctx, func(q *db.Queries) (err error) { rows, err = run(q, ctx, batch); return err })
+	if err == nil {
+		return rows
+	}
+	if ctx.Err() == nil {
+		log.Error("upkeep: "+name, "cause", err)
+	}
+	return 0
 }

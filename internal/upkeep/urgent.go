@@ -29,12 +29,7 @@ func runUrgent(ctx context.Context, store *store.DB, log *slog.Logger) {
 		case <-tick.C:
 		}
 		for name, run := range urgent {
-			var rows int64
-			err := store.Nobody(ctx, func(q *db.Queries) (err error) { rows, err = run(q, ctx, batch); return err })
-			switch {
-			case err != nil && ctx.Err() == nil:
-				log.Error("upkeep: "+name, "cause", err)
-			case rows > 0:
+			if rows := once(ctx, store, log, name, run); rows > 0 {
 				log.Info("upkeep: "+name, "rows", rows)
 			}
 		}
